@@ -1,0 +1,65 @@
+"""The README inside a bundle: how a newcomer runs the model, with and without this project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+TEMPLATE = """\
+# A compressed image classifier
+
+This folder is complete: the network, its labels, and how an image becomes its input. It was made and measured for the runtime
+`{runtime}`; the file `model.onnx` is standard ONNX and also runs in others.
+
+{facts}
+- Classes ({count}): {classes}
+
+## Run it with paretopress
+
+From the root of a paretopress checkout, DIR being this folder:
+
+    python -m core.predict --bundle DIR photo.png             # the likeliest classes, a line per image
+    python -m core.predict --bundle DIR photos/ --csv out.csv # a whole folder
+    ls photos/*.png | python -m core.predict --bundle DIR -   # paths on standard input, answered one by one
+
+## Run it with ONNX Runtime alone
+
+`pip install onnxruntime pillow numpy`, save these lines as `classify.py` in this folder, then `python classify.py photo.png`:
+
+```python
+{snippet}
+```
+
+Images of another size than {size}x{size} are scaled on the shorter side and cropped around the centre.
+
+## Files
+
+| File | What it is |
+|---|---|
+| `model.onnx` | the network; input `images` float32 (batch, channels, height, width), output `logits` (batch, classes) |
+| `weights.pack` | the same weights, bit-packed: the size that the search counted (`python -m core.pack inspect weights.pack`) |
+| `candidate.yaml` | the choices that led to this network |
+| `measurement.json` | accuracy, size and latency, with the machine and the versions they were measured on |
+| `labels.json` | names of the classes, in the order of the logits |
+| `preprocessing.json` | size, channels, mean and std: x = (pixel / 255 - mean) / std |
+| `bundle.json` | format version, runtime, SHA-256 of every file; change a file and the bundle is refused |
+"""
+
+SNIPPET = """\
+import json, pathlib, sys
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+labels, p = (json.loads(pathlib.Path(name).read_text("utf-8")) for name in ("labels.json", "preprocessing.json"))
+size, mode = p["image_size"], "RGB" if p["channels"] == 3 else "L"
+image = ImageOps.fit(Image.open(sys.argv[1]).convert(mode), (size, size), Image.Resampling.BILINEAR)
+x = (np.asarray(image).reshape(size, size, -1) / 255 - p["mean"]) / p["std"]
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+logits = session.run(["logits"], {"images": x.transpose(2, 0, 1)[None].astype(np.float32)})[0][0]
+print(labels[int(logits.argmax())])"""
+
+
+def readme(runtime: str, labels: Sequence[str], image_size: int, facts: Mapping[str, object]) -> str:
+    """The text of README.md. `facts` become a list, in their order."""
+    shown = [f"`{label}`" for label in labels[:10]]
+    classes = ", ".join(shown) + (", ... (all in `labels.json`)" if len(labels) > 10 else "")
+    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items()) or f"- Runtime: {runtime}"
+    return TEMPLATE.format(runtime=runtime, facts=listed, count=len(labels), classes=classes, snippet=SNIPPET, size=image_size)

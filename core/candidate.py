@@ -1,0 +1,122 @@
+"""What one trial is: the frozen values that pass between its stages, and nothing that computes.
+
+Read with docs/architecture.md: Candidate -> ShapePlan -> CompressedModel (core/compress.py) -> EngineArtifact -> Measurement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
+Execution = Literal["int8", "float"]
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Frozen(BaseModel):
+    """Base of every value: immutable, unknown keys refused, JSON through `model_dump_json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class GroupPlan(Frozen):
+    """Genes of one depth position: storage bits and execution are two maps (docs/architecture.md, decision 1)."""
+
+    weight_bits: WeightBits = 8
+    execution: Execution = "int8"
+    prune_ratio: Ratio = 0.0
+
+
+class DistilPlan(Frozen):
+    """How the student learns from the teacher: ce_weight * cross-entropy + weight * loss(temperature)."""
+
+    loss: str = "kd"
+    temperature: Annotated[float, Field(gt=0.0)] = 4.0
+    weight: Annotated[float, Field(ge=0.0)] = 0.9
+    ce_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    init: Literal["inherit", "scratch"] = "inherit"
+
+
+class Candidate(Frozen):
+    """One point of the space, as sampled. `groups` are G depth positions; core/plan.py maps them onto layers."""
+
+    student: str
+    width: Annotated[float, Field(gt=0.0)] = 1.0
+    distil: DistilPlan = DistilPlan()
+    groups: tuple[GroupPlan, ...] = Field(default=(GroupPlan(),), min_length=1)
+    quantiser: str = "lsq"
+    round_to: Annotated[int, Field(ge=1)] = 8
+    edge_bits: WeightBits | None = 8
+    """Bits of the first and the last layer; None leaves them to their groups."""
+
+
+class LayerPlan(Frozen):
+    """One convolution or linear layer after resolution. `out_channels` are those left by pruning."""
+
+    name: str
+    out_channels: int
+    weight_bits: WeightBits
+    execution: Execution
+
+
+class ShapePlan(Frozen):
+    """What a candidate resolves to: exact shapes, bits and execution of every layer, in order of execution."""
+
+    student: str
+    width: float
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def mean_bits(self) -> float:
+        """Mean of the layers' storage bits, unweighted."""
+        return sum(layer.weight_bits for layer in self.layers) / len(self.layers)
+
+
+class EngineArtifact(Frozen):
+    """One engine that was really built. `int8_layers` counts compute layers that ran in INT8, of `layers`; None: unknown."""
+
+    runtime: str
+    model_path: str
+    precision: str
+    int8_layers: int | None = None
+    layers: int | None = None
+
+
+class LatencyReport(Frozen):
+    """Latency of one engine. All times in milliseconds per call of `batch` images; `samples` calls were timed."""
+
+    p50_ms: float
+    p95_ms: float
+    ci_ms: tuple[float, float]
+    """95 % interval of the median of the blocks."""
+    samples: int
+    batch: int
+    threads: int
+    runtime: str
+    precision: str
+    fingerprint: str
+    stable: bool
+
+
+class Measurement(Frozen):
+    """The three objectives of one engine, with what is needed to trust them. Accuracy in [0, 1]."""
+
+    accuracy: float
+    images: int
+    size_bytes: int
+    latency: LatencyReport
+    agreement: float
+    """Share of images with equal top-1 in the engine and in PyTorch."""
+    parameters: int
+    macs: int
+    mean_bits: float
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits of the SHA-256 of the parts' canonical JSON; pydantic values are dumped first."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,51 @@
+"""The frame of every command: what its errors look like and which exit code they get."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from core.errors import UserError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def run_main(fn: Callable[[list[str]], int], argv: list[str] | None = None) -> int:
+    """Run a command on `argv` (None: the process's own arguments) and return its exit code.
+
+    UserError, and a disk that is full or not writable: one line on stderr, 2. Ctrl-C: 130. A closed stdout (`| head`): 141 and
+    no word, as a shell reports SIGPIPE. argparse ends with its own SystemExit(2). Anything else is our defect and keeps its traceback.
+    """
+    try:
+        code = fn(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # here, since at interpreter exit a closed pipe could no longer be caught
+        return code
+    except UserError as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        silence_stdout()
+        return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in USERS_DISK:
+            raise
+        return fail(f"the command must be able to write its files, but {error}; free space or choose another folder")
+
+
+def fail(message: str) -> int:
+    """Print `message` as one line on stderr and return the exit code of bad input."""
+    print("error:", " ".join(message.split("\n")), file=sys.stderr)
+    return BAD_INPUT
+
+
+def silence_stdout() -> None:
+    """Point stdout's descriptor at /dev/null: what is still buffered must not raise again when the interpreter exits."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -1,0 +1,62 @@
+"""Arrays kept on disk once under a key of their sources; what is damaged is built again."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+
+# What numpy and zipfile raise on truncated or altered files; the CRC of the archive catches the rest.
+_DAMAGE = (OSError, ValueError, SyntaxError, KeyError, EOFError, MemoryError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+
+
+def cached_arrays(path: Path, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays in the .npz at `path`, else those of `build`, which are then written there, whole or not at all.
+
+    Arrays of objects are never read (no pickle). Raises UserError when they cannot be written.
+    """
+    arrays = _read(path)
+    if arrays is None:
+        arrays = build()
+        _write(path, arrays)
+    return arrays
+
+
+def _read(path: Path) -> Arrays | None:
+    """None where the file is missing or damaged."""
+    try:
+        # numpy leaves a file that it opened itself open when it fails.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except _DAMAGE:
+        return None
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp", delete=False) as file:
+            temporary = Path(file.name)
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
+        raise UserError(
+            f"decoded images take {megabytes:.1f} MB in {path.parent}, but cannot be written there: {error.strerror or error};"
+            f" free space or make the folder writable"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

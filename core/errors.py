@@ -1,0 +1,50 @@
+"""Every exception that this project raises on purpose.
+
+    ParetopressError
+    ├── UserError               bad input: one line (law, values, remedy), exit code 2, nothing lost
+    │   └── MissingRuntime      a runtime that is not installed here, with its install line
+    └── TrialError              one trial ends, the study goes on
+        ├── InfeasibleCandidate     -> PRUNED: the candidate can never satisfy a hard limit
+        ├── TrainingDiverged        -> FAIL: the loss is no longer finite
+        ├── EngineBuildError        -> FAIL: the runtime refused, crashed or hung on the model
+        ├── EngineMismatch          -> FAIL: the engine and PyTorch disagree on the same images
+        └── MeasurementError        -> FAIL: the engine ran but its numbers cannot be trusted
+
+Anything else is a defect of ours and stops the run with a traceback.
+"""
+
+
+class ParetopressError(Exception):
+    """Root of the tree."""
+
+
+class UserError(ParetopressError):
+    """Bad input. The message states the law, then the values, then the remedy, on one line."""
+
+
+class MissingRuntime(UserError):
+    """A runtime that is not installed on this machine."""
+
+
+class TrialError(ParetopressError):
+    """One trial cannot go on; the study can."""
+
+
+class InfeasibleCandidate(TrialError):
+    """A hard limit of the space is out of this candidate's reach; the trial counts as PRUNED."""
+
+
+class TrainingDiverged(TrialError):
+    """The training loss is NaN or infinite."""
+
+
+class EngineBuildError(TrialError):
+    """The runtime could not make an engine of the exported model."""
+
+
+class EngineMismatch(TrialError):
+    """Engine and PyTorch disagree by more than the tolerance."""
+
+
+class MeasurementError(TrialError):
+    """The engine's latency or output is not usable."""

@@ -1,0 +1,154 @@
+"""ONNX with explicit Q/DQ from a quantised graph, and its weights as a packed file that rebuilds them bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from core.errors import EngineMismatch, UserError
+from core.pack import QTensor, Tensor
+from core.quantise.layers import OPSET, exporting, integer_layers
+
+INPUT, OUTPUT = "images", "logits"
+
+
+def export_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """Export an eval-mode network or quantised graph: input `images` float32 (batch, C, H, W), output `logits` (batch, K).
+
+    The batch is symbolic. Raises UserError when torch.onnx cannot express the network.
+    """
+    # four images: torch.export would specialise a batch of one
+    example = torch.zeros(4, *input_shape)
+    with exporting(), _quiet():
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                # the optimiser merges equal constants; names must stay one to one with the packed file
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise UserError(f"the network must export to ONNX, but torch.onnx refuses it: {_first_line(error)}") from error
+    assert program is not None
+    return _stripped(program.model_proto)
+
+
+def packed_tensors(graph: nn.Module) -> dict[str, Tensor]:
+    """Everything that training decided, under the names of the ONNX initialisers: integers, scales, biases, activation scales,
+    and what is left in float (an unfolded batch norm, an attention's projection)."""
+    layers = integer_layers(graph)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        dtype = np.int8 if layer.bits <= 8 else np.int16
+        tensors[f"{name}.weight"] = QTensor(layer.integer_values().numpy().astype(dtype), layer.scale.numpy(), layer.bits)
+        tensors[f"{name}.bias"] = layer.bias.numpy()
+    taken = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias", "scale", "zero", "integers")}
+    for name, value in graph.state_dict().items():
+        if name not in taken and value.is_floating_point():
+            tensors[name] = value.detach().numpy().astype(np.float32)
+    return tensors
+
+
+def float_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a float network, for the size of its packed file."""
+    return {name: value.detach().cpu().numpy().astype(np.float32) for name, value in model.state_dict().items() if value.is_floating_point()}
+
+
+def initialisers_of(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Unpacked tensors as the ONNX initialisers they stand for: name -> int8 or float32 array."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, QTensor):
+            arrays[name] = tensor
+        elif tensor.bits > 8:
+            scales = tensor.scales.reshape(-1, *[1] * (tensor.values.ndim - 1))
+            arrays[name] = tensor.values.astype(np.float32) * scales
+        else:
+            arrays[name] = tensor.values
+            arrays[name.removesuffix("weight") + "scale"] = tensor.scales
+    return arrays
+
+
+def check_rebuilds(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> None:
+    """Raise EngineMismatch unless the unpacked tensors equal every float or INT8 weight of the ONNX, bit for bit."""
+    arrays = initialisers_of(tensors)
+    for initialiser in model.graph.initializer:
+        value = numpy_helper.to_array(initialiser)
+        if initialiser.name.endswith(".zero") or initialiser.name not in arrays and value.dtype == np.int64:
+            continue
+        known = arrays.get(initialiser.name)
+        if known is None or known.dtype != value.dtype or known.tobytes() != value.tobytes():
+            raise EngineMismatch(f"the packed file must rebuild the ONNX bit for bit, but {initialiser.name!r} differs")
+
+
+def with_weights(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> onnx.ModelProto:
+    """A copy of the exported structure with other weights of the same shapes: a trained candidate is not exported twice."""
+    arrays = initialisers_of(tensors)
+    filled = onnx.ModelProto()
+    filled.CopyFrom(model)
+    for initialiser in filled.graph.initializer:
+        if initialiser.name in arrays:
+            old, new = numpy_helper.to_array(initialiser), arrays[initialiser.name]
+            assert old.shape == new.shape and old.dtype == new.dtype, f"{initialiser.name}: {old.shape} {new.shape}"
+            initialiser.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(new), initialiser.name))
+    return filled
+
+
+def structure_key(model: onnx.ModelProto) -> str:
+    """16 hex digits of everything but the values of the weights: equal structure, equal latency."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for initialiser in bare.graph.initializer:
+        if initialiser.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8):
+            initialiser.ClearField("raw_data")
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:16]
+
+
+def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the exporter's notes on every node (stack traces with paths of this machine)."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        del value.metadata_props[:]
+    for initialiser in model.graph.initializer:
+        del initialiser.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and logs notes about its own internals."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+

@@ -1,0 +1,209 @@
+"""From a trained float network and integer weights to the graph that is simulated, calibrated and exported.
+
+One torch.fx graph serves all three, so simulation and engine cannot differ in where they quantise:
+batch norm is folded, every planned layer holds integers, and explicit Q/DQ points stand where the runtimes fuse them
+(docs/architecture.md, decision 3): the input of every INT8 layer, both inputs of a residual add between INT8 layers,
+and the input of a pooling after one.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from core.candidate import ShapePlan
+from core.errors import UserError
+from core.quantise.integer import IntegerWeight, per_channel, storable, to_integers
+from core.quantise.layers import ActivationQuantiser, IntegerConv2d, IntegerLinear
+
+Grid = Literal["uint8_relu", "int8"]
+
+ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+RELUS = (nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, F.relu_, torch.relu_, "relu", "relu_", nn.Sigmoid, torch.sigmoid, F.sigmoid, F.hardsigmoid, nn.Hardsigmoid)
+MAX_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d, torch.max_pool2d)
+MEAN_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, F.avg_pool2d, F.adaptive_avg_pool2d, "mean", torch.mean)
+PASSES = (nn.Flatten, torch.unsqueeze, torch.flatten, "flatten", "view", "reshape", nn.Dropout, nn.Dropout2d, F.dropout, nn.Identity, "contiguous", nn.ZeroPad2d)
+
+
+def build_graph(
+    model: nn.Module, weights: Mapping[str, IntegerWeight], plan: ShapePlan, grid: Grid, input_shape: tuple[int, int, int]
+) -> fx.GraphModule:
+    """The quantised network: eval mode, on the CPU, activations not yet calibrated. `input_shape` is (C, H, W).
+
+    Raises UserError when torch.fx cannot trace the model.
+    """
+    traced = _trace(copy.deepcopy(model).cpu().eval())
+    folded = _fold_batch_norms(traced, dict(weights))
+    pooled = _linears_on_maps(traced, input_shape)
+    for layer in plan.layers:
+        _replace(traced, layer.name, folded[layer.name], as_conv=layer.name in pooled)
+    int8 = {layer.name for layer in plan.layers if layer.execution == "int8"}
+    _insert_quantisers(traced, int8, grid)
+    traced.graph.lint()
+    traced.recompile()
+    return traced
+
+
+def _trace(model: nn.Module) -> fx.GraphModule:
+    try:
+        return fx.symbolic_trace(model)
+    except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the network's forward must be traceable by torch.fx, but {type(model).__name__} is not ({reason}); "
+            "take control flow that depends on tensors out of forward"
+        ) from error
+
+
+# --- batch norm ------------------------------------------------------------------------------------------------------
+
+
+def _fold_batch_norms(traced: fx.GraphModule, weights: dict[str, IntegerWeight]) -> dict[str, IntegerWeight]:
+    """Fold every batch norm that follows a planned layer: scales and bias change, integers do not (but for their sign)."""
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        norm, layer = modules[node.target], modules[before.target]
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and norm.running_var is not None and before.target in weights:
+            weights[before.target] = _fold(layer, norm, weights[before.target])
+            node.replace_all_uses_with(before)
+            traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
+    return weights
+
+
+def _fold(layer: nn.Module, norm: nn.Module, weight: IntegerWeight) -> IntegerWeight:
+    """y = g (n s x + b - mean) / std + beta, so s' = s |g| / std and n' = n sign(g); the bias follows."""
+    gain = norm.weight if norm.weight is not None else torch.ones_like(norm.running_var)
+    shift = norm.bias if norm.bias is not None else torch.zeros_like(gain)
+    factor = gain / torch.sqrt(norm.running_var + norm.eps)
+    bias = layer.bias if layer.bias is not None else torch.zeros_like(gain)
+    layer.bias = nn.Parameter((shift + (bias - norm.running_mean) * factor).detach())
+    latent = weight.values.float() * per_channel(torch.sign(factor), weight.values)
+    scales = storable((weight.scales * factor.abs()).detach(), weight.bits)
+    return to_integers(latent * per_channel(scales, latent), scales, weight.bits)
+
+
+def _linears_on_maps(traced: fx.GraphModule, input_shape: tuple[int, int, int]) -> set[str]:
+    """Rewire every Linear on (B, C) to take (B, C, 1, 1) and give (B, K, 1, 1); return their names.
+
+    A flattening in front of it goes, so that the classifier becomes a 1x1 convolution right on the pooled map.
+    """
+    with torch.inference_mode():
+        ShapeProp(traced).propagate(torch.zeros(2, *input_shape))
+    modules = dict(traced.named_modules())
+    calls = [node for node in traced.graph.nodes if node.op == "call_module" and isinstance(modules[node.target], nn.Linear)]
+    names = {node.target for node in calls} - {node.target for node in calls if len(_shape(node.args[0])) != 2}
+    for node in calls:
+        if node.target in names:
+            _take_map(traced, node)
+    traced.graph.eliminate_dead_code()
+    return names
+
+
+def _take_map(traced: fx.GraphModule, node: fx.Node) -> None:
+    source = node.args[0]
+    before = source.all_input_nodes[:1]
+    with traced.graph.inserting_before(node):
+        if _is(traced, source, PASSES) and before and tuple(_shape(before[0])) == (*_shape(source), 1, 1):
+            pooled = before[0]
+        else:
+            pooled = traced.graph.call_function(torch.unsqueeze, (traced.graph.call_function(torch.unsqueeze, (source, 2)), 3))
+    node.args = (pooled,)
+    with traced.graph.inserting_after(node):
+        first = traced.graph.call_function(torch.squeeze, (node, 3))
+    with traced.graph.inserting_after(first):
+        second = traced.graph.call_function(torch.squeeze, (first, 2))
+    node.replace_all_uses_with(second, delete_user_cb=lambda user: user is not first)
+
+
+def _shape(node: fx.Node) -> torch.Size:
+    return node.meta["tensor_meta"].shape
+
+
+def _replace(traced: fx.GraphModule, name: str, weight: IntegerWeight, *, as_conv: bool) -> None:
+    layer = traced.get_submodule(name)
+    new = IntegerConv2d(layer, weight) if isinstance(layer, nn.Conv2d) else IntegerLinear(layer, weight, as_conv=as_conv)
+    parent, _, leaf = name.rpartition(".")
+    setattr(traced.get_submodule(parent), leaf, new)
+
+
+# --- placement of Q/DQ -----------------------------------------------------------------------------------------------
+
+
+def _insert_quantisers(traced: fx.GraphModule, int8: set[str], grid: Grid) -> None:
+    """Rewire every edge that must be INT8 through one quantiser per tensor."""
+    placed: dict[fx.Node, fx.Node] = {}
+    nodes = list(traced.graph.nodes)
+    domain = _int8_domain(traced, nodes, int8)
+    for node in nodes:
+        for source in _quantised_inputs(traced, node, int8, domain):
+            if source not in placed:
+                placed[source] = _quantiser_after(traced, source, grid, placed)
+            node.replace_input_with(source, placed[source])
+
+
+def _quantised_inputs(traced: fx.GraphModule, node: fx.Node, int8: set[str], domain: set[fx.Node]) -> list[fx.Node]:
+    if node.op == "call_module" and node.target in int8:
+        return list(node.all_input_nodes[:1])
+    if _is(traced, node, ADDS) and node in domain:
+        return list(dict.fromkeys(node.all_input_nodes))
+    if _is(traced, node, MEAN_POOLS) and node in domain:
+        return list(node.all_input_nodes[:1])
+    # ONNX Runtime 1.31 pushes Q/DQ through a max pooling and mistypes it where a float operation follows
+    if _is(traced, node, MAX_POOLS) and node in domain and all(user.target in int8 for user in node.users):
+        return list(node.all_input_nodes[:1])
+    return []
+
+
+def _int8_domain(traced: fx.GraphModule, nodes: list[fx.Node], int8: set[str]) -> set[fx.Node]:
+    """Nodes whose values come out of INT8 layers: adds and pools among them are quantised, float stretches are left alone."""
+    domain: set[fx.Node] = set()
+    for node in nodes:
+        inputs = node.all_input_nodes
+        if node.op == "call_module" and node.target in int8:
+            domain.add(node)
+        elif _is(traced, node, ADDS):
+            if len(inputs) == 2 and all(source in domain for source in inputs):
+                domain.add(node)
+        elif any(_is(traced, node, kinds) for kinds in (RELUS, MAX_POOLS, MEAN_POOLS, PASSES)) and inputs and inputs[0] in domain:
+            domain.add(node)
+    return domain
+
+
+def _quantiser_after(traced: fx.GraphModule, source: fx.Node, grid: Grid, placed: dict[fx.Node, fx.Node]) -> fx.Node:
+    """A quantiser on the tensor `source`. Behind a max pooling of a quantised tensor the same one: its values are on that grid."""
+    pooled = source.all_input_nodes[:1]
+    if _is(traced, source, MAX_POOLS) and pooled and pooled[0].target in {q.target for q in placed.values()}:
+        name = str(pooled[0].target)
+    else:
+        name = f"quantise_{source.name}"
+        traced.add_submodule(name, ActivationQuantiser(signed=grid == "int8" or not _non_negative(traced, source)))
+    with traced.graph.inserting_after(source):
+        return traced.graph.call_module(name, (source,))
+
+
+def _non_negative(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Is every value of this tensor >= 0 by structure?"""
+    if _is(traced, node, RELUS):
+        return True
+    through = any(_is(traced, node, kinds) for kinds in (MAX_POOLS, MEAN_POOLS, PASSES, ADDS, (torch.cat,)))
+    if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), ActivationQuantiser):
+        through = True
+    return through and bool(node.all_input_nodes) and all(_non_negative(traced, source) for source in node.all_input_nodes)
+
+
+def _is(traced: fx.GraphModule, node: fx.Node, kinds: tuple[object, ...]) -> bool:
+    if node.op == "call_module":
+        classes = tuple(kind for kind in kinds if isinstance(kind, type))
+        return isinstance(traced.get_submodule(str(node.target)), classes)
+    return node.op in ("call_function", "call_method") and node.target in kinds

@@ -1,0 +1,70 @@
+"""The integer grid of weights: symmetric, per output channel, 2-8 or 16 bits, scales that fit a half float.
+
+w ~ scale[c] * n with n in [-2^(b-1), 2^(b-1) - 1]. Scales are rounded to float16 before the integers are made, so the
+packed file keeps two bytes per channel and nothing is lost by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SMALLEST_SCALE = 2.0**-24
+"""The smallest positive float16; a channel whose weights are all zero gets it."""
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """`values` int16 (out, ...), `scales` float32 (out,), representable in float16 when `bits` <= 8."""
+
+    values: Tensor
+    scales: Tensor
+    bits: int
+
+    def dequantised(self) -> Tensor:
+        """float32, the shape of `values`."""
+        return self.values.float() * per_channel(self.scales, self.values)
+
+
+def limits(bits: int) -> tuple[int, int]:
+    """(lowest, highest) integer of `bits` bits in two's complement."""
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def per_channel(scales: Tensor, like: Tensor) -> Tensor:
+    """View (out,) so that it broadcasts over (out, ...)."""
+    return scales.view(-1, *[1] * (like.ndim - 1))
+
+
+def storable(scales: Tensor, bits: int) -> Tensor:
+    """The nearest scales that the packed file keeps in full: float16 up to 8 bits, float32 for 16."""
+    if bits > 8:
+        return scales.float().clamp_min(torch.finfo(torch.float32).tiny)
+    return scales.clamp(SMALLEST_SCALE, 65504.0).half().float()
+
+
+def to_integers(weight: Tensor, scales: Tensor, bits: int) -> IntegerWeight:
+    """Round `weight` (out, ...) to the grid with `scales` (out,)."""
+    low, high = limits(bits)
+    scales = storable(scales.detach(), bits)
+    values = torch.round(weight.detach() / per_channel(scales, weight)).clamp(low, high)
+    return IntegerWeight(values.to(torch.int16), scales, bits)
+
+
+def best_scales(weight: Tensor, bits: int, steps: int = 60) -> Tensor:
+    """Scales (out,) of least squared rounding error, on a grid of shrink factors 1.0 down to 0.2 of the largest weight."""
+    low, high = limits(bits)
+    flat = weight.detach().flatten(1).float()
+    largest = flat.abs().amax(1).clamp_min(SMALLEST_SCALE * high)
+    if bits > 8:
+        return largest / high
+    best, best_error = largest / high, torch.full_like(largest, torch.inf)
+    for factor in torch.linspace(1.0, 0.2, steps).tolist():
+        scales = factor * largest / high
+        rounded = torch.round(flat / scales[:, None]).clamp(low, high) * scales[:, None]
+        error = (rounded - flat).square().sum(1)
+        best = torch.where(error < best_error, scales, best)
+        best_error = torch.minimum(error, best_error)
+    return best

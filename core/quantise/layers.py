@@ -1,0 +1,151 @@
+"""Modules of the quantised graph: integer weights, and Q/DQ points for activations.
+
+In PyTorch they simulate; while `exporting()` they emit the ONNX operators, so both come from one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.quantise.integer import SMALLEST_SCALE, IntegerWeight, per_channel
+
+OPSET = 21
+_exporting: ContextVar[bool] = ContextVar("exporting", default=False)
+
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """Within it the modules below emit QuantizeLinear and DequantizeLinear instead of simulating them."""
+    token = _exporting.set(True)
+    try:
+        yield
+    finally:
+        _exporting.reset(token)
+
+
+def _dequantise(values: Tensor, scales: Tensor, zero: Tensor, axis: int | None = None) -> Tensor:
+    attributes = {} if axis is None else {"axis": axis}
+    return torch.onnx.ops.symbolic(
+        "DequantizeLinear", (values, scales, zero), attributes, dtype=torch.float32, shape=values.shape, version=OPSET
+    )
+
+
+class _IntegerLayer(nn.Module):
+    """Weights as integers (out, ...) with scales (out,) and a bias in float. 16-bit integers are exported dequantised:
+    no runtime takes INT16 weights for a convolution."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: IntegerWeight) -> None:
+        super().__init__()
+        self.bits = weight.bits
+        self.register_buffer("scale", weight.scales.clone())
+        bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(weight.scales))
+        self.register_buffer("bias", bias.clamp(-65504.0, 65504.0).half().float())
+        if weight.bits > 8:
+            self.register_buffer("weight", weight.dequantised())
+            self.register_buffer("integers", weight.values.clone())
+        else:
+            self.register_buffer("weight", weight.values.to(torch.int8))
+            self.register_buffer("zero", torch.zeros(len(weight.scales), dtype=torch.int8))
+
+    def float_weight(self) -> Tensor:
+        """float32 (out, ...): what the engine multiplies with."""
+        if self.bits > 8:
+            return self.weight
+        if _exporting.get():
+            return _dequantise(self.weight, self.scale, self.zero, axis=0)
+        return self.weight.float() * per_channel(self.scale, self.weight)
+
+    def integer_values(self) -> Tensor:
+        """int8 or int16 (out, ...)."""
+        return self.integers if self.bits > 8 else self.weight
+
+
+class IntegerConv2d(_IntegerLayer):
+    """Conv2d on integer weights."""
+
+    def __init__(self, layer: nn.Conv2d, weight: IntegerWeight) -> None:
+        super().__init__(layer, weight)
+        self.stride, self.padding, self.dilation, self.groups = layer.stride, layer.padding, layer.dilation, layer.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 (B, in, H, W) -> (B, out, H', W')."""
+        return F.conv2d(x, self.float_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class IntegerLinear(_IntegerLayer):
+    """Linear on integer weights. With `as_conv` it keeps (out, in, 1, 1) integers and is a 1x1 convolution on (B, in, 1, 1):
+    TensorRT-RTX builds no FP32 or INT8 Gemm for SM75."""
+
+    def __init__(self, layer: nn.Linear, weight: IntegerWeight, *, as_conv: bool) -> None:
+        if as_conv:
+            weight = IntegerWeight(weight.values[..., None, None], weight.scales, weight.bits)
+        super().__init__(layer, weight)
+        self.as_conv = as_conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 (B, ..., in) -> (B, ..., out), or (B, in, 1, 1) -> (B, out, 1, 1)."""
+        if self.as_conv:
+            return F.conv2d(x, self.float_weight(), self.bias)
+        return F.linear(x, self.float_weight(), self.bias)
+
+
+class ActivationQuantiser(nn.Module):
+    """One Q/DQ point: 8 bits, per tensor, zero point 0; unsigned [0, 255] where values cannot be negative, else [-128, 127].
+
+    Passes values through while `calibrating`, and keeps a sample of them.
+    """
+
+    SAMPLE = 50_000
+
+    def __init__(self, *, signed: bool) -> None:
+        super().__init__()
+        self.low, self.high = (-128, 127) if signed else (0, 255)
+        self.signed = signed
+        self.register_buffer("scale", torch.tensor(1.0 / self.high).half().float())
+        self.register_buffer("zero", torch.tensor(0, dtype=torch.int8 if signed else torch.uint8))
+        self.calibrating = False
+        self.samples: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32, any shape -> the same, on the grid."""
+        if self.calibrating:
+            flat = x.detach().flatten()
+            self.samples.append(flat[:: max(1, len(flat) // self.SAMPLE)].clone())
+            self.samples.append(flat.abs().max().view(1))
+            return x
+        if _exporting.get():
+            kind = self.zero.dtype
+            values = torch.onnx.ops.symbolic("QuantizeLinear", (x, self.scale, self.zero), {}, dtype=kind, shape=x.shape, version=OPSET)
+            return _dequantise(values, self.scale, self.zero)
+        # the division of the ONNX operator, not a multiplication by the reciprocal: ties fall on the same side
+        return torch.round(x / self.scale).clamp(self.low, self.high) * self.scale
+
+    def fit_scale(self, steps: int = 40) -> None:
+        """Choose the scale of least squared error over the sample, on shrink factors 1.0 down to 0.2 of the largest value."""
+        values = torch.cat(self.samples)
+        largest = values.abs().max().clamp_min(1e-6)
+        best, best_error = largest / self.high, torch.tensor(torch.inf)
+        for factor in torch.linspace(1.0, 0.2, steps).tolist():
+            scale = factor * largest / self.high
+            error = ((values / scale).round_().clamp_(self.low, self.high).mul_(scale) - values).square_().mean()
+            if error < best_error:
+                best, best_error = scale, error
+        # a float16 value: two bytes in the packed file, whatever was trained
+        self.scale.copy_(best.clamp(SMALLEST_SCALE, 65504.0).half())
+        self.samples = []
+
+
+def activation_quantisers(model: nn.Module) -> list[ActivationQuantiser]:
+    """Every Q/DQ point of a quantised graph, each once."""
+    return [module for module in model.modules() if isinstance(module, ActivationQuantiser)]
+
+
+def integer_layers(model: nn.Module) -> dict[str, IntegerConv2d | IntegerLinear]:
+    """Every integer layer by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, IntegerConv2d | IntegerLinear)}

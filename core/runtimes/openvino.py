@@ -1,0 +1,73 @@
+"""OpenVINO on the CPU: the default runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from core.runtimes.types import Artifact, EngineOptions, Runtime, fixed_shape, installed_version
+
+COMPUTE_LAYERS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+
+
+def runtime() -> Runtime:
+    """The table entry."""
+    return Runtime(
+        name="openvino",
+        version=installed_version("openvino"),
+        activation_grid="uint8_relu",
+        depthwise_int8=True,
+        load=OpenVinoEngine,
+        precisions=("f32", "bf16"),
+        pip_name="openvino",
+    )
+
+
+class OpenVinoEngine:
+    """A compiled model with one stream and one inference request."""
+
+    def __init__(self, path: str, options: EngineOptions) -> None:
+        import openvino as ov  # late: 0.2 s, and only the process that measures needs it
+
+        core = ov.Core()
+        model = core.read_model(path)
+        shape = model.input(0).partial_shape
+        self.input_shape = fixed_shape([size.get_length() if size.is_static else str(size) for size in shape], options.batch)
+        model.reshape({model.input(0): ov.PartialShape(list(self.input_shape))})
+        supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
+        self._model = core.compile_model(model, "CPU", _properties(options, supported))
+        self._request = self._model.create_infer_request()
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Logits (batch, K), a copy."""
+        self._request.infer([images], share_inputs=True)  # no copy in: the request is synchronous
+        return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+
+    def artifact(self) -> Artifact:
+        """Precisions of the execution graph: what the plugin chose, not what was asked for."""
+        layers = [_text(op, "runtimePrecision") for op in self._model.get_runtime_model().get_ordered_ops() if _is_compute(op)]
+        int8 = sum(precision in ("u8", "i8") for precision in layers)
+        hint = self._model.get_property("INFERENCE_PRECISION_HINT").to_string()
+        return {"precision": {"float32": "f32", "bfloat16": "bf16"}.get(hint, hint), "int8_layers": int8, "layers": len(layers)}
+
+
+def _properties(options: EngineOptions, supported: Any) -> dict[str, Any]:
+    """Plugin options. LATENCY with one stream: one call at a time, all threads for it."""
+    properties: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": options.threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": options.precision,
+    }
+    if "CPU_DENORMALS_OPTIMIZATION" in supported:  # denormals in untrained weights cost time that trained ones do not
+        properties["CPU_DENORMALS_OPTIMIZATION"] = True
+    return properties
+
+
+def _is_compute(op: Any) -> bool:
+    return _text(op, "layerType") in COMPUTE_LAYERS
+
+
+def _text(op: Any, key: str) -> str:
+    return str(op.rt_info[key].astype(str))

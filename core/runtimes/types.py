@@ -1,0 +1,87 @@
+"""What a runtime is to the rest of the program: frozen facts and one function that loads an engine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypedDict
+
+import numpy as np
+
+from core.errors import EngineBuildError, UserError
+
+Precision = Literal["f32", "bf16"]
+
+
+class Artifact(TypedDict):
+    """What really runs: float precision, and how many of the compute layers (convolutions, matrix products) run in INT8."""
+
+    precision: str
+    int8_layers: int | None
+    layers: int | None
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Fixed when the engine is built. `precision` is that of the layers that execute in float."""
+
+    batch: int
+    threads: int
+    precision: Precision
+
+
+class Engine(Protocol):
+    """One loaded model. Input "images" float32 (batch, C, H, W), output "logits" float32 (batch, K)."""
+
+    input_shape: tuple[int, ...]
+    """(batch, C, H, W) with the batch of the options."""
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Logits (batch, K) of images (batch, C, H, W), float32."""
+
+    def artifact(self) -> Artifact:
+        """What the runtime made of the model; may build a second engine to find out."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One inference runtime on this machine; `version` is None where it is not installed."""
+
+    name: str
+    version: str | None
+    activation_grid: Literal["uint8_relu", "int8"]
+    """uint8_relu: UINT8 with zero point 0 after a ReLU, INT8 symmetric elsewhere. int8: INT8 symmetric everywhere."""
+    depthwise_int8: bool
+    """Whether depthwise and grouped convolutions gain from INT8 here."""
+    load: Callable[[str, EngineOptions], Engine]
+    """Engine of an ONNX file; the runtime's own exceptions pass through (core/engines.py meets them)."""
+    precisions: tuple[Precision, ...] = ("f32",)
+    pip_name: str = ""
+
+
+def installed_version(*distributions: str) -> str | None:
+    """Version of the first of these distributions that is installed, read without importing it."""
+    for name in distributions:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_precision(runtime: Runtime, precision: str) -> None:
+    """UserError unless the runtime executes float layers in `precision`."""
+    if precision not in runtime.precisions:
+        known = ", ".join(runtime.precisions)
+        raise UserError(f"{runtime.name} executes float layers in {known} only, but runtime.precision is {precision}; set it to {known}")
+
+
+def fixed_shape(declared: list[int | str | None], batch: int) -> tuple[int, ...]:
+    """The input's declared shape with `batch` in front; EngineBuildError when any other dimension is open."""
+    rest = declared[1:]
+    if len(declared) != 4 or not all(isinstance(size, int) and size > 0 for size in rest):
+        raise EngineBuildError(
+            f"a model takes images (batch, C, H, W) with C, H and W fixed, but this one takes {declared}; export it again"
+        )
+    return batch, *(int(size) for size in rest if size is not None)

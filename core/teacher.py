@@ -1,0 +1,191 @@
+"""The network to distil from: trained once per machine and kept, or the user's own; its logits computed once per view."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.candidate import fingerprint
+from core.config import Config, TeacherConfig
+from core.data.types import DataInfo, SearchData
+from core.errors import UserError
+from core.files import write_atomically
+from core.students import STUDENTS
+from core.students.own import load_own_model, load_weights, save_weights
+from core.tables import lookup
+from core.train import Device, EpochFn, fit, predict
+from core.views import Normalisation, ViewedSet, normalisation_of, viewed
+
+COMMON_NORMALISATIONS = {
+    "pixels in [0, 1]": (0.0, 1.0),
+    "pixels in [-1, 1]": (0.5, 0.5),
+}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network in eval mode on the training device. `digest` names its weights; accuracy in [0, 1] on the search split."""
+
+    model: nn.Module
+    normalise: Normalisation
+    digest: str
+    accuracy: float
+    name: str
+
+
+def build_teacher_network(config: TeacherConfig, info: DataInfo) -> nn.Module:
+    """The untrained architecture: the user's file, or an entry of STUDENTS."""
+    if config.model:
+        return load_own_model(config.model, classes=len(info.classes), channels=info.channels, image_size=info.image_size)
+    build = lookup(STUDENTS, "student", config.name)
+    return build(classes=len(info.classes), channels=info.channels, image_size=info.image_size, width=config.width)
+
+
+def obtain_teacher(config: Config, data: SearchData, device: Device, cache_dir: Path, on_epoch: EpochFn | None = None) -> Teacher:
+    """Load the user's weights, or the kept ones, or train on the training split and keep them.
+
+    The key of a kept teacher holds everything that made it: recipe, data, views, seed, precision.
+    """
+    torch.manual_seed(config.seed)
+    model = build_teacher_network(config.teacher, data.info)
+    normalise = _stated_normalisation(config.teacher, data.info)
+    if config.teacher.weights:
+        load_weights(model, config.teacher.weights)
+        normalise = normalise or _best_normalisation(model, data, device)
+    else:
+        normalise = normalise or normalisation_of(data.info)
+        _train_or_load(model, normalise, config, data, device, cache_dir, on_epoch)
+    model = model.to(device.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    logits = predict(model, data.search.images, normalise, device, amp=False)
+    if logits.shape[1] != len(data.info.classes):
+        raise UserError(f"the teacher must have the data's {len(data.info.classes)} classes, but gives {logits.shape[1]} logits")
+    accuracy = float((logits.argmax(1) == data.search.labels.cpu()).float().mean())
+    return Teacher(model, normalise, weights_digest(model, normalise), accuracy, config.teacher.model or config.teacher.name)
+
+
+def weights_digest(model: nn.Module, normalise: Normalisation) -> str:
+    """16 hex digits over every parameter and buffer and the input normalisation."""
+    digest = hashlib.sha256(repr(normalise).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _train_or_load(
+    model: nn.Module,
+    normalise: Normalisation,
+    config: Config,
+    data: SearchData,
+    device: Device,
+    cache_dir: Path,
+    on_epoch: EpochFn | None,
+) -> None:
+    source = _source_digest(config.teacher)
+    key = fingerprint(config.teacher, config.views, data.info.digest, config.seed, str(device.amp), source, normalise.mean, normalise.std)
+    path = cache_dir / "teachers" / f"{key}.safetensors"
+    if path.exists():
+        load_weights(model, path)
+        return
+    train_set = viewed(data.train, normalise, config.views, config.seed, device.device)
+    smoothing = config.teacher.train.label_smoothing
+
+    def loss(logits: Tensor, labels: Tensor, indices: Tensor, view: int) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+    fit(model, train_set, loss, config.teacher.train, device, seed=config.seed, on_epoch=on_epoch)
+    save_weights(model, path)
+
+
+def _source_digest(config: TeacherConfig) -> str:
+    """The user's file may change under the same name."""
+    if not config.model:
+        return ""
+    return hashlib.sha256(Path(config.model.rpartition(":")[0]).read_bytes()).hexdigest()
+
+
+def _stated_normalisation(config: TeacherConfig, info: DataInfo) -> Normalisation | None:
+    if config.mean is None and config.std is None:
+        return None
+    mean, std = config.mean, config.std
+    if mean is None or std is None or not len(mean) == len(std) == info.channels or min(std) <= 0:
+        raise UserError(
+            f"teacher.mean and teacher.std must both be given, one value per channel ({info.channels}), std > 0, but got {mean} and {std}"
+        )
+    return Normalisation(mean, std)
+
+
+def _best_normalisation(model: nn.Module, data: SearchData, device: Device) -> Normalisation:
+    """Weights do not say how their inputs were normalised: take the usual way under which they classify training images best.
+
+    State `teacher.mean` and `teacher.std` to decide it yourself.
+    """
+    channels = data.info.channels
+    choices = [normalisation_of(data.info)]
+    choices += [Normalisation((mean,) * channels, (std,) * channels) for mean, std in COMMON_NORMALISATIONS.values()]
+    if channels == 3:
+        choices.append(Normalisation(*IMAGENET))
+    step = max(1, len(data.train) // 1000)
+    images, labels = data.train.images[::step].cpu(), data.train.labels[::step].cpu()
+
+    def right(choice: Normalisation) -> int:
+        return int((predict(model, images, choice, device, amp=False).argmax(1) == labels).sum())
+
+    return max(choices, key=right)
+
+
+class TeacherLogits:
+    """Teacher logits of every view of the training split, float16 (V, N, K), computed when first asked for and kept on disk.
+
+    The key holds teacher, data and view plan. A file appears complete or not at all, so workers may share the folder.
+    `forward_images` counts the images that the teacher really saw.
+    """
+
+    def __init__(self, teacher: Teacher, data: ViewedSet, data_digest: str, device: Device, cache_dir: Path) -> None:
+        key = fingerprint(teacher.digest, data_digest, data.plan, data.seed, len(data))
+        self.folder = cache_dir / "logits" / key
+        self.teacher, self.data, self.device = teacher, data, device
+        self.views: dict[int, Tensor] = {}
+        self.forward_images = 0
+
+    def __call__(self, indices: Tensor, view: int) -> Tensor:
+        """float32 (B, K) for the images at `indices` under view `view`."""
+        if view not in self.views:
+            self.views[view] = self._load(view)
+        return self.views[view][indices].float()
+
+    def _load(self, view: int) -> Tensor:
+        path = self.folder / f"view_{view:02d}.npy"
+        logits = _read_logits(path, len(self.data))
+        if logits is None:
+            logits = self._compute(view).cpu().numpy().astype(np.float16)
+            content = io.BytesIO()
+            np.save(content, logits)
+            write_atomically(path, content.getvalue())
+        return torch.from_numpy(logits).to(self.data.labels.device)
+
+    @torch.inference_mode()
+    def _compute(self, view: int, batch: int = 500) -> Tensor:
+        parts = []
+        for indices in torch.arange(len(self.data), device=self.data.labels.device).split(batch):
+            with self.device.autocast():
+                parts.append(self.teacher.model(self.data.batch(indices, view)).float())
+        self.forward_images += len(self.data)
+        return torch.cat(parts).clamp(-60000.0, 60000.0)
+
+
+def _read_logits(path: Path, count: int) -> np.ndarray | None:
+    """The kept logits, or None when there are none or the file is damaged (it is then made anew)."""
+    try:
+        logits = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return logits if logits.ndim == 2 and len(logits) == count and logits.dtype == np.float16 else None

@@ -1,0 +1,1 @@
+"""A candidate in, its measured objectives out; knows neither Optuna nor the test split."""

@@ -1,0 +1,93 @@
+"""The workbench of a study: everything that is made once and used by every trial."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core.candidate import fingerprint
+from core.config import Config
+from core.data.types import SearchData
+from core.distil import distil
+from core.engines import EngineHost
+from core.students import STUDENTS
+from core.students.own import load_weights, save_weights
+from core.tables import lookup
+from core.teacher import Teacher, TeacherLogits, build_teacher_network
+from core.train import Device, EpochFn
+from core.views import ViewedSet
+
+SELF = "self"
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """Data, teacher, kept logits, device and engine host of one study. `folder` is runs/<study>."""
+
+    config: Config
+    data: SearchData
+    train_set: ViewedSet
+    teacher: Teacher
+    logits: TeacherLogits
+    device: Device
+    engines: EngineHost
+    folder: Path
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        info = self.data.info
+        return info.channels, info.image_size, info.image_size
+
+    def network(self, student: str, width: float) -> nn.Module:
+        """The untrained dense network, in eval mode on the CPU, the same weights every time."""
+        info = self.data.info
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            if student == SELF:
+                return build_teacher_network(self.config.teacher, info).eval()
+            build = lookup(STUDENTS, "student", student)
+            return build(classes=len(info.classes), channels=info.channels, image_size=info.image_size, width=width).eval()
+
+    def parent(self, student: str, width: float, on_epoch: EpochFn | None = None) -> nn.Module:
+        """The dense network of (student, width), distilled once per study and kept; for `self` the teacher's own weights."""
+        if student == SELF:
+            return copy.deepcopy(self.teacher.model).requires_grad_(True).cpu()
+        model = self.network(student, width)
+        key = fingerprint(student, width, self.config.parent, self.config.views, self.teacher.digest, self.data.info.digest, self.config.seed)
+        path = self.folder / "parents" / f"{student}-{width:g}-{key}.safetensors"
+        if path.exists():
+            load_weights(model, path)
+            return model
+        recipe = self.config.parent
+        distil(
+            model, recipe.distil, self.train_set, self.logits, recipe.train, self.device, seed=self.config.seed + 1, on_epoch=on_epoch
+        )
+        save_weights(model, path)
+        return model.cpu()
+
+
+@dataclass
+class Stages:
+    """Times the stages of one trial and passes progress on. `seconds` is stage -> wall-clock seconds."""
+
+    on_stage: Callable[[str], None] = lambda name: None
+    on_epoch: Callable[[str, float, float, float, float], None] = lambda *numbers: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[EpochFn]:
+        """Within it the stage `name` runs; yields the epoch callback to hand to a training."""
+        self.on_stage(name)
+        start = time.perf_counter()
+        try:
+            yield lambda *numbers: self.on_epoch(name, *numbers)
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)

@@ -1,0 +1,251 @@
+"""The front as one offline web page: accuracy over size and over latency, and the table below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.candidate import Candidate, LatencyReport
+from results.files import write_text
+from results.front import KB, complete, objectives
+from results.record import TeacherReport, TrialRecord
+from results.table import (
+    HEADINGS,
+    caption,
+    cells,
+    conditions,
+    mean_bits,
+    measurement,
+    student_name,
+    teacher_cells,
+    times_faster,
+    times_smaller,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FRONT, DOMINATED, TEACHER, INK, GRID = "#3346c8", "#8b95a5", "#e8890c", "#1f2733", "#e6e9ef"
+SIZE, LATENCY = 1, 2
+"""Axes of `objectives`, which are also the panels' columns."""
+# Buttons are named so that none that uploads the data to a service is there.
+CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]]}
+
+
+def front_html(
+    records: Sequence[TrialRecord], front: Sequence[TrialRecord], teacher: TeacherReport | None, path: Path, title: str = "Pareto front"
+) -> None:
+    """Write the page of a study: `records` are all its trials, `front` its ranks. It opens without a network (about 5 MB)."""
+    figure = front_figure(records, front, teacher)
+    plot = figure.to_html(full_html=False, include_plotlyjs=True, config=CONFIG) if front else ""
+    states = [record.state for record in records]
+    summary = f"{len(states)} trials: {states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed"
+    facts = [summary, f"{len(front)} on the front"] + ([conditions(measurement(front[0]).latency)] if front else [])
+    body = (plot + _table(front, teacher)) if front else "<p>No complete trial yet: there is nothing to draw.</p>"
+    write_text(path, PAGE.format(title=escape(title), facts=escape(" · ".join(facts)), body=body))
+
+
+def front_figure(records: Sequence[TrialRecord], front: Sequence[TrialRecord], teacher: TeacherReport | None) -> go.Figure:
+    """The plotly figure alone. Circles carry their rank; trials off the front are dimmed; the teacher is a star."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.035)
+    on_front = {record.number for record in front}
+    dominated = [record for record in complete(records) if record.number not in on_front]
+    for axis in (SIZE, LATENCY):
+        if front:
+            figure.add_trace(_reach(front, axis), row=1, col=axis)
+        if dominated:
+            figure.add_trace(_dominated(dominated, teacher, axis), row=1, col=axis)
+        if teacher is not None:
+            figure.add_trace(_teacher(teacher, axis), row=1, col=axis)
+        if front:
+            figure.add_trace(_front(front, teacher, axis), row=1, col=axis)
+    _style(figure, [objectives(record)[SIZE] / KB for record in (*front, *dominated)] + ([teacher.size_bytes / KB] if teacher else []))
+    return figure
+
+
+def hover(record: TrialRecord, teacher: TeacherReport | None, rank: int | None = None) -> str:
+    """Everything known of a trial, in plotly's HTML."""
+    measured, latency = measurement(record), measurement(record).latency
+    head = f"<b>{'off the front' if rank is None else f'rank {rank}'}</b> · trial {record.number} · {escape(student_name(record))}"
+    smaller, faster = times_smaller(record, teacher), times_faster(record, teacher)
+    lines = [
+        head,
+        f"accuracy {100 * measured.accuracy:.2f} % of {measured.images} images",
+        f"size {measured.size_bytes / KB:.1f} KB" + ("" if smaller is None else f" · {smaller:.1f} x smaller"),
+        _latency(latency) + ("" if faster is None else f" · {faster:.1f} x faster"),
+        f"mean bits {mean_bits(record):.2f} · {measured.parameters:,} parameters · {measured.macs / 1e6:.2f} MMACs",
+        f"top-1 agreement with PyTorch {100 * measured.agreement:.2f} %",
+        *(_genes(record.candidate) if record.candidate else ()),
+        *([f"{sum(record.seconds.values()):.0f} s: " + _stages(record.seconds)] if record.seconds else ()),
+    ]
+    return "<br>".join(lines)
+
+
+def _latency(latency: LatencyReport) -> str:
+    spread = f"p95 {latency.p95_ms:.3f}, interval {latency.ci_ms[0]:.3f} to {latency.ci_ms[1]:.3f}, n {latency.samples}"
+    return f"median {latency.p50_ms:.3f} ms ({spread}){'' if latency.stable else ' unstable'}"
+
+
+def _genes(candidate: Candidate) -> list[str]:
+    groups, distil = candidate.groups, candidate.distil
+    bits = " ".join(f"{group.weight_bits}{'' if group.execution == 'int8' else 'f'}" for group in groups)
+    runs = [(ratio, len(list(run))) for ratio, run in groupby(group.prune_ratio for group in groups)]
+    ratios = ", ".join(f"{ratio:.0%}" + (f" ({count} times)" if count > 1 else "") for ratio, count in runs)
+    taught = f"{escape(distil.loss)} T {distil.temperature:g} weight {distil.weight:g}, init {distil.init}"
+    return [*_wrapped(f"bits {bits} (f: float)"), *_wrapped(f"pruned {ratios}"), f"{taught}, {escape(candidate.quantiser)}"]
+
+
+def _wrapped(text: str, width: int = 64) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width)
+
+
+def _stages(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{escape(stage)} {value:.0f}" for stage, value in sorted(seconds.items(), key=lambda item: -item[1])[:4])
+
+
+def _xy(records: Sequence[TrialRecord], axis: int) -> dict[str, list[float]]:
+    values = [objectives(record) for record in records]
+    return {"x": [value[axis] / (KB if axis == SIZE else 1) for value in values], "y": [100 * value[0] for value in values]}
+
+
+def _front(front: Sequence[TrialRecord], teacher: TeacherReport | None, axis: int) -> go.Scatter:
+    import plotly.graph_objects as go
+
+    marker = {"size": 19, "color": FRONT, "opacity": 1, "line": {"color": "white", "width": 1.5}}
+    ranked = list(enumerate(front))[::-1]  # drawn last, the best rank lies on top
+    return go.Scatter(
+        **_xy([record for _, record in ranked], axis),
+        mode="markers+text",
+        marker=marker,
+        text=[str(rank) for rank, _ in ranked],
+        textfont={"color": "white", "size": 10},
+        textposition="middle center",
+        cliponaxis=False,
+        hovertext=[hover(record, teacher, rank) for rank, record in ranked],
+        hoverinfo="text",
+        **_legend("front (number: rank)", axis),
+    )
+
+
+def _dominated(records: Sequence[TrialRecord], teacher: TeacherReport | None, axis: int) -> go.Scatter:
+    import plotly.graph_objects as go
+
+    return go.Scatter(
+        **_xy(records, axis),
+        mode="markers",
+        marker={"size": 8, "color": DOMINATED, "opacity": 0.45},
+        hovertext=[hover(record, teacher) for record in records],
+        hoverinfo="text",
+        **_legend("dominated", axis),
+    )
+
+
+def _teacher(teacher: TeacherReport, axis: int) -> go.Scatter:
+    import plotly.graph_objects as go
+
+    accuracy, size = f"accuracy {100 * teacher.accuracy:.2f} %", f"size {teacher.size_bytes / KB:.1f} KB"
+    text = "<br>".join(("<b>teacher</b>", accuracy, size, _latency(teacher.latency)))
+    return go.Scatter(
+        x=[teacher.size_bytes / KB if axis == SIZE else teacher.latency.p50_ms],
+        y=[100 * teacher.accuracy],
+        mode="markers",
+        marker={"symbol": "star", "size": 19, "color": TEACHER, "line": {"color": "white", "width": 1}},
+        cliponaxis=False,
+        hovertext=[text],
+        hoverinfo="text",
+        **_legend("teacher, FP32", axis),
+    )
+
+
+def _reach(front: Sequence[TrialRecord], axis: int) -> go.Scatter:
+    """A thin staircase: the best accuracy for at most so many KB or ms, whatever the third objective."""
+    import plotly.graph_objects as go
+
+    points = _xy(front, axis)
+    xs: list[float] = []
+    ys: list[float] = []
+    for x, y in sorted(zip(points["x"], points["y"], strict=True)):
+        if not ys or y > ys[-1]:
+            xs.append(x)
+            ys.append(y)
+    line = {"color": FRONT, "width": 1.5, "shape": "hv", "dash": "dot"}
+    return go.Scatter(x=xs, y=ys, mode="lines", line=line, opacity=0.5, hoverinfo="skip", **_legend("best up to that cost", axis))
+
+
+def _legend(name: str, axis: int) -> dict[str, Any]:
+    """One legend entry for both panels' traces of that name."""
+    return {"name": name, "legendgroup": name, "showlegend": axis == SIZE}
+
+
+def _style(figure: go.Figure, sizes_kb: Sequence[float]) -> None:
+    figure.update_layout(
+        template="plotly_white",
+        height=520,
+        margin={"l": 64, "r": 24, "t": 48, "b": 60},
+        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": INK}},
+    )
+    figure.update_xaxes(showline=True, linecolor=DOMINATED, gridcolor=GRID, zeroline=False, ticks="outside")
+    figure.update_yaxes(showline=True, linecolor=DOMINATED, gridcolor=GRID, zeroline=False)
+    figure.update_yaxes(title_text="accuracy of the engine, %", col=1)
+    ticks = log_ticks(sizes_kb)
+    figure.update_xaxes(type="log", title_text="size, KB (log)", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], col=SIZE)
+    figure.update_xaxes(title_text="latency, ms", rangemode="tozero", col=LATENCY)
+
+
+def log_ticks(values: Sequence[float]) -> list[float]:
+    """1, 2 and 5 times powers of ten from below the smallest to above the largest positive value."""
+    positive = [value for value in values if value > 0.0]
+    if not positive:
+        return []
+    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    return [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in (1, 2, 5)]
+
+
+def _table(front: Sequence[TrialRecord], teacher: TeacherReport | None) -> str:
+    rows = [cells(rank, record, teacher) for rank, record in enumerate(front)]
+    last = f'<tr class="teacher">{_row(teacher_cells(teacher))}</tr>' if teacher is not None else ""
+    body = "".join(f"<tr>{_row(row)}</tr>" for row in rows) + last
+    return f"<table><thead><tr>{_row(HEADINGS, 'th')}</tr></thead><tbody>{body}</tbody></table><p>{escape(caption(front, teacher))}</p>"
+
+
+def _row(values: Sequence[str], tag: str = "td") -> str:
+    return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1f2733; background: #f5f6f9; margin: 0; }}
+main {{ max-width: 1180px; margin: 32px auto; padding: 24px 32px; background: white; border-radius: 12px; box-shadow: 0 1px 4px #0002; }}
+h1 {{ font-size: 24px; margin: 0; }}
+p {{ color: #5b6675; margin: 4px 0 12px; font-size: 13px; }}
+table {{ border-collapse: collapse; width: 100%; margin: 16px 0 8px; font-variant-numeric: tabular-nums; font-size: 14px; }}
+th {{ font-weight: 600; border-bottom: 2px solid #1f2733; }}
+th, td {{ padding: 6px 10px; text-align: right; }}
+th:nth-child(8), td:nth-child(8) {{ text-align: left; }}
+td {{ border-bottom: 1px solid #e6e9ef; }}
+tr:hover td {{ background: #f1f3fb; }}
+.teacher td {{ color: #b3680a; border-top: 1px solid #8b95a5; }}
+</style>
+</head>
+<body><main>
+<h1>{title}</h1>
+<p>{facts}</p>
+{body}
+</main></body>
+</html>
+"""

@@ -1,0 +1,1 @@
+"""The only package that knows Optuna: studies, trials and the commands."""

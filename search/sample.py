@@ -1,0 +1,87 @@
+"""Trial -> Candidate. Every trial of a study asks for the same parameters, whatever it answers (docs/architecture.md, decision 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from core.candidate import Candidate, DistilPlan, GroupPlan
+from core.errors import UserError
+from search.space import SELF, Range, Space, options
+
+if TYPE_CHECKING:
+    import optuna
+
+EXECUTIONS = ("int8", "float")
+
+
+def sample(space: Space, trial: optuna.Trial, executions: Sequence[str] = EXECUTIONS) -> Candidate:
+    """The candidate that `trial` picks from `space`; `executions` are those that the runtime has on this machine.
+
+    Position i of G = max(prune, quantise positions) takes prune gene i * P // G and quantise gene i * Q // G.
+    """
+    answers = {name: _ask(trial, name, value) for name, value in genes(space, executions).items()}
+    student = answers["student"]
+    return Candidate(
+        student=student,
+        width=1.0 if student == SELF else answers["width"],
+        distil=DistilPlan(**{key: answers[key] for key in ("loss", "temperature", "weight", "ce_weight", "init")}),
+        groups=_groups(space, answers),
+        quantiser=answers["quantiser"],
+        round_to=answers["round_to"],
+        edge_bits=answers["edge_bits"],
+    )
+
+
+def live_parameters(space: Space, executions: Sequence[str] = EXECUTIONS) -> int:
+    """How many parameters every trial asks for: the values of `space` that are not fixed."""
+    return sum(isinstance(value, tuple | Range) for value in genes(space, executions).values())
+
+
+def genes(space: Space, executions: Sequence[str] = EXECUTIONS) -> dict[str, Any]:
+    """Parameter name -> what it may be, in the order of asking; fixed values included."""
+    prune, quantise = range(space.prune.positions), range(space.quantise.positions)
+    execution = _legal(space, executions)
+    return (
+        {"student": space.student.name, "width": space.student.width}
+        | {key: getattr(space.distil, key) for key in ("loss", "temperature", "weight", "ce_weight", "init")}
+        | {"quantiser": space.quantise.quantiser, "round_to": space.prune.round_to, "edge_bits": space.quantise.edge_bits}
+        | {f"ratio_{i}": space.prune.ratio for i in prune}
+        | {f"bits_{i}": space.quantise.weight_bits for i in quantise}
+        | {f"exec_{i}": execution for i in quantise}
+    )
+
+
+def _legal(space: Space, executions: Sequence[str]) -> Any:
+    wanted = options(space.quantise.execution)
+    legal = tuple(name for name in wanted if name in executions)
+    if not legal:
+        here, allowed = ", ".join(executions), ", ".join(wanted)
+        raise UserError(f"quantise.execution must allow one of those that this runtime has here ({here}), but it allows only {allowed}")
+    return legal if len(legal) > 1 else legal[0]
+
+
+def _ask(trial: optuna.Trial, name: str, value: Any) -> Any:
+    if isinstance(value, Range):
+        # Rounded: low + k * step has binary dust, and dust would make equal candidates differ.
+        return float(f"{trial.suggest_float(name, value.low, value.high, step=value.step, log=value.log):.12g}")
+    if not isinstance(value, tuple):
+        return value
+    if name.startswith(("bits_", "ratio_")):
+        # The index of sorted choices: a sampler sees their order, which a categorical hides.
+        return value[trial.suggest_int(name, 0, len(value) - 1)]
+    return trial.suggest_categorical(name, list(value))
+
+
+def _groups(space: Space, answers: Mapping[str, Any]) -> tuple[GroupPlan, ...]:
+    p, q = space.prune.positions, space.quantise.positions
+    count = max(p, q)
+    return tuple(
+        _group(answers[f"ratio_{i * p // count}"], answers[f"bits_{i * q // count}"], answers[f"exec_{i * q // count}"])
+        for i in range(count)
+    )
+
+
+def _group(ratio: float, bits: Any, execution: Any) -> GroupPlan:
+    # No runtime executes 16-bit weights in INT8: the gene is overruled here, so the candidate states what happens.
+    return GroupPlan(weight_bits=bits, execution=execution if bits <= 8 else "float", prune_ratio=ratio)

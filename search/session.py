@@ -1,0 +1,100 @@
+"""Everything a run holds open: data, teacher, engine host, runner; and the summary it leaves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from core.config import Config
+from core.data import load_search_data
+from core.engines import EngineHost
+from core.export import export_onnx, float_tensors, structure_key
+from core.files import write_atomically
+from core.pack import pack
+from core.teacher import TeacherLogits, obtain_teacher
+from core.train import open_device
+from core.views import viewed
+from objectives.bench import Workbench
+from results.front import front
+from results.record import TeacherReport, read_records
+from search.progress import Progress
+from search.space import Space
+from search.summary import write_summary
+from search.trial import TrialRunner
+
+
+@dataclass
+class Session:
+    """An open run."""
+
+    runner: TrialRunner
+    bench: Workbench
+    teacher: TeacherReport
+    study: optuna.Study
+    progress: Progress
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of machine and data."""
+        bench = self.bench
+        return {
+            "runtime": bench.engines.runtime.name,
+            "device": bench.engines.device,
+            "fingerprint": bench.engines.fingerprint,
+            "training_device": str(bench.device.device),
+            "amp": str(bench.device.amp),
+            "torch_threads": torch.get_num_threads(),
+            "data": {"name": bench.data.info.name, "digest": bench.data.info.digest, "train": len(bench.data.train), "search": len(bench.data.search)},
+        }
+
+    def counters(self) -> dict[str, int]:
+        """Work that is done once per study."""
+        return {"teacher_forward_images": self.bench.logits.forward_images}
+
+    def summarise(self, facts: Mapping[str, Any]) -> None:
+        """Print the front and write front.csv, front.html and run.json."""
+        records = read_records(self.study)
+        self.progress.result(front(records), self.teacher)
+        write_summary(self.bench.folder, records, self.teacher, facts)
+        self.progress.message(f"written: {self.bench.folder / 'front.csv'}, {self.bench.folder / 'front.html'}, {self.bench.folder / 'run.json'}")
+
+
+@contextmanager
+def open_session(space: Space, config: Config, folder: Path, cache: Path, progress: Progress, study: optuna.Study) -> Iterator[Session]:
+    """Load data, obtain the teacher, start the engine host; closes the host at the end."""
+    with EngineHost(config.runtime, folder) as engines:
+        bench = open_bench(config, engines, folder, cache, progress)
+        teacher = measure_teacher(bench)
+        progress.teacher = teacher
+        progress.message(
+            f"teacher {bench.teacher.name}: {100 * teacher.accuracy:.2f} % of {len(bench.data.search)} search images, "
+            f"{teacher.size_bytes / 1000:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}"
+        )
+        yield Session(TrialRunner(space, bench, progress, read_records(study)), bench, teacher, study, progress)
+
+
+def open_bench(config: Config, engines: EngineHost, folder: Path, cache: Path, progress: Progress) -> Workbench:
+    """What is made once and used by every trial."""
+    device = open_device(config.hardware)
+    progress.stage(None, "data")
+    data = load_search_data(config.data, cache)
+    progress.stage(None, "teacher")
+    teacher = obtain_teacher(config, data, device, cache, lambda *numbers: progress.epoch(None, "teacher", *numbers))
+    train_set = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
+    logits = TeacherLogits(teacher, train_set, data.info.digest, device, cache)
+    return Workbench(config, data, train_set, teacher, logits, device, engines, folder)
+
+
+def measure_teacher(bench: Workbench) -> TeacherReport:
+    """The FP32 teacher's packed bytes and latency in the study's own runtime."""
+    model = copy.deepcopy(bench.teacher.model).cpu().float()
+    exported = export_onnx(model, bench.input_shape)
+    path = write_atomically(bench.folder / "teacher" / "model.onnx", exported.SerializeToString())
+    latency = bench.engines.latency(path, key=structure_key(exported))
+    return TeacherReport(accuracy=bench.teacher.accuracy, size_bytes=len(pack(float_tensors(model))), latency=latency)

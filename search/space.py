@@ -1,0 +1,231 @@
+"""A space: WHAT may vary (spaces/*.yaml). HOW a study runs is core/config.py.
+
+A value is a scalar (fixed: it asks nothing of the sampler), a list (choices) or {low, high, step?, log?} (a range). Values are kept
+canonical: choices sorted and distinct, one choice or an empty range is the scalar itself. So equal spaces have equal digests.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+
+from core.candidate import Execution, Frozen, WeightBits, fingerprint
+from core.config import Config
+from core.errors import UserError
+from core.tables import lookup, nearest
+from core.yaml_io import apply_overrides, is_bare_name, load_yaml, parse, resolve_path
+
+T = TypeVar("T")
+SELF = "self"
+"""The student name of the user's own network."""
+
+
+class Range(Frozen):
+    """All numbers from `low` to `high`, both included; in steps of `step`, or on a logarithmic scale."""
+
+    low: float
+    high: float
+    step: float | None = None
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        low, high, step = self.low, self.high, self.step
+        if low > high:
+            raise ValueError(f"must have low <= high, but got low {low:g}, high {high:g}")
+        if self.log and (step is not None or low <= 0):
+            raise ValueError(f"must have low > 0 and no step where log is true, but got low {low:g}, step {step}")
+        if step is not None and step <= 0:
+            raise ValueError(f"must have step > 0, but got step {step:g}")
+        if step is not None and (rest := (Fraction(str(high)) - Fraction(str(low))) % Fraction(str(step))):
+            fitting = float(Fraction(str(high)) - rest)
+            raise ValueError(f"must reach high in whole steps of {step:g} from low {low:g}, but got high {high:g}; say high {fitting:g}")
+        return self
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict | Range):
+        return "<range>"
+    return "<choices>" if isinstance(value, list | tuple) else "<fixed>"
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Range):
+        return value.low if value.low == value.high else value
+    if not isinstance(value, tuple):
+        return value
+    if not value:
+        raise ValueError("must have at least one choice, but the list is empty")
+    entry, times = Counter(value).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"must have distinct choices, but {entry} is given {times} times")
+    return value[0] if len(value) == 1 else tuple(sorted(value, key=lambda entry: (entry is None, entry)))
+
+
+Listed = Annotated[
+    Annotated[T, Tag("<fixed>")] | Annotated[tuple[T, ...], Tag("<choices>")], Discriminator(_kind), AfterValidator(_canonical)
+]
+Ranged = Annotated[
+    Annotated[T, Tag("<fixed>")] | Annotated[tuple[T, ...], Tag("<choices>")] | Annotated[Range, Tag("<range>")],
+    Discriminator(_kind),
+    AfterValidator(_canonical),
+]
+
+
+def options(value: Any) -> tuple[Any, ...]:
+    """What a value can be: its choices, a range's two ends, or the fixed value alone."""
+    if isinstance(value, Range):
+        return (value.low, value.high)
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _all(holds: Callable[[float], bool], law: str) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if wrong := [number for number in options(value) if not holds(number)]:
+            raise ValueError(f"must be {law}, but got {wrong[0]:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+Positive = Annotated[Ranged[float], _all(lambda number: number > 0, "greater than 0")]
+NotNegative = Annotated[Ranged[float], _all(lambda number: number >= 0, "at least 0")]
+Ratio = Annotated[Ranged[float], _all(lambda number: 0 <= number < 1, "at least 0 and less than 1")]
+Positions = Annotated[int, Field(ge=1, le=1000)]
+
+
+class StudentSpace(Frozen):
+    """Which networks, and the factor on their channels. `self` is the user's own network, always at width 1."""
+
+    name: Listed[str]
+    width: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _check(self) -> StudentSpace:
+        if self.name == SELF and self.width != 1.0:
+            raise ValueError("must have width 1.0 where 'self' is the only name: your own network has no width")
+        return self
+
+
+class DistilSpace(Frozen):
+    """ce_weight * cross-entropy + weight * loss(temperature)."""
+
+    loss: Listed[str] = "kd"
+    temperature: Positive = 4.0
+    weight: NotNegative = 0.9
+    ce_weight: NotNegative = 0.1
+    init: Listed[Literal["inherit", "scratch"]] = "inherit"
+
+    @model_validator(mode="after")
+    def _check(self) -> DistilSpace:
+        if 0 in options(self.weight) and 0 in options(self.ce_weight):
+            raise ValueError("must not let weight and ce_weight both be 0: nothing would be learnt")
+        return self
+
+
+class PruneSpace(Frozen):
+    """One ratio for each of `positions` depth positions; channel counts are rounded to multiples of `round_to`."""
+
+    positions: Positions = 1
+    ratio: Ratio = 0.0
+    round_to: Listed[Annotated[int, Field(ge=1)]] = 8
+
+
+class QuantiseSpace(Frozen):
+    """Storage bits and execution for each of `positions` depth positions; `edge_bits` for the first and last layer, unless null."""
+
+    positions: Positions = 1
+    weight_bits: Listed[WeightBits] = 8
+    execution: Listed[Execution] = "int8"
+    quantiser: Listed[str] = "lsq"
+    edge_bits: Listed[WeightBits | None] = 8
+
+    @model_validator(mode="after")
+    def _check(self) -> QuantiseSpace:
+        if self.execution == "int8" and 16 in (*options(self.weight_bits), *options(self.edge_bits)):
+            raise ValueError("must allow execution float where 16 bits are allowed: 16-bit weights do not execute in int8")
+        return self
+
+
+class ObjectiveSpace(Frozen):
+    """How size is counted. `packed`: bytes of the bit-packed weight file."""
+
+    size: Literal["packed"] = "packed"
+
+
+class Constraints(Frozen):
+    """Hard limits of the search; None: no limit. 1 KB is 1000 bytes, accuracy is a share in (0, 1]."""
+
+    latency_ms: Annotated[float, Field(gt=0.0)] | None = None
+    size_kb: Annotated[float, Field(gt=0.0)] | None = None
+    accuracy: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+
+
+class Space(Frozen):
+    """All that a study may vary. `config` names an entry of configs/ or a YAML file."""
+
+    student: StudentSpace
+    distil: DistilSpace = DistilSpace()
+    prune: PruneSpace = PruneSpace()
+    quantise: QuantiseSpace = QuantiseSpace()
+    objectives: ObjectiveSpace = ObjectiveSpace()
+    constraints: Constraints = Constraints()
+    config: str | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        """The space as a canonical dict of JSON values, without `config`: its content counts, not its name."""
+        return self.model_dump(mode="json", exclude={"config"})
+
+
+def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
+    """The space in the YAML file `path` with `overrides` (`key=value`) applied; a `config` path is relative to that file's folder."""
+    data = load_yaml(path)
+    if isinstance(config := data.get("config"), str) and not is_bare_name(config):
+        data = data | {"config": str(resolve_path(config, path.parent))}
+    return parse(Space, apply_overrides(data, overrides), f"{path} with --set" if overrides else str(path))
+
+
+def space_digest(space: Space, config: Config) -> tuple[str, dict[str, Any]]:
+    """16 hex digits of all that shapes a study's results, and the dict they are of."""
+    content = {"space": space.resolved(), "config": config.model_dump(mode="json")}
+    return fingerprint(content), content
+
+
+def check_names(space: Space, students: Iterable[str], losses: Iterable[str], quantisers: Iterable[str], where: str = "the space") -> None:
+    """UserError for the first name in `space` that no table has."""
+    checks = [
+        ("student", "student.name", space.student.name, [*students, SELF]),
+        ("loss", "distil.loss", space.distil.loss, list(losses)),
+        ("quantiser", "quantise.quantiser", space.quantise.quantiser, list(quantisers)),
+    ]
+    for kind, key, value, known in checks:
+        for name in options(value):
+            if name not in known:
+                listed = ", ".join(sorted(set(known)))
+                raise UserError(f"unknown {kind} {name!r}{nearest(name, known) or ';'} known: {listed} ({where}, {key})")
+
+
+def split_overrides(assignments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`--set` assignments of the space's keys, and the others: the configuration's. Only `quantise` is a section of both."""
+    own = set(Space.model_fields) - {"quantise"} | {"quantise." + key for key in QuantiseSpace.model_fields}
+    mine = [text for text in assignments if own & {text.split("=")[0].split(".")[0], ".".join(text.split("=")[0].split(".")[:2])}]
+    return mine, [text for text in assignments if text not in mine]
+
+
+DEFAULTS: dict[str, Mapping[str, Any]] = {
+    SELF: {
+        "student": {"name": SELF},
+        "prune": {"positions": 4, "ratio": {"low": 0.0, "high": 0.6, "step": 0.1}},
+        "quantise": {"positions": 12, "weight_bits": [2, 3, 4, 5, 6, 8], "execution": ["int8", "float"]},
+    }
+}
+
+
+def default_space(kind: str = SELF) -> Space:
+    """The space of a run without YAML; `self`: the user's own network, pruned and quantised."""
+    return parse(Space, lookup(DEFAULTS, "default space", kind), f"the default space {kind!r}")

@@ -1,0 +1,180 @@
+"""What every entry of STUDENTS promises."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from core.errors import UserError
+from core.layers import count_macs, count_parameters, layer_infos
+from core.prune import prune_channels
+from core.students import STUDENTS, light_cnn
+
+# mdistiller's own counts (mdistiller/models/cifar at a08d46f): classes -> (parameters, MACs at 3x32x32).
+MDISTILLER = {
+    "resnet20": {10: (272474, 40813184), 100: (278324, 40818944)},
+    "resnet32": {10: (466906, 69124736), 100: (472756, 69130496)},
+    "resnet56": {10: (855770, 125747840), 100: (861620, 125753600)},
+    "resnet110": {10: (1730714, 253149824), 100: (1736564, 253155584)},
+    "resnet8x4": {10: (1210410, 177048064), 100: (1233540, 177071104)},
+    "resnet32x4": {10: (7410730, 1083017728), 100: (7433860, 1083040768)},
+}
+
+every_student = pytest.mark.parametrize("name", STUDENTS)
+
+
+def narrow(name: str, **arguments: int) -> nn.Module:
+    torch.manual_seed(0)
+    return STUDENTS[name](**{"classes": 5, "width": 0.5, **arguments})
+
+
+def test_naming_the_students_imports_no_torch() -> None:
+    code = "import sys, core.students; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@every_student
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image_size", [8, 28, 32])
+def test_logits_have_a_row_per_image_and_a_column_per_class(name: str, channels: int, image_size: int) -> None:
+    model = narrow(name, channels=channels, image_size=image_size, width=0.25).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, channels, image_size, image_size)).shape == (2, 5)
+
+
+@every_student
+def test_images_smaller_than_the_strides_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"at least \d+ px"):
+        narrow(name, image_size=2)
+
+
+@every_student
+def test_the_smallest_images_that_are_not_refused_work(name: str) -> None:
+    for size in range(1, 9):
+        try:
+            model = narrow(name, image_size=size, width=0.25).eval()
+        except UserError:
+            continue
+        with torch.no_grad():
+            assert model(torch.randn(1, 3, size, size)).shape == (1, 5)
+        return
+    pytest.fail("every size was refused")
+
+
+@every_student
+def test_logits_are_the_classifier_on_the_averaged_features(name: str) -> None:
+    model = narrow(name).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features = model.features(images)
+        assert isinstance(model.classifier, nn.Linear)
+        assert features.dim() == 4
+        torch.testing.assert_close(model.classifier(features.mean((2, 3))), model(images))
+
+
+@every_student
+def test_logits_are_the_mean_of_the_logits_of_equal_regions(name: str) -> None:
+    model = narrow(name).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        regions = F.adaptive_avg_pool2d(model.features(images), 4).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(model.classifier(regions).mean(1), model(images))
+
+
+@every_student
+def test_a_symbolic_trace_computes_the_same(name: str) -> None:
+    model = narrow(name).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(fx.symbolic_trace(model)(images), model(images))
+
+
+@every_student
+def test_width_scales_channels_in_multiples_of_four(name: str) -> None:
+    counts = []
+    for width in (0.25, 0.5, 1.0):
+        model = narrow(name, width=width)
+        assert all(info.out_channels % 4 == 0 for info in layer_infos(model, (3, 32, 32)) if info.kind == "conv")
+        counts.append(count_parameters(model))
+    assert counts[0] < counts[1] < counts[2]
+
+
+@every_student
+def test_initial_weights_depend_on_the_seed_alone(name: str) -> None:
+    first, second = narrow(name), narrow(name)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+
+
+@every_student
+def test_every_batch_norm_starts_at_weight_one(name: str) -> None:
+    norms = [module for module in narrow(name).modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert all(torch.equal(norm.weight, torch.ones_like(norm.weight)) for norm in norms)
+
+
+@every_student
+@pytest.mark.parametrize("bad", [{"width": 0.0}, {"classes": 1}, {"channels": 0}])
+def test_sizes_that_make_no_network_are_refused(name: str, bad: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="but got"):
+        narrow(name, **bad)
+
+
+@every_student
+def test_half_of_the_channels_can_be_pruned(name: str) -> None:
+    model = narrow(name).train()
+    shape = (3, 32, 32)
+    before = layer_infos(model, shape)
+    pruned = prune_channels(model, {info.name: 0.5 for info in before}, shape, round_to=4)
+    after = {info.name: info for info in layer_infos(pruned, shape)}
+    assert [info.name for info in before] == list(after)
+    for info in before[:-1]:
+        assert after[info.name].out_channels == max(4, int(info.out_channels / 8 + 0.5) * 4)
+    assert after["classifier"].out_channels == 5
+    assert count_macs(pruned, shape) < 0.5 * count_macs(model, shape)
+    assert count_parameters(pruned) < 0.5 * count_parameters(model)
+
+    loss = F.cross_entropy(pruned(torch.randn(2, *shape)), torch.tensor([0, 1]))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in pruned.parameters())
+
+
+@every_student
+def test_one_bfloat16_step_changes_the_weights_and_stays_finite(name: str) -> None:
+    model = narrow(name, width=0.25, image_size=16).train()
+    before = copy.deepcopy(model.state_dict())
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = F.cross_entropy(model(torch.randn(4, 3, 16, 16)), torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    optimiser.step()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    assert not torch.equal(before["classifier.weight"], model.state_dict()["classifier.weight"])
+
+
+@pytest.mark.parametrize("name", MDISTILLER)
+@pytest.mark.parametrize("classes", [10, 100])
+def test_resnets_have_the_counts_of_mdistiller(name: str, classes: int) -> None:
+    model = STUDENTS[name](classes=classes)
+    assert (count_parameters(model), count_macs(model, (3, 32, 32))) == MDISTILLER[name][classes]
+
+
+@pytest.mark.parametrize(("name", "convolutions"), [("resnet8", 9), ("resnet14", 15), ("resnet20", 21), ("resnet44", 45)])
+def test_a_resnet_has_its_depth_in_convolutions_and_two_projections(name: str, convolutions: int) -> None:
+    kinds = [info.kind for info in layer_infos(STUDENTS[name](classes=10), (3, 32, 32))]
+    assert kinds == ["conv"] * convolutions + ["linear"]
+
+
+def test_light_cnn_has_two_convolutions_per_block_as_configured() -> None:
+    infos = layer_infos(light_cnn(classes=3, channels=1, image_size=8, blocks=(8, 12)), (1, 8, 8))
+    assert [info.out_channels for info in infos] == [8, 8, 12, 12, 3]
+    assert [info.out_hw for info in infos] == [(8, 8), (8, 8), (4, 4), (4, 4), (1, 1)]
+
+
+def test_light_cnn_without_blocks_is_refused() -> None:
+    with pytest.raises(UserError, match="blocks"):
+        light_cnn(classes=3, blocks=())

@@ -1,0 +1,216 @@
+"""Laws of the engine host, on a real child with real and broken models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from filelock import FileLock
+
+from core.config import RuntimeConfig
+from core.engines import EngineHost, measurement_lock
+from core.errors import EngineBuildError, MeasurementError, UserError
+from tests.tiny_onnx import CHANNELS, CLASSES, IMAGES, SIZE, Classifier, not_finite, unsupported
+
+QUICK = RuntimeConfig(name="onnxruntime", warmup_s=0.0, max_s=0.05)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[EngineHost]:
+    with EngineHost(QUICK, tmp_path / "work") as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Classifier(quantised=True).save(tmp_path_factory.mktemp("models") / "model.onnx")
+
+
+def child_pid(host: EngineHost) -> int:
+    assert host._child is not None
+    return host._child.pid
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_predictions_are_the_models_for_every_batch(host: EngineHost, model: Path, batch: int) -> None:
+    logits, artifact = host.predict(model, IMAGES, batch=batch)
+    np.testing.assert_allclose(logits, Classifier(quantised=True).logits(IMAGES), atol=0.05)
+    assert (artifact.runtime, artifact.precision, artifact.layers) == ("onnxruntime", "f32", 3)
+    assert artifact.model_path == str(model)
+
+
+def test_a_latency_says_how_it_was_measured(tmp_path: Path, model: Path) -> None:
+    with EngineHost(RuntimeConfig(name="openvino", batch=2, warmup_s=0.0, max_s=0.05), tmp_path) as host:
+        report = host.latency(model)
+    assert 0 < report.ci_ms[0] <= report.p50_ms <= report.ci_ms[1]
+    assert report.p50_ms < 1000
+    assert report.samples > 0
+    assert (report.batch, report.threads, report.runtime, report.precision) == (2, 1, "openvino", "f32")
+    assert report.fingerprint == host.fingerprint
+
+
+def test_the_child_lives_through_many_requests(host: EngineHost, model: Path) -> None:
+    host.predict(model, IMAGES)
+    pid = child_pid(host)
+    host.latency(model)
+    assert child_pid(host) == pid
+
+
+def test_equal_keys_are_measured_once_even_by_the_next_host(tmp_path: Path, model: Path) -> None:
+    with EngineHost(QUICK, tmp_path) as host:
+        first = host.latency(model, key="structure")
+        assert host.latency(model, key="structure") == first
+        assert host.latency(model, key="other") != first
+    with EngineHost(QUICK, tmp_path) as host:
+        assert host.latency(model, key="structure") == first
+        assert host._child is None  # nothing was measured
+    with EngineHost(QUICK.model_copy(update={"batch": 2}), tmp_path) as host:
+        assert host.latency(model, key="structure").batch == 2
+
+
+def test_a_damaged_cache_is_measured_again(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "latency.json").write_text('{"structure')
+    with EngineHost(QUICK, tmp_path) as host:
+        report = host.latency(model, key="structure")
+    assert report.model_dump(mode="json") in json.loads((tmp_path / "latency.json").read_text()).values()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_model_that_does_not_build_is_one_failed_request(tmp_path: Path, model: Path, runtime: str) -> None:
+    corrupt = tmp_path / "corrupt.onnx"
+    corrupt.write_bytes(model.read_bytes()[:300])
+    with EngineHost(QUICK.model_copy(update={"name": runtime}), tmp_path) as host:
+        for broken in (corrupt, unsupported(tmp_path / "unsupported.onnx"), tmp_path / "missing.onnx"):
+            with pytest.raises(EngineBuildError, match=broken.name) as raised:
+                host.predict(broken, IMAGES)
+            assert "\n" not in str(raised.value)
+        assert host.predict(model, IMAGES)[0].shape == (len(IMAGES), CLASSES)
+
+
+def test_images_of_another_size_are_refused_with_both_shapes(host: EngineHost, model: Path) -> None:
+    with pytest.raises(EngineBuildError, match=rf"\(1, {CHANNELS}, {SIZE}, {SIZE}\), but got \(1, {CHANNELS}, 4, 4\)"):
+        host.predict(model, np.zeros((1, CHANNELS, 4, 4), np.float32))
+
+
+def test_logits_that_are_not_finite_are_no_measurement(host: EngineHost, tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match="7 of 7 images"):
+        host.predict(not_finite(tmp_path / "nan.onnx"), IMAGES)
+
+
+def test_a_request_beyond_its_time_limit_is_stopped(tmp_path: Path, model: Path) -> None:
+    with EngineHost(QUICK.model_copy(update={"timeout_s": 0.01}), tmp_path) as host:
+        with pytest.raises(EngineBuildError, match=r"did not finish in time.*limit 0\.01 s"):
+            host.predict(model, IMAGES)
+        assert host._child is None
+
+
+def test_a_child_killed_between_requests_is_replaced(host: EngineHost, model: Path) -> None:
+    host.predict(model, IMAGES)
+    pid = child_pid(host)
+    os.kill(pid, signal.SIGKILL)
+    host._child._process.wait()  # type: ignore[union-attr]
+    assert host.predict(model, IMAGES)[0].shape == (len(IMAGES), CLASSES)
+    assert child_pid(host) != pid
+
+
+def test_a_child_killed_within_a_request_fails_it_with_the_signal(tmp_path: Path, model: Path) -> None:
+    done = threading.Event()
+
+    def keep_killing(host: EngineHost) -> None:
+        while not done.wait(0.3):
+            child = host._child
+            if child is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGSEGV)
+
+    with EngineHost(QUICK.model_copy(update={"warmup_s": 30.0}), tmp_path) as host:
+        killer = threading.Thread(target=keep_killing, args=(host,))
+        killer.start()
+        try:
+            with pytest.raises(EngineBuildError, match="killed by signal 11"):
+                host.latency(model)
+        finally:
+            done.set()
+            killer.join()
+        assert host.predict(model, IMAGES)[0].shape == (len(IMAGES), CLASSES)
+
+
+def test_closing_ends_the_child_and_leaves_only_the_cache(tmp_path: Path, model: Path) -> None:
+    with EngineHost(QUICK, tmp_path) as host:
+        host.predict(model, IMAGES)
+        host.latency(model, key="structure")
+        pid = child_pid(host)
+    assert not psutil.pid_exists(pid)
+    assert [path.name for path in tmp_path.iterdir()] == ["latency.json"]
+
+
+def test_the_child_ends_with_its_parent(tmp_path: Path, model: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; import numpy as np\n"
+        "from core.config import RuntimeConfig; from core.engines import EngineHost\n"
+        f"host = EngineHost(RuntimeConfig(name='onnxruntime'), Path({str(tmp_path)!r}))\n"
+        f"host.predict(Path({str(model)!r}), np.zeros((1, {CHANNELS}, {SIZE}, {SIZE}), np.float32))\n"
+        "print(host._child.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pid = int(result.stdout)
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_measurement_waits_for_the_one_that_runs_on_this_machine(host: EngineHost, model: Path) -> None:
+    host.predict(model, IMAGES)
+    released = []
+
+    def hold(ready: threading.Event) -> None:
+        with FileLock(measurement_lock()):
+            ready.set()
+            time.sleep(0.3)
+            released.append(time.monotonic())
+
+    ready = threading.Event()
+    other = threading.Thread(target=hold, args=(ready,))
+    other.start()
+    ready.wait()
+    host.latency(model)
+    assert time.monotonic() >= released[0]
+    other.join()
+
+
+def test_a_precision_that_the_runtime_lacks_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"onnxruntime executes float layers in f32 only.*bf16"):
+        EngineHost(QUICK.model_copy(update={"precision": "bf16"}), tmp_path)
+
+
+def test_the_child_answers_in_json_lines_alone() -> None:
+    requests = '{"op": "ping"}\nnonsense\n{"op": "dance"}\n'
+    result = subprocess.run(
+        [sys.executable, "-m", "core.engine_child"], input=requests, capture_output=True, text=True, check=True, timeout=60
+    )
+    ping, nonsense, dance = (json.loads(line) for line in result.stdout.splitlines())
+    assert ping["ok"]["pid"] > 0
+    assert nonsense["error"] == dance["error"] == "engine"
+
+
+def test_what_native_code_prints_does_not_reach_the_answers() -> None:
+    code = (
+        "import os, core.engine_child as child\n"
+        "child.OPS['noise'] = lambda request: {'written': os.write(1, b'native noise')}\n"
+        "raise SystemExit(child.main())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], input='{"op": "noise"}\n', capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == {"ok": {"written": 12}}
+    assert "native noise" in result.stderr

@@ -1,0 +1,196 @@
+"""Laws of the packed weight file: bit-exact both ways, compact, and safe on any bytes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from core.candidate import WEIGHT_BITS
+from core.errors import UserError
+from core.pack import BITS, MAGIC, PackError, QTensor, Tensor, main, pack, unpack
+
+ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine fails no law
+FLOATS = st.one_of(
+    arrays.arrays(np.float32, arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5), elements=st.floats(width=32)),
+    arrays.arrays(np.float32, arrays.array_shapes(min_dims=0, max_dims=3, max_side=5), elements=st.floats(width=16)),
+)
+
+
+@st.composite
+def quantised(draw: st.DrawFn) -> QTensor:
+    bits = draw(st.sampled_from(BITS))
+    dtype = np.int16 if bits == 16 else np.int8
+    shape = draw(arrays.array_shapes(max_dims=4, max_side=4))
+    elements = st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    scales = draw(arrays.arrays(np.float32, shape[:1], elements=st.floats(min_value=0, width=draw(st.sampled_from((16, 32))))))
+    return QTensor(draw(arrays.arrays(dtype, shape, elements=elements)), scales, bits)
+
+
+TENSORS = st.dictionaries(st.text(max_size=8), st.one_of(FLOATS, quantised()), max_size=4)
+
+
+def assert_same(left: Tensor, right: Tensor) -> None:
+    assert type(left) is type(right)
+    if isinstance(left, QTensor):
+        assert isinstance(right, QTensor)
+        assert left.bits == right.bits
+        assert_same(left.scales, right.scales)
+        left, right = left.values, right.values
+    assert isinstance(right, np.ndarray)
+    assert (left.shape, left.dtype) == (right.shape, right.dtype)
+    assert left.tobytes() == right.tobytes()
+
+
+def with_checksum(content: bytes) -> bytes:
+    return content + zlib.crc32(content).to_bytes(4, "little")
+
+
+def example(bits: int = 3) -> dict[str, Tensor]:
+    rng = np.random.default_rng(0)
+    limit = 2 ** (bits - 1)
+    values = rng.integers(-limit, limit, (8, 3, 3, 3)).astype(np.int16 if bits == 16 else np.int8)
+    return {"conv.weight": QTensor(values, rng.random(8).astype(np.float32), bits), "conv.bias": rng.random(8).astype(np.float32)}
+
+
+@ANY_SPEED
+@given(TENSORS)
+def test_unpack_returns_what_was_packed_bit_by_bit(tensors: dict[str, Tensor]) -> None:
+    back = unpack(pack(tensors))
+    assert list(back) == list(tensors)
+    for name, tensor in tensors.items():
+        assert_same(back[name], tensor)
+
+
+@ANY_SPEED
+@given(TENSORS)
+def test_packing_the_unpacked_gives_the_same_bytes(tensors: dict[str, Tensor]) -> None:
+    data = pack(tensors)
+    assert pack(unpack(data)) == data
+
+
+@ANY_SPEED
+@given(st.binary(max_size=80))
+def test_random_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(PackError):
+        unpack(data)
+
+
+@settings(ANY_SPEED, max_examples=300)
+@given(TENSORS, st.data())
+def test_mutated_content_under_a_right_checksum_is_refused_or_canonical(tensors: dict[str, Tensor], data: st.DataObject) -> None:
+    content = bytearray(pack(tensors)[:-4])
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(len(MAGIC), len(content) - 1))] = data.draw(st.integers(0, 255))
+    mutated = with_checksum(bytes(content[: data.draw(st.integers(1, len(content)))]))
+    try:
+        tensors = unpack(mutated)
+    except PackError:
+        return
+    assert pack(tensors) == mutated
+
+
+def test_every_single_bit_flip_is_detected() -> None:
+    data = pack(example())
+    for position in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[position // 8] ^= 1 << position % 8
+        with pytest.raises(PackError):
+            unpack(bytes(flipped))
+
+
+def test_every_truncation_is_detected() -> None:
+    data = pack(example())
+    for size in range(len(data)):
+        with pytest.raises(PackError):
+            unpack(data[:size])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_weights_take_their_bits_and_little_more(bits: int) -> None:
+    tensors = example(bits)
+    floats = 8 * 4 * 2  # scales and biases that need fp32
+    names = sum(len(name) for name in tensors)
+    assert len(pack(tensors)) == (8 * 27 * bits + 7) // 8 + floats + names + len(MAGIC) + 1 + 1 + 4 + (1 + 1 + 1 + 4) + (1 + 1 + 1 + 1)
+
+
+def test_floats_take_two_bytes_only_when_every_value_survives() -> None:
+    halves = np.arange(100, dtype=np.float32) / 8
+    thirds = halves.copy()
+    thirds[7] = 1 / 3
+    assert len(pack({"x": thirds})) - len(pack({"x": halves})) == 200
+
+
+@pytest.mark.parametrize("bits", [np.float32("nan"), np.float32("inf"), np.float32(-0.0), np.float32(1e-45), np.float32(3e38)])
+def test_special_floats_survive(bits: np.float32) -> None:
+    assert_same(unpack(pack({"x": np.array(bits)}))["x"], np.array(bits))
+
+
+def test_the_bits_are_those_of_the_search() -> None:
+    assert BITS == WEIGHT_BITS
+
+
+def test_a_lying_size_costs_no_memory() -> None:
+    content = MAGIC + bytes([1, 1, 1]) + b"x" + bytes([0x88, 1]) + b"\xff\xff\xff\xff\x0f"  # 2**32 output channels claimed
+    with pytest.raises(PackError, match="cut short"):
+        unpack(with_checksum(content))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (QTensor(np.zeros((2, 2), np.int8), np.ones(2, np.float32), 9), "bits must be one of 2, 3, 4, 5, 6, 7, 8, 16"),
+        (QTensor(np.full((2, 2), 4, np.int8), np.ones(2, np.float32), 3), r"3-bit values lie in -4\.\.3"),
+        (QTensor(np.zeros((2, 2), np.int16), np.ones(2, np.float32), 8), "must be int8"),
+        (QTensor(np.zeros((2, 2), np.int8), np.ones(3, np.float32), 8), "one scale per output channel"),
+        (QTensor(np.zeros((2, 2), np.int8), np.ones(2), 8), "floats must be float32"),
+        (np.zeros(2), "floats must be float32"),
+        (np.zeros((1,) * 9, np.float32), "at most 8 dimensions"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tensor: Tensor, message: str) -> None:
+    with pytest.raises(PackError, match=message):
+        pack({"x": tensor})
+
+
+def test_a_newer_version_is_named() -> None:
+    data = bytearray(pack(example())[:-4])
+    data[len(MAGIC)] = 2
+    with pytest.raises(PackError, match="version 1, but this one has 2"):
+        unpack(with_checksum(bytes(data)))
+
+
+def test_non_contiguous_values_are_packed_in_logical_order() -> None:
+    values = np.arange(-4, 4, dtype=np.int8).reshape(2, 4).T
+    assert_same(unpack(pack({"x": QTensor(values, np.ones(4, np.float32), 3)}))["x"], QTensor(values.copy(), np.ones(4, np.float32), 3))
+
+
+def test_inspect_prints_shape_bits_and_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights.pack"
+    path.write_bytes(pack(example()))
+    assert main(["inspect", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["conv.weight", "8x3x3x3", "3"]
+    assert lines[2].split()[:3] == ["conv.bias", "8", "32"]
+    assert int(lines[-1].split()[-1]) == path.stat().st_size
+
+
+def test_inspecting_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        main(["inspect", str(tmp_path / "none.pack")])
+
+
+def test_the_command_ends_with_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    path = tmp_path / "text.pack"
+    path.write_text("hello, I am no packed weight file")
+    result = subprocess.run([sys.executable, "-m", "core.pack", "inspect", str(path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "PPAK" in result.stderr
