@@ -64,6 +64,7 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
         started = time.time()
         with open_session(space, config, folder, CACHE, progress, study) as session:
             facts = {"study": name, "command": _command(), "seed": config.seed, "started": started, **session.facts()}
+            session.begin(facts)
             try:
                 _run_trials(study, session.runner, args.trials)
                 code = 0

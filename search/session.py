@@ -26,7 +26,7 @@ from results.front import front
 from results.record import TeacherReport, read_records
 from search.progress import Progress
 from search.space import Space
-from search.summary import write_summary
+from search.summary import write_run_json, write_summary
 from search.trial import TrialRunner
 
 
@@ -50,12 +50,17 @@ class Session:
             "training_device": str(bench.device.device),
             "amp": str(bench.device.amp),
             "torch_threads": torch.get_num_threads(),
+            "normalisation": {"mean": bench.teacher.normalise.mean, "std": bench.teacher.normalise.std},
             "data": {"name": bench.data.info.name, "digest": bench.data.info.digest, "train": len(bench.data.train), "search": len(bench.data.search)},
         }
 
     def counters(self) -> dict[str, int]:
         """Work that is done once per study."""
         return {"teacher_forward_images": self.bench.logits.forward_images}
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Write run.json before the first trial: an export needs it also from a run that was killed."""
+        write_run_json(self.bench.folder, read_records(self.study), self.teacher, facts)
 
     def summarise(self, facts: Mapping[str, Any]) -> None:
         """Print the front and write front.csv, front.html and run.json."""

@@ -24,6 +24,11 @@ def write_summary(folder: Path, records: Sequence[TrialRecord], teacher: Teacher
     best = front(records)
     front_csv(best, teacher, folder / "front.csv")
     front_html(records, best, teacher, folder / "front.html")
+    write_run_json(folder, records, teacher, facts)
+
+
+def write_run_json(folder: Path, records: Sequence[TrialRecord], teacher: TeacherReport, facts: Mapping[str, Any]) -> None:
+    """The account of a run: machine, versions, teacher, trials, seconds."""
     account = {
         **facts,
         "versions": versions(),

@@ -1,0 +1,236 @@
+"""Export: python -m search.export_best --rank 0
+
+Takes one point of a study's front, scores it once on the test split, and writes it as a bundle: a folder of files that run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.cli import run_main
+from core.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import optuna
+
+    from core.config import Config
+    from core.data.types import SearchData
+    from results.record import TrialRecord
+
+RUNS = Path("runs")
+TEST_KEY = "test_accuracy"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of search.export_best."""
+    parser = argparse.ArgumentParser(
+        prog="python -m search.export_best", description="Write one point of a study's Pareto front as a folder of files that run."
+    )
+    parser.add_argument("--study", metavar="NAME", help="folder below runs/; default: the newest run's")
+    parser.add_argument("--storage", metavar="URL", help="database of the study, where it is not in the run's folder")
+    parser.add_argument("--rank", type=int, metavar="R", help="0 is the most accurate point of the front (default)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: exported/<study>-rank<R>")
+    parser.add_argument("--runtime", metavar="NAME", help="must be the study's: another runtime has another grid")
+    parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="the most accurate point that is this fast")
+    parser.add_argument("--max-size-kb", type=float, metavar="KB", help="... this small (KB of 1000 bytes)")
+    parser.add_argument("--min-accuracy", type=float, metavar="A", help="... this accurate, in [0, 1]")
+    parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="where the images are now, if they have moved")
+    parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE.py", help="runs your file, for data sets that it registers")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Choose, score on the test split, write the bundle, print where it is."""
+    args = build_parser().parse_args(argv)
+    from search.setup import load_plugins
+
+    load_plugins(args.plugin)
+    name = newest_run(RUNS) if args.study is None else args.study
+    from search.study import check_name, load_study, storage_errors, storage_url
+
+    folder = RUNS / check_name(name)
+    url = storage_url(folder, args.storage)
+    with storage_errors(url):
+        study = load_study(url, name)
+        record, rank = _choose(study, args)
+        out = args.out or Path("exported") / f"{name}-rank{rank}"
+        export(study, record, rank, folder, out, args)
+    return 0
+
+
+def newest_run(runs: Path) -> str:
+    """Name of the run whose study was written last. Raises UserError when there is none."""
+    found = [*runs.glob("*/study.db"), *runs.glob("*/run.json")]
+    if not found:
+        raise UserError(f"there is no run in {runs}/; run search.run first, or name a --study and its --storage")
+    return max(found, key=lambda path: path.stat().st_mtime).parent.name
+
+
+def _choose(study: optuna.Study, args: argparse.Namespace) -> tuple[TrialRecord, int]:
+    """The point asked for and its rank."""
+    from results.front import at_rank, front, select
+    from results.record import read_records
+
+    records = read_records(study)
+    limits = (args.max_latency_ms, args.max_size_kb, args.min_accuracy)
+    if any(limit is not None for limit in limits):
+        if args.rank is not None:
+            raise UserError("--rank names a point and limits choose one: give one or the other")
+        record = select(records, *limits)
+        return record, front(records).index(record)
+    rank = args.rank or 0
+    return at_rank(records, rank), rank
+
+
+def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, out: Path, args: argparse.Namespace) -> None:
+    """Score the candidate's engine on the test split and write the bundle."""
+    from core.bundle import Preprocessing, check_replaceable, write_bundle
+    from core.data import load_search_data
+    from core.engines import EngineHost
+
+    check_replaceable(out.resolve())
+    config = _config_of(study, args)
+    run = _run_facts(folder)
+    model, packed = (_candidate_file(folder, record, name) for name in ("model.onnx", "weights.pack"))
+    assert record.measurement is not None
+    assert record.candidate is not None
+    data = load_search_data(config.data, RUNS / ".cache")
+    _check_data(data, run)
+    preprocessing = Preprocessing(image_size=data.info.image_size, channels=data.info.channels, **run["normalisation"])
+    with EngineHost(config.runtime, folder) as engines:
+        _check_runtime(args.runtime, engines.runtime.name, record)
+        test = _test_accuracy(study, record, config, preprocessing, engines, model)
+        measurement = _measurement(study, record, rank, run, engines.device, test)
+        write_bundle(
+            out,
+            onnx=model.read_bytes(),
+            packed=packed.read_bytes(),
+            candidate=record.candidate,
+            measurement=measurement,
+            labels=data.info.classes,
+            preprocessing=preprocessing,
+            runtime=engines.runtime.name,
+            precision=config.runtime.precision,
+            readme_facts=_readme_facts(record, test),
+        )
+    print(
+        f"rank {rank} (trial {record.number}): test accuracy {100 * test['accuracy']:.2f} % of {test['images']} images "
+        f"(95 % interval {100 * test['interval'][0]:.2f} to {100 * test['interval'][1]:.2f}), search accuracy {100 * record.measurement.accuracy:.2f} %, "
+        f"{record.measurement.size_bytes / 1000:.1f} KB, {record.measurement.latency.p50_ms:.3f} ms"
+    )
+    print(f"written: {out}")
+
+
+def _config_of(study: optuna.Study, args: argparse.Namespace) -> Config:
+    """The configuration that the study was made with."""
+    from core.config import Config
+    from core.yaml_io import parse
+    from search.study import CONTENT_KEY
+
+    if CONTENT_KEY not in study.user_attrs:
+        raise UserError(f"the study {study.study_name!r} was not made by this program; name another --study")
+    content = dict(study.user_attrs[CONTENT_KEY]["config"])
+    if args.data_dir is not None:
+        content["data"] = {**content["data"], "dir": str(args.data_dir)}
+    return parse(Config, content, f"the study {study.study_name!r}")
+
+
+def _run_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"an export needs {folder / 'run.json'}, which is not there or not whole; run search.run once more, it is written at the end") from error
+    return facts
+
+
+def _candidate_file(folder: Path, record: TrialRecord, name: str) -> Path:
+    path = folder / str(record.path) / name
+    if not path.is_file():
+        raise UserError(f"the files of trial {record.number} must be in the run's folder, but {path} is missing; run on the machine that made them")
+    return path
+
+
+def _check_data(data: SearchData, run: Mapping[str, Any]) -> None:
+    if data.info.digest != run["data"]["digest"]:
+        raise UserError(
+            f"the test images must belong to the data of the search, but this data's digest is {data.info.digest}, not {run['data']['digest']}; "
+            "point --data-dir at the images of the search, unchanged"
+        )
+
+
+def _check_runtime(asked: str | None, runtime: str, record: TrialRecord) -> None:
+    from core.runtimes import resolve_runtime
+
+    assert record.measurement is not None
+    measured = record.measurement.latency.runtime
+    if asked is not None and resolve_runtime(asked) != measured:
+        raise UserError(f"--runtime must be the study's ({measured}), but got {asked}; search again with --set runtime.name={asked}")
+    if runtime != measured:
+        raise UserError(f"this study was measured in {measured}, but runtime.name resolves to {runtime} here; install {measured}")
+
+
+def _test_accuracy(study: optuna.Study, record: TrialRecord, config: Config, preprocessing: Any, engines: Any, model: Path) -> dict[str, Any]:
+    """Accuracy of the engine on the test split: computed once per candidate and logged in the study."""
+    logged: dict[str, dict[str, Any]] = study.user_attrs.get(TEST_KEY, {})
+    key = str(record.fingerprint)
+    if key not in logged:
+        from core.data.heldout import load_test_data
+
+        test = load_test_data(config.data, RUNS / ".cache")
+        logits, _ = engines.predict(model, preprocessing.normalise(test.images.numpy()))
+        logged = {**logged, key: score(logits, test.labels.numpy())}
+        study.set_user_attr(TEST_KEY, logged)
+    return logged[key]
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Accuracy of logits (N, K) against labels (N,), with the 95 % Wilson interval."""
+    right, count = int((logits.argmax(1) == labels).sum()), len(labels)
+    return {"accuracy": right / count, "images": count, "interval": wilson(right, count)}
+
+
+def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a proportion. References: Wilson 1927; Brown, Cai, DasGupta 2001."""
+    share = right / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _measurement(
+    study: optuna.Study, record: TrialRecord, rank: int, run: Mapping[str, Any], device: Mapping[str, Any], test: Mapping[str, Any]
+) -> dict[str, Any]:
+    assert record.measurement is not None
+    return {
+        "study": study.study_name,
+        "trial": record.number,
+        "rank": rank,
+        "seed": run["seed"],
+        "search": record.measurement.model_dump(mode="json"),
+        "test": dict(test),
+        "teacher": run["teacher"],
+        "data": run["data"],
+        "device": dict(device),
+        "versions": run["versions"],
+    }
+
+
+def _readme_facts(record: TrialRecord, test: Mapping[str, Any]) -> dict[str, object]:
+    assert record.measurement is not None
+    measured, latency = record.measurement, record.measurement.latency
+    return {
+        "student": f"{record.student} at width {record.width:g}" if record.width else str(record.student),
+        "test accuracy": f"{100 * test['accuracy']:.2f} % of {test['images']} images",
+        "search accuracy": f"{100 * measured.accuracy:.2f} % of {measured.images} images",
+        "packed weights": f"{measured.size_bytes} bytes, {measured.mean_bits:.1f} bits a layer on average",
+        "latency": f"{latency.p50_ms:.3f} ms median, {latency.p95_ms:.3f} ms p95, batch {latency.batch}, {latency.threads} thread(s), {latency.runtime}",
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))

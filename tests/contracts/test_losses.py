@@ -1,0 +1,87 @@
+"""What every entry of DISTIL_LOSSES promises: fn(student logits, teacher logits, labels, plan) -> scalar."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.candidate import DistilPlan
+from core.losses import DISTIL_LOSSES
+
+every_loss = pytest.mark.parametrize("name", DISTIL_LOSSES)
+LABELS = torch.tensor([0, 3, 1, 2, 4, 0])
+
+
+def logits(seed: int, classes: int = 5, scale: float = 2.0) -> torch.Tensor:
+    return scale * torch.randn(len(LABELS), classes, generator=torch.Generator().manual_seed(seed))
+
+
+def plan(name: str, temperature: float = 4.0) -> DistilPlan:
+    return DistilPlan(loss=name, temperature=temperature)
+
+
+@every_loss
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+def test_a_loss_is_one_number_that_is_never_negative(name: str, temperature: float) -> None:
+    value = DISTIL_LOSSES[name](logits(0), logits(1), LABELS, plan(name, temperature))
+    assert value.shape == ()
+    assert torch.isfinite(value)
+    assert value >= 0
+
+
+@every_loss
+def test_the_student_s_own_logits_as_teacher_leave_nothing_to_learn_from_it(name: str) -> None:
+    student = logits(0).requires_grad_()
+    (grad,) = torch.autograd.grad(DISTIL_LOSSES[name](student, student.detach(), LABELS, plan(name)), student)
+    (other,) = torch.autograd.grad(DISTIL_LOSSES[name](student, logits(1), LABELS, plan(name)), student)
+    hard_only = torch.equal(grad, other)  # a loss of labels alone does not look at the teacher
+    assert hard_only or grad.abs().max() < 1e-6
+    if not hard_only:
+        assert DISTIL_LOSSES[name](student, student.detach(), LABELS, plan(name)).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@every_loss
+def test_a_step_against_the_gradient_lowers_the_loss(name: str) -> None:
+    student, teacher = logits(0).requires_grad_(), logits(1)
+    before = DISTIL_LOSSES[name](student, teacher, LABELS, plan(name))
+    (grad,) = torch.autograd.grad(before, student)
+    after = DISTIL_LOSSES[name](student - 0.01 * grad / grad.norm(), teacher, LABELS, plan(name))
+    assert after < before
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_computed_in_float32(name: str, dtype: torch.dtype) -> None:
+    student, teacher = logits(0).to(dtype), logits(1).to(dtype)
+    value = DISTIL_LOSSES[name](student, teacher, LABELS, plan(name))
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, DISTIL_LOSSES[name](student.float(), teacher.float(), LABELS, plan(name)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(DISTIL_LOSSES[name](student, teacher, LABELS, plan(name)), value)
+
+
+@every_loss
+def test_the_mean_over_the_batch_is_taken(name: str) -> None:
+    whole = DISTIL_LOSSES[name](logits(0), logits(1), LABELS, plan(name))
+    rows = [DISTIL_LOSSES[name](logits(0)[i : i + 1], logits(1)[i : i + 1], LABELS[i : i + 1], plan(name)) for i in range(len(LABELS))]
+    torch.testing.assert_close(whole, torch.stack(rows).mean())
+
+
+@every_loss
+@pytest.mark.parametrize("classes", [2, 5])
+def test_extreme_logits_stay_finite_in_value_and_gradient(name: str, classes: int) -> None:
+    student = logits(0, classes, scale=300.0).requires_grad_()
+    value = DISTIL_LOSSES[name](student, logits(1, classes, scale=300.0), LABELS % classes, plan(name, 1.0))
+    value.backward()
+    assert torch.isfinite(value)
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+
+
+@every_loss
+def test_no_gradient_reaches_a_teacher_without_one(name: str) -> None:
+    student = logits(0).requires_grad_()
+    teacher = logits(1)
+    DISTIL_LOSSES[name](student, teacher, LABELS, plan(name)).backward()
+    assert student.grad is not None
+    assert teacher.grad is None

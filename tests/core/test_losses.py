@@ -1,0 +1,145 @@
+"""Losses against the values of the papers' own code, and the laws that hold for any logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from core.losses import dkd_loss, kd_loss, region_logits, sdd_loss, standardize_logits
+
+REFERENCE = json.loads(Path(__file__).parents[1].joinpath("data", "losses_seed0.json").read_text(encoding="utf-8"))
+SCALES = {"M": [1, 2, 4]}
+
+
+def draw() -> dict[str, Tensor]:
+    rs = np.random.RandomState(0)
+    arrays = {
+        "zs": rs.randn(8, 100) * 2.0,
+        "zt": rs.randn(8, 100) * 3.0,
+        "ft": np.maximum(rs.randn(8, 16, 8, 8), 0),
+        "fs": np.maximum(rs.randn(8, 12, 4, 4), 0),
+        "Wt": rs.randn(100, 16) * 0.8,
+        "bt": rs.randn(100) * 0.1,
+        "Ws": rs.randn(100, 12) * 0.5,
+        "bs": rs.randn(100) * 0.1,
+    }
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer.requires_grad_(False)
+
+
+def regions(inputs: dict[str, Tensor], scales: list[int]) -> tuple[Tensor, Tensor]:
+    teacher = region_logits(inputs["ft"], linear(inputs["Wt"], inputs["bt"]), scales)
+    return region_logits(inputs["fs"], linear(inputs["Ws"], inputs["bs"]), scales), teacher
+
+
+def value_of(case: dict[str, Any], inputs: dict[str, Tensor]) -> Tensor:
+    name, params = case["name"], case["params"]
+    z, v, y = inputs["zs"], inputs["zt"], torch.tensor(REFERENCE["y"])
+    if "LSKD_" in name:
+        z, v = standardize_logits(z), standardize_logits(v)
+    if name in ("KD", "LSKD_KD"):
+        return kd_loss(z, v, params["T"])
+    if name in ("DKD", "LSKD_DKD"):
+        return dkd_loss(z, v, y, params["T"], params["alpha"], params["beta"])
+    student, teacher = regions(inputs, params["M"])
+    options: dict[str, Any] = {"standardize": "z-scored" in name, "complementary_weight": params["beta"]}
+    if name.startswith("SDD_DKD"):
+        options |= {"base": "dkd", "alpha": params["alpha"], "beta": params["beta_dkd"]}
+    return sdd_loss(student, teacher, torch.tensor(REFERENCE["ym"]), params["T"], **options)
+
+
+def test_the_inputs_are_those_of_the_reference() -> None:
+    for name, tensor in draw().items():
+        assert float(tensor.sum()) == pytest.approx(REFERENCE["sums"][name], rel=1e-12)
+
+
+@pytest.mark.parametrize("case", REFERENCE["cases"], ids=lambda case: f"{case['name']} {case['params']}")
+def test_values_and_gradients_are_those_of_the_reference_code(case: dict[str, Any]) -> None:
+    inputs = draw()
+    leaf = inputs["fs" if "M" in case["params"] else "zs"].requires_grad_()
+    value = value_of(case, inputs)
+    assert value.item() == pytest.approx(case["value"], rel=1e-9)
+    if "grad_l2" in case:
+        value.backward()
+        assert leaf.grad is not None
+        assert leaf.grad.norm().item() == pytest.approx(case["grad_l2"], rel=1e-9)
+
+
+@pytest.mark.parametrize("case", [case for case in REFERENCE["cases"] if "patch_t_sum" in case], ids=lambda case: str(case["params"]))
+def test_regions_are_those_of_the_reference_code(case: dict[str, Any]) -> None:
+    student, teacher = regions(draw(), case["params"]["M"])
+    assert teacher.sum().item() == pytest.approx(case["patch_t_sum"], rel=1e-9)
+    assert student.sum().item() == pytest.approx(case["patch_s_sum"], rel=1e-9)
+    assert teacher[7, 99, -1].item() == pytest.approx(case["patch_t_last"], rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_float32_stays_close_to_float64(scale: float) -> None:
+    z, v, y = draw()["zs"] * scale, draw()["zt"] * scale, torch.tensor(REFERENCE["y"])
+    torch.testing.assert_close(kd_loss(z.float(), v.float(), 4.0).double(), kd_loss(z, v, 4.0), rtol=1e-4, atol=1e-6)
+    single, double = dkd_loss(z.float(), v.float(), y, 4.0, 1.0, 8.0), dkd_loss(z, v, y, 4.0, 1.0, 8.0)
+    torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-6)
+
+
+def test_region_zero_is_the_global_average() -> None:
+    inputs = draw()
+    head = linear(inputs["Wt"], inputs["bt"])
+    torch.testing.assert_close(region_logits(inputs["ft"], head, (1, 2, 4))[:, :, 0], head(inputs["ft"].mean((2, 3))))
+
+
+def test_equal_regions_average_to_the_region_that_holds_them() -> None:
+    student, _ = regions(draw(), [1, 2, 4])
+    torch.testing.assert_close(student[:, :, 1:5].mean(2), student[:, :, 0])
+    torch.testing.assert_close(student[:, :, 5:].mean(2), student[:, :, 0])
+
+
+def test_scales_that_do_not_start_with_the_whole_map_are_refused() -> None:
+    with pytest.raises(ValueError, match="must start with 1"):
+        region_logits(torch.zeros(1, 2, 4, 4), nn.Linear(2, 3), (2, 4))
+
+
+def test_one_region_is_plain_distillation() -> None:
+    student, teacher = regions(draw(), [1])
+    labels = torch.tensor(REFERENCE["ym"])
+    torch.testing.assert_close(sdd_loss(student, teacher, labels, 4.0), kd_loss(student[:, :, 0], teacher[:, :, 0], 4.0))
+
+
+def test_a_complementary_weight_of_one_averages_the_regions() -> None:
+    student, teacher = regions(draw(), [1, 2])
+    labels = torch.tensor(REFERENCE["ym"])
+    each = torch.stack([kd_loss(student[:, :, n], teacher[:, :, n], 2.0) for n in range(5)])
+    torch.testing.assert_close(sdd_loss(student, teacher, labels, 2.0, complementary_weight=1.0), each.mean())
+
+
+def test_standardised_logits_have_mean_zero_and_deviation_one_whatever_their_scale() -> None:
+    logits = draw()["zs"]
+    scored = standardize_logits(logits)
+    torch.testing.assert_close(scored.mean(1), torch.zeros(8, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(scored.std(1), torch.ones(8, dtype=torch.float64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(standardize_logits(7.0 * logits + 3.0), scored, rtol=1e-6, atol=1e-6)
+
+
+def test_equal_logits_standardise_to_zero_with_finite_gradients() -> None:
+    logits = torch.ones(2, 5, requires_grad=True)
+    kd_loss(standardize_logits(logits), torch.randn(2, 5), 4.0).backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_dkd_with_both_weights_in_their_coupled_ratio_is_kd() -> None:
+    """DKD paper, eq. 7: KD = TCKD + (1 - p_target of the teacher) NCKD."""
+    z, v = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
+    label = torch.tensor([2])
+    rest = 1.0 - torch.softmax(v / 3.0, 1)[0, 2].item()
+    torch.testing.assert_close(dkd_loss(z, v, label, 3.0, 1.0, rest), kd_loss(z, v, 3.0))
