@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 from core.errors import UserError
+from core.tables import nearest
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line, as all others are. Flags are not abbreviated: scripts must outlive new flags."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError in place of printing the usage and exiting."""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        hint = nearest(unknown[0].partition("=")[0], flags) if unknown else ""
+        raise UserError(f"{message}{hint or ';'} see {self.prog} --help")
 
 
 def run_main(fn: Callable[[list[str]], int], argv: list[str] | None = None) -> int:

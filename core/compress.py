@@ -18,6 +18,7 @@ from core.pack import pack, unpack
 from core.plan import prune_ratios, shape_plan
 from core.prune import prune_channels
 from core.quantise import QUANTISERS
+from core.quantise.fold import make_gains_positive
 from core.quantise.graph import build_graph
 from core.quantise.layers import activation_quantisers
 from core.runtimes.types import Runtime
@@ -79,9 +80,11 @@ def quantise(
 
     `calibration`: normalised training images (N, C, H, W) on the CPU. Returns the files and the graph that simulates them.
     """
-    plan = drafted.plan
+    plan, model = drafted.plan, model.cpu().eval()
+    channels, height, width = calibration.shape[1:]
+    make_gains_positive(model, _bits(plan), (channels, height, width))
     weights = lookup(QUANTISERS, "quantiser", quantiser)(model, _bits(plan), finetune)
-    graph = build_graph(model, weights, plan, runtime.activation_grid, tuple(calibration.shape[1:]))
+    graph = build_graph(model, weights, plan, runtime.activation_grid, (channels, height, width))
     calibrate(graph, calibration)
     packed = pack(packed_tensors(graph))
     filled = with_weights(drafted.model, unpack(packed))

@@ -59,7 +59,8 @@ def packed_tensors(graph: nn.Module) -> dict[str, Tensor]:
         tensors[f"{name}.weight"] = QTensor(layer.integer_values().numpy().astype(dtype), layer.scale.numpy(), layer.bits)
         tensors[f"{name}.bias"] = layer.bias.numpy()
     taken = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias", "scale", "zero", "integers")}
-    for name, value in graph.state_dict().items():
+    # not state_dict: the engine needs buffers that are not persistent too
+    for name, value in (*graph.named_parameters(), *graph.named_buffers()):
         if name not in taken and value.is_floating_point():
             tensors[name] = value.detach().numpy().astype(np.float32)
     return tensors
@@ -67,7 +68,9 @@ def packed_tensors(graph: nn.Module) -> dict[str, Tensor]:
 
 def float_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of a float network, for the size of its packed file."""
-    return {name: value.detach().cpu().numpy().astype(np.float32) for name, value in model.state_dict().items() if value.is_floating_point()}
+    return {
+        name: value.detach().cpu().numpy().astype(np.float32) for name, value in model.state_dict().items() if value.is_floating_point()
+    }
 
 
 def initialisers_of(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -90,10 +93,10 @@ def check_rebuilds(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> Non
     arrays = initialisers_of(tensors)
     for initialiser in model.graph.initializer:
         value = numpy_helper.to_array(initialiser)
-        if initialiser.name.endswith(".zero") or initialiser.name not in arrays and value.dtype == np.int64:
+        if initialiser.name.endswith(".zero") or (initialiser.name not in arrays and value.dtype == np.int64):
             continue
         known = arrays.get(initialiser.name)
-        if known is None or known.dtype != value.dtype or known.tobytes() != value.tobytes():
+        if known is None or (known.dtype, known.shape) != (value.dtype, value.shape) or known.tobytes() != value.tobytes():
             raise EngineMismatch(f"the packed file must rebuild the ONNX bit for bit, but {initialiser.name!r} differs")
 
 
@@ -105,8 +108,8 @@ def with_weights(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> onnx.
     for initialiser in filled.graph.initializer:
         if initialiser.name in arrays:
             old, new = numpy_helper.to_array(initialiser), arrays[initialiser.name]
-            assert old.shape == new.shape and old.dtype == new.dtype, f"{initialiser.name}: {old.shape} {new.shape}"
-            initialiser.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(new), initialiser.name))
+            assert (old.shape, old.dtype) == (new.shape, new.dtype), f"{initialiser.name}: {old.shape} {new.shape}"
+            initialiser.CopyFrom(numpy_helper.from_array(np.asarray(new, order="C"), initialiser.name))
     return filled
 
 
@@ -150,5 +153,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-
-

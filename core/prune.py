@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from core.errors import TrialError, UserError
 from core.layers import LayerInfo, dry_run, evaluating, layer_infos
+from core.prune_shuffle import ShuffledCut, shuffled_cut, shuffles
 from core.tables import lookup, nearest
 
 NORMS = {"l1": 1, "l2": 2}
@@ -34,6 +35,8 @@ def prune_channels(
     `ratios` gives the share to remove, in [0, 1), per layer name; a layer not named keeps all. Layers that must agree (residual adds,
     depthwise convolutions) use the ratio of the first of them to run. What remains is rounded to the nearest multiple of `round_to`, at
     least one and at most what was there; fewer channels than `round_to` stay. The network's input and outputs are never touched.
+    Between two grouped convolutions a channel shuffle is followed (core/prune_shuffle.py); channels that pass a split, or groups that a
+    concatenation moves apart, stay whole.
     Shapes depend on architecture, ratios and `round_to` alone. Gradients are dropped; train or eval mode is kept.
 
     Errors: UserError for ratios that name no layer or leave [0, 1), and for networks that cannot be traced; TrialError when the pruned
@@ -61,6 +64,11 @@ class Cut:
     layer: nn.Module
     channels: tuple[int, ...]
 
+    def apply(self, graph: tp.DependencyGraph) -> None:
+        """Cut the layer and all that depend on it."""
+        function = graph.get_pruner_of_module(self.layer).prune_out_channels
+        graph.get_pruning_group(self.layer, function, list(self.channels)).prune()
+
 
 def prune_in_place(
     model: nn.Module, layers: Sequence[LayerInfo], ratios: Mapping[str, float], input_shape: tuple[int, int, int], round_to: int, norm: int
@@ -71,8 +79,7 @@ def prune_in_place(
         graph, entry = trace(model, input_shape)
         cuts = choose_cuts(graph, model, entry, layers, ratios, round_to, norm)
         for cut in cuts:
-            function = graph.get_pruner_of_module(cut.layer).prune_out_channels
-            graph.get_pruning_group(cut.layer, function, list(cut.channels)).prune()
+            cut.apply(graph)
     except LIBRARY_ERRORS as error:
         raise UserError(f"{type(model).__name__} cannot be pruned by Torch-Pruning; set prune.ratio to 0: {reason_of(error)}") from error
 
@@ -111,11 +118,11 @@ def choose_cuts(
     ratios: Mapping[str, float],
     round_to: int,
     norm: int,
-) -> list[Cut]:
+) -> list[Cut | ShuffledCut]:
     """One cut per coupled group, rooted at the first of its layers to run. Groups that hold the network's input or outputs stay whole."""
     rank = tp.importance.GroupMagnitudeImportance(p=norm, normalizer=None)
     seen: set[nn.Module] = set()
-    cuts = []
+    cuts: list[Cut | ShuffledCut] = []
     if not any(model.get_submodule(info.name) in graph.module2node for info in layers):
         raise ValueError("autograd reaches none of its layers from the output")
     for info in layers:
@@ -129,10 +136,25 @@ def choose_cuts(
         ratio = ratios.get(info.name, 0.0)
         if not ratio or any(node.module is entry or not node.outputs for node in produced) or any(map(untracked, group.items)):
             continue
-        scores = rank(group)
-        if scores is not None:
-            cuts.append(Cut(layer, choose_channels(graph, group, scores, ratio, round_to)))
-    return [cut for cut in cuts if cut.channels]
+        cut = choose_cut(graph, group, layer, rank, ratio, round_to)
+        cuts += [cut] if cut else []
+    return cuts
+
+
+def choose_cut(
+    graph: tp.DependencyGraph, group: tp.Group, layer: nn.Module, rank: Callable[[tp.Group], Tensor | None], ratio: float, round_to: int
+) -> Cut | ShuffledCut | None:
+    """What leaves one coupled group, None for nothing."""
+    if shuffles(group):
+        return shuffled_cut(graph, group, rank, lambda channels, blocks: remaining(channels, blocks, ratio, round_to))
+    scores = rank(group)
+    channels = () if scores is None else choose_channels(graph, group, scores, ratio, round_to)
+    return Cut(layer, channels) if channels else None
+
+
+def remaining(channels: int, blocks: int, ratio: float, round_to: int) -> int:
+    """Channels that remain of equal `blocks`: equally many of each, a multiple of `round_to` together."""
+    return blocks * kept(channels // blocks, ratio, round_to // math.gcd(round_to, blocks))
 
 
 def untracked(item: Any) -> bool:
@@ -151,7 +173,7 @@ def choose_channels(graph: tp.DependencyGraph, group: tp.Group, scores: Tensor, 
     """The least important channels of the group's root; ties go to the first. `scores` has one value per channel."""
     blocks = channel_blocks(graph, group)
     channels = len(scores)
-    if channels % blocks:
+    if channels % blocks or not all(aligned(graph, item, channels // blocks) for item in group.items):
         return ()
     slots = scores.detach().float().cpu().view(blocks, -1).sum(0)
     step = round_to // math.gcd(round_to, blocks)
@@ -175,6 +197,24 @@ def channel_blocks(graph: tp.DependencyGraph, group: tp.Group) -> int:
             count = pruner.get_out_channel_groups if produces else pruner.get_in_channel_groups
             blocks = math.lcm(blocks, count(dep.target.module))
     return blocks
+
+
+def aligned(graph: tp.DependencyGraph, item: Any, size: int) -> bool:
+    """Whether every slot, one of `size` in each block of the group's root, is one and the same slot in each block of this layer.
+
+    Concatenations move blocks: then a slot would leave more channels in one group of a grouped convolution than in another.
+    """
+    module = item.dep.target.module
+    pruner = graph.get_pruner_of_module(module)
+    produces = graph.is_out_channel_pruning_fn(item.dep.handler)
+    groups = (pruner.get_out_channel_groups if produces else pruner.get_in_channel_groups)(module)
+    if groups == 1 or isinstance(pruner, tp.pruner.function.DepthwiseConvPruner):
+        return True
+    inner = (pruner.get_out_channels if produces else pruner.get_in_channels)(module) // groups
+    slots: dict[int, set[int]] = defaultdict(set)
+    for channel, root in zip(item.idxs, item.root_idxs, strict=True):
+        slots[root % size].add(channel)
+    return all(found == {block * inner + channel % inner for channel in found for block in range(groups)} for found in slots.values())
 
 
 def slot_classes(group: tp.Group, blocks: int, channels: int) -> list[list[int]]:

@@ -27,6 +27,7 @@ COMMON_NORMALISATIONS = {
     "pixels in [0, 1]": (0.0, 1.0),
     "pixels in [-1, 1]": (0.5, 0.5),
 }
+PREPARE_IMAGES = 2000
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -63,20 +64,22 @@ def obtain_teacher(config: Config, data: SearchData, device: Device, cache_dir: 
     else:
         normalise = normalise or normalisation_of(data.info)
         _train_or_load(model, normalise, config, data, device, cache_dir, on_epoch)
-    model = model.to(device.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    model = model.to(device.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     logits = predict(model, data.search.images, normalise, device, amp=False)
     if logits.shape[1] != len(data.info.classes):
         raise UserError(f"the teacher must have the data's {len(data.info.classes)} classes, but gives {logits.shape[1]} logits")
     accuracy = float((logits.argmax(1) == data.search.labels.cpu()).float().mean())
-    return Teacher(model, normalise, weights_digest(model, normalise), accuracy, config.teacher.model or config.teacher.name)
+    # equal weights in another forward are another teacher
+    digest = fingerprint(weights_digest(model, normalise), config.teacher.name, _source_digest(config.teacher))
+    return Teacher(model, normalise, digest, accuracy, config.teacher.model or config.teacher.name)
 
 
 def weights_digest(model: nn.Module, normalise: Normalisation) -> str:
     """16 hex digits over every parameter and buffer and the input normalisation."""
     digest = hashlib.sha256(repr(normalise).encode())
     for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -95,6 +98,9 @@ def _train_or_load(
     if path.exists():
         load_weights(model, path)
         return
+    prepare = getattr(model, "prepare", None)
+    if prepare is not None:  # a network may look at images before it trains: airbench whitens its stem
+        prepare(normalise(data.train.images[:PREPARE_IMAGES]))
     train_set = viewed(data.train, normalise, config.views, config.seed, device.device)
     smoothing = config.teacher.train.label_smoothing
 
@@ -150,7 +156,7 @@ class TeacherLogits:
     """
 
     def __init__(self, teacher: Teacher, data: ViewedSet, data_digest: str, device: Device, cache_dir: Path) -> None:
-        key = fingerprint(teacher.digest, data_digest, data.plan, data.seed, len(data))
+        key = fingerprint(teacher.digest, data_digest, data.plan, data.seed, len(data), str(device.amp))
         self.folder = cache_dir / "logits" / key
         self.teacher, self.data, self.device = teacher, data, device
         self.views: dict[int, Tensor] = {}

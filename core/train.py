@@ -75,17 +75,20 @@ def fit(
     total = round(config.epochs * steps_per_epoch)
     if total == 0:
         return model.eval()
-    model = model.to(device.device, memory_format=torch.channels_last).train()
+    torch.manual_seed(seed)  # dropout in a user's network draws from torch's own generator
+    model = model.to(device.device).to(memory_format=torch.channels_last).train()
     optimiser = _optimiser(model, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(config, total))
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.amp == torch.float16)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
-    meter = _Meter(on_epoch, steps_per_epoch, total, config.batch_size)
+    meter = _Meter(on_epoch, steps_per_epoch, total, len(data) / steps_per_epoch)
     for step in range(total):
         epoch, position = divmod(step, steps_per_epoch)
         if position == 0:
             order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 7919 + epoch)).to(data.labels.device)
-        indices = order[position * config.batch_size : (position + 1) * config.batch_size]
+            # of nearly equal size: a rest of one image has no batch statistics
+            batches = order.tensor_split(steps_per_epoch)
+        indices = batches[position]
         view = epoch % data.plan.number
         with device.autocast():
             loss = loss_fn(model(data.batch(indices, view)), data.labels[indices], indices, view)
@@ -105,7 +108,7 @@ def fit(
 class _Meter:
     """Sums the loss on the device, and looks at it once per epoch: no synchronisation per step."""
 
-    def __init__(self, on_epoch: EpochFn | None, steps_per_epoch: int, total: int, batch_size: int) -> None:
+    def __init__(self, on_epoch: EpochFn | None, steps_per_epoch: int, total: int, batch_size: float) -> None:
         self.on_epoch, self.steps_per_epoch, self.total, self.batch_size = on_epoch, steps_per_epoch, total, batch_size
         self.sum: Tensor | float = 0.0
         self.count, self.start = 0, time.perf_counter()
@@ -155,7 +158,9 @@ def _schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Tensor, normalise: Callable[[Tensor], Tensor], device: Device, *, amp: bool, batch: int = 500) -> Tensor:
+def predict(
+    model: nn.Module, images: Tensor, normalise: Callable[[Tensor], Tensor], device: Device, *, amp: bool, batch: int = 500
+) -> Tensor:
     """Logits float32 (N, K) on the CPU of uint8 images (N, C, H, W); `amp` runs the model under the device's autocast."""
     model = model.to(device.device).eval()
     parts = []

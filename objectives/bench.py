@@ -39,6 +39,8 @@ class Workbench:
     device: Device
     engines: EngineHost
     folder: Path
+    teacher_seconds: float = 0.0
+    """To train the teacher, or to load it."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -61,15 +63,15 @@ class Workbench:
         if student == SELF:
             return copy.deepcopy(self.teacher.model).requires_grad_(True).cpu()
         model = self.network(student, width)
-        key = fingerprint(student, width, self.config.parent, self.config.views, self.teacher.digest, self.data.info.digest, self.config.seed)
+        key = fingerprint(
+            student, width, self.config.parent, self.config.views, self.teacher.digest, self.data.info.digest, self.config.seed
+        )
         path = self.folder / "parents" / f"{student}-{width:g}-{key}.safetensors"
         if path.exists():
             load_weights(model, path)
             return model
         recipe = self.config.parent
-        distil(
-            model, recipe.distil, self.train_set, self.logits, recipe.train, self.device, seed=self.config.seed + 1, on_epoch=on_epoch
-        )
+        distil(model, recipe.distil, self.train_set, self.logits, recipe.train, self.device, seed=self.config.seed + 1, on_epoch=on_epoch)
         save_weights(model, path)
         return model.cpu()
 

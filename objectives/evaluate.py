@@ -54,7 +54,16 @@ def evaluate(
         limits.check_latency(latency)
     student = _start(candidate, pruned, bench, stages)
     with stages("distil") as on_epoch:
-        distil(student, candidate.distil, bench.train_set, bench.logits, bench.config.finetune, bench.device, seed=_seed(bench, 2), on_epoch=on_epoch)
+        distil(
+            student,
+            candidate.distil,
+            bench.train_set,
+            bench.logits,
+            bench.config.finetune,
+            bench.device,
+            seed=_seed(bench, 2),
+            on_epoch=on_epoch,
+        )
     with stages("quantise") as on_epoch:
         compressed, graph = quantise(
             student, drafted, candidate.quantiser, _finetune(candidate, bench, on_epoch), _calibration(bench), bench.engines.runtime

@@ -1,84 +1,96 @@
-"""`--dry-run`: check everything a run needs, measure one candidate, print the plan, train nothing, write nothing below runs/<study>."""
+"""`--dry-run`: check everything a run needs, measure one candidate, print the plan; trains nothing, writes nothing below runs/<study>."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
 import optuna
+import yaml
+from torch import nn
 
 from core.candidate import Candidate
 from core.compress import draft, resolve
 from core.config import Config
-from core.data import load_search_data
-from core.data.types import SearchData
+from core.data.types import DataInfo
 from core.engines import EngineHost
-from core.errors import UserError
 from core.layers import count_macs, count_parameters
 from core.students import STUDENTS
-from core.students.own import load_weights
 from core.tables import lookup
 from core.teacher import build_teacher_network
-from core.train import open_device
 from results.front import KB
+from search.preflight import Inputs, load_inputs
 from search.sample import live_parameters, sample
-from search.space import SELF, Space, options
+from search.space import SELF, Space, options, space_digest
+from search.study import check_space, count_finished, find_study
 
-NEEDED_MB = 500
 
-
-def dry_run(space: Space, config: Config, name: str, trials: int, cache: Path) -> int:
-    """Print the resolved plan; exit code 0. Raises UserError for the first thing that would stop the run."""
-    device = open_device(config.hardware)
-    _check_disk(Path())
-    data = load_search_data(config.data, cache)
-    info = data.info
-    shape = (info.channels, info.image_size, info.image_size)
-    teacher = build_teacher_network(config.teacher, info)
-    if config.teacher.weights:
-        load_weights(teacher, config.teacher.weights)
-    print(f"study      {name}: {trials} trials, seed {config.seed}, {live_parameters(space)} live parameters")
-    print(f"data       {info.name}: {_splits(data)}, {len(info.classes)} classes, {info.channels} x {info.image_size} x {info.image_size}")
-    print(f"teacher    {config.teacher.model or config.teacher.name}: {count_parameters(teacher):,} parameters, {count_macs(teacher, shape):,} MACs")
+def dry_run(space: Space, config: Config, name: str, url: str, trials: int, cache: Path) -> None:
+    """Print the resolved plan. Raises UserError for the first thing that would stop the run."""
+    digest, content = space_digest(space, config)
+    finished = _finished(url, name, digest, content)
+    inputs = load_inputs(config, cache)
+    info, data = inputs.data.info, inputs.data
+    _line(
+        "study", f"{name}: {trials} trials, {finished} of them finished; seed {config.seed}; {live_parameters(space)} parameters to search"
+    )
+    shape = f"{info.channels} x {info.image_size} x {info.image_size}"
+    _line("data", f"{info.name}: {len(data.train)} training images, {len(data.search)} to choose on, {len(info.classes)} classes, {shape}")
+    _line("teacher", f"{config.teacher.model or config.teacher.name}: {_size(inputs.teacher, info)}")
     for student in options(space.student.name):
-        build = build_teacher_network(config.teacher, info) if student == SELF else _build(student, config, data)
-        print(f"student    {student} at width 1: {count_parameters(build):,} parameters, {count_macs(build, shape):,} MACs")
+        for width in options(space.student.width):
+            _line("student", f"{student} at width {width:g}: {_size(_network(student, width, config, info), info)}")
     budget = f"parent {config.parent.train.epochs:g}, distil {config.finetune.epochs:g}, quantise {config.quantise.train.epochs:g} epochs"
-    print(f"budget     {budget} on {device.device} ({device.amp or 'float32'})")
-    _measure_one(space, config, data)
-    return 0
+    _line("budget", f"{budget} on {inputs.device.device} ({inputs.device.amp or 'float32'})")
+    _measure_one(space, config, inputs)
+    print(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=140), end="")
 
 
-def _splits(data: SearchData) -> str:
-    return f"{len(data.train)} training images, {len(data.search)} to choose on"
+def _finished(url: str, name: str, digest: str, content: dict[str, object]) -> int:
+    """Finished trials of a study that this run would continue."""
+    study = find_study(url, name)
+    if study is None:
+        return 0
+    check_space(study, digest, content)
+    return count_finished(study)
 
 
-def _build(student: str, config: Config, data: SearchData):  # type: ignore[no-untyped-def]
-    info = data.info
-    return lookup(STUDENTS, "student", student)(classes=len(info.classes), channels=info.channels, image_size=info.image_size)
+def _network(student: str, width: float, config: Config, info: DataInfo) -> nn.Module:
+    if student == SELF:
+        return build_teacher_network(config.teacher, info)
+    build = lookup(STUDENTS, "student", student)
+    return build(classes=len(info.classes), channels=info.channels, image_size=info.image_size, width=width)
 
 
-def _measure_one(space: Space, config: Config, data: SearchData) -> None:
+def _size(model: nn.Module, info: DataInfo) -> str:
+    return f"{count_parameters(model):,} parameters, {count_macs(model, _shape(info)):,} MACs"
+
+
+def _measure_one(space: Space, config: Config, inputs: Inputs) -> None:
     """Build and time the engine of one random candidate, in a folder that goes away."""
-    info = data.info
-    candidate = _random_candidate(space, config)
+    info = inputs.data.info
+    candidate = _random_candidate(space, config.seed)
     with tempfile.TemporaryDirectory() as folder, EngineHost(config.runtime, Path(folder)) as engines:
-        dense = build_teacher_network(config.teacher, info) if candidate.student == SELF else _build(candidate.student, config, data)
-        shape = (info.channels, info.image_size, info.image_size)
-        pruned, plan = resolve(dense.eval(), candidate, shape, engines.runtime)
-        drafted = draft(pruned, plan, shape, engines.runtime)
+        dense = _network(candidate.student, candidate.width, config, info).eval()
+        pruned, plan = resolve(dense, candidate, _shape(info), engines.runtime)
+        drafted = draft(pruned, plan, _shape(info), engines.runtime)
         latency = engines.latency(drafted.save(Path(folder)))
-        print(f"runtime    {engines.runtime.name} {engines.runtime.version}, batch {latency.batch}, {latency.threads} thread(s), {latency.precision}")
-        print(f"one draw   {candidate.student}: {len(drafted.packed) / KB:.1f} KB, {latency.p50_ms:.3f} ms, {plan.mean_bits:.1f} mean bits")
+        runtime = (
+            f"{engines.runtime.name} {engines.runtime.version}, batch {latency.batch}, {latency.threads} thread(s), {latency.precision}"
+        )
+    _line("runtime", runtime)
+    numbers = f"{len(drafted.packed) / KB:.1f} KB, {latency.p50_ms:.3f} ms, {plan.mean_bits:.1f} bits a layer"
+    _line("one draw", f"{candidate.student} at width {candidate.width:g}: {numbers}")
 
 
-def _random_candidate(space: Space, config: Config) -> Candidate:
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.seed), directions=["maximize", "minimize"])
+def _random_candidate(space: Space, seed: int) -> Candidate:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed % 2**32))
     return sample(space, study.ask())
 
 
-def _check_disk(folder: Path) -> None:
-    free_mb = shutil.disk_usage(folder).free / 1e6
-    if free_mb < NEEDED_MB:
-        raise UserError(f"a run needs {NEEDED_MB} MB of free disk, but {folder.resolve()} has {free_mb:.0f}; free some, or run elsewhere")
+def _shape(info: DataInfo) -> tuple[int, int, int]:
+    return info.channels, info.image_size, info.image_size
+
+
+def _line(head: str, text: str) -> None:
+    print(f"{head:10} {text}")

@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli import run_main
+from core.cli import Parser, run_main
 from core.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     import optuna
 
+    from core.bundle import Preprocessing
     from core.config import Config
     from core.data.types import SearchData
+    from core.engines import EngineHost
     from results.record import TrialRecord
 
 RUNS = Path("runs")
@@ -28,7 +30,7 @@ TEST_KEY = "test_accuracy"
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of search.export_best."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m search.export_best", description="Write one point of a study's Pareto front as a folder of files that run."
     )
     parser.add_argument("--study", metavar="NAME", help="folder below runs/; default: the newest run's")
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-size-kb", type=float, metavar="KB", help="... this small (KB of 1000 bytes)")
     parser.add_argument("--min-accuracy", type=float, metavar="A", help="... this accurate, in [0, 1]")
     parser.add_argument("--data-dir", type=Path, metavar="FOLDER", help="where the images are now, if they have moved")
-    parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE.py", help="runs your file, for data sets that it registers")
+    parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="PY", help="your file; may register data sets")
     return parser
 
 
@@ -51,7 +53,8 @@ def main(argv: list[str]) -> int:
 
     load_plugins(args.plugin)
     name = newest_run(RUNS) if args.study is None else args.study
-    from search.study import check_name, load_study, storage_errors, storage_url
+    from search.storage import storage_errors, storage_url
+    from search.study import check_name, load_study
 
     folder = RUNS / check_name(name)
     url = storage_url(folder, args.storage)
@@ -64,8 +67,9 @@ def main(argv: list[str]) -> int:
 
 
 def newest_run(runs: Path) -> str:
-    """Name of the run whose study was written last. Raises UserError when there is none."""
-    found = [*runs.glob("*/study.db"), *runs.glob("*/run.json")]
+    """Name of the run that began or ended last. Raises UserError when there is none."""
+    # study.db would not do: an export writes to it too
+    found = list(runs.glob("*/run.json"))
     if not found:
         raise UserError(f"there is no run in {runs}/; run search.run first, or name a --study and its --storage")
     return max(found, key=lambda path: path.stat().st_mtime).parent.name
@@ -101,7 +105,7 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
     assert record.candidate is not None
     data = load_search_data(config.data, RUNS / ".cache")
     _check_data(data, run)
-    preprocessing = Preprocessing(image_size=data.info.image_size, channels=data.info.channels, **run["normalisation"])
+    preprocessing = Preprocessing(image_size=data.info.image_size, channels=1 if data.info.channels == 1 else 3, **run["normalisation"])
     with EngineHost(config.runtime, folder) as engines:
         _check_runtime(args.runtime, engines.runtime.name, record)
         test = _test_accuracy(study, record, config, preprocessing, engines, model)
@@ -118,9 +122,10 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
             precision=config.runtime.precision,
             readme_facts=_readme_facts(record, test),
         )
+    low, high = (100 * bound for bound in test["interval"])
     print(
         f"rank {rank} (trial {record.number}): test accuracy {100 * test['accuracy']:.2f} % of {test['images']} images "
-        f"(95 % interval {100 * test['interval'][0]:.2f} to {100 * test['interval'][1]:.2f}), search accuracy {100 * record.measurement.accuracy:.2f} %, "
+        f"(95 % interval {low:.2f} to {high:.2f}), search accuracy {100 * record.measurement.accuracy:.2f} %, "
         f"{record.measurement.size_bytes / 1000:.1f} KB, {record.measurement.latency.p50_ms:.3f} ms"
     )
     print(f"written: {out}")
@@ -129,37 +134,51 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
 def _config_of(study: optuna.Study, args: argparse.Namespace) -> Config:
     """The configuration that the study was made with."""
     from core.config import Config
+    from core.data import DATASETS
     from core.yaml_io import parse
     from search.study import CONTENT_KEY
 
     if CONTENT_KEY not in study.user_attrs:
         raise UserError(f"the study {study.study_name!r} was not made by this program; name another --study")
     content = dict(study.user_attrs[CONTENT_KEY]["config"])
-    if args.data_dir is not None:
-        content["data"] = {**content["data"], "dir": str(args.data_dir)}
-    return parse(Config, content, f"the study {study.study_name!r}")
+    images = str(args.data_dir) if args.data_dir is not None else content["data"]["dir"]
+    if images is not None and not Path(images).is_dir():
+        raise UserError(
+            f"an export scores the point on the search's own test images, but there is no folder {images}; name it with --data-dir"
+        )
+    config = parse(Config, {**content, "data": {**content["data"], "dir": images}}, f"the study {study.study_name!r}")
+    if config.data.name not in DATASETS:
+        raise UserError(f"the data set {config.data.name!r} is not one of this program's; name the file that registers it with --plugin")
+    return config
 
 
 def _run_facts(folder: Path) -> dict[str, Any]:
+    """run.json of the study. Raises UserError when it is not there or not whole."""
+    path = folder / "run.json"
     try:
-        facts: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"an export needs {folder / 'run.json'}, which is not there or not whole; run search.run once more, it is written at the end") from error
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"seed", "teacher", "data", "versions", "normalisation"} - facts.keys()
+    except (OSError, ValueError, AttributeError):
+        missing = {"everything"}
+    if missing:
+        raise UserError(f"an export needs {path}, but it lacks {', '.join(sorted(missing))}; the search's own command writes it again")
     return facts
 
 
 def _candidate_file(folder: Path, record: TrialRecord, name: str) -> Path:
     path = folder / str(record.path) / name
     if not path.is_file():
-        raise UserError(f"the files of trial {record.number} must be in the run's folder, but {path} is missing; run on the machine that made them")
+        raise UserError(
+            f"the files of trial {record.number} must be in the run's folder, but {path} is missing; run on the machine that made them"
+        )
     return path
 
 
 def _check_data(data: SearchData, run: Mapping[str, Any]) -> None:
     if data.info.digest != run["data"]["digest"]:
         raise UserError(
-            f"the test images must belong to the data of the search, but this data's digest is {data.info.digest}, not {run['data']['digest']}; "
-            "point --data-dir at the images of the search, unchanged"
+            f"the test images must belong to the data of the search, but this data's digest is {data.info.digest}, "
+            f"not {run['data']['digest']}; point --data-dir at the images of the search, unchanged"
         )
 
 
@@ -174,7 +193,9 @@ def _check_runtime(asked: str | None, runtime: str, record: TrialRecord) -> None
         raise UserError(f"this study was measured in {measured}, but runtime.name resolves to {runtime} here; install {measured}")
 
 
-def _test_accuracy(study: optuna.Study, record: TrialRecord, config: Config, preprocessing: Any, engines: Any, model: Path) -> dict[str, Any]:
+def _test_accuracy(
+    study: optuna.Study, record: TrialRecord, config: Config, preprocessing: Preprocessing, engines: EngineHost, model: Path
+) -> dict[str, Any]:
     """Accuracy of the engine on the test split: computed once per candidate and logged in the study."""
     logged: dict[str, dict[str, Any]] = study.user_attrs.get(TEST_KEY, {})
     key = str(record.fingerprint)
@@ -223,12 +244,13 @@ def _measurement(
 def _readme_facts(record: TrialRecord, test: Mapping[str, Any]) -> dict[str, object]:
     assert record.measurement is not None
     measured, latency = record.measurement, record.measurement.latency
+    how = f"batch {latency.batch}, {latency.threads} thread(s), {latency.runtime}"
     return {
         "student": f"{record.student} at width {record.width:g}" if record.width else str(record.student),
         "test accuracy": f"{100 * test['accuracy']:.2f} % of {test['images']} images",
         "search accuracy": f"{100 * measured.accuracy:.2f} % of {measured.images} images",
         "packed weights": f"{measured.size_bytes} bytes, {measured.mean_bits:.1f} bits a layer on average",
-        "latency": f"{latency.p50_ms:.3f} ms median, {latency.p95_ms:.3f} ms p95, batch {latency.batch}, {latency.threads} thread(s), {latency.runtime}",
+        "latency": f"{latency.p50_ms:.3f} ms median, {latency.p95_ms:.3f} ms p95, {how}",
     }
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli import INTERRUPTED, run_main
+from core.cli import run_main
 from core.config import Config
 from core.errors import TrialError, UserError
 from search.setup import build_parser, load_plugins, resolve_arguments
@@ -30,107 +31,139 @@ FAILURES_IN_A_ROW = 10
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, search, summarise. Exit code 0; 130 after Ctrl-C, with everything finished kept."""
+    """Parse, check, search, summarise. Ctrl-C leaves everything finished, and KeyboardInterrupt passes to `run_main`."""
     args = build_parser().parse_args(argv)
     load_plugins(args.plugin)
     space, config = resolve_arguments(args)
-    _quiet_libraries()
-    from search.study import check_name, storage_errors, storage_url
+    from search.storage import storage_errors, storage_url  # late: bad input is answered without Optuna
+    from search.study import check_name
 
     name = check_name(args.study or (args.space.stem if args.space else "own"))
     url = storage_url(RUNS / name, args.storage)
-    with storage_errors(url):
+    with storage_errors(url), _quiet_optuna(), _termination_is_ctrl_c():
         if args.dry_run:
             from search.dry_run import dry_run
 
-            return dry_run(space, config, name, args.trials, CACHE)
-        return _search(args, space, config, name, url)
+            dry_run(space, config, name, url, args.trials, CACHE)
+        else:
+            _search(args, space, config, name, url, _command(argv, args.storage))
+    return 0
 
 
-def _search(args: argparse.Namespace, space: Space, config: Config, name: str, url: str) -> int:
+def _search(args: argparse.Namespace, space: Space, config: Config, name: str, url: str, command: Sequence[str]) -> None:
     from search.progress import Progress
     from search.session import open_session
-    from search.study import delete_study, open_study, sweep
+    from search.study import count_finished, sweep
 
     folder = RUNS / name
-    if args.fresh:
-        delete_study(url, name, folder)
-    digest, content = space_digest(space, config)
-    study = open_study(url, name, _sampler(config), digest, content)
+    study = _open_study(args.fresh, space, config, name, url)
     swept = sweep(study)
-    with Progress(args.trials, done=_finished(study), quiet=args.quiet) as progress:
+    with Progress(args.trials, done=count_finished(study), quiet=args.quiet) as progress:
         if swept:
-            progress.message(f"re-queued trials of a run that died: {', '.join(map(str, swept))}")
+            progress.message(f"queued again, their run has died: trials {', '.join(map(str, swept))}")
         started = time.time()
-        with open_session(space, config, folder, CACHE, progress, study) as session:
-            facts = {"study": name, "command": _command(), "seed": config.seed, "started": started, **session.facts()}
+        with _interrupts_explained(progress, study), open_session(space, config, folder, CACHE, progress, study) as session:
+            facts = {"study": name, "command": command, "seed": config.seed, "started": started, **session.facts()}
             session.begin(facts)
             try:
                 _run_trials(study, session.runner, args.trials)
-                code = 0
-            except KeyboardInterrupt:
-                progress.message("interrupted: the current trial is queued again; the same command goes on")
-                code = INTERRUPTED
-            session.summarise(facts | {"wall_seconds": round(time.time() - started, 1)} | session.counters())
-    return code
+            finally:  # also after Ctrl-C, ten failures or a defect of ours: what is finished is shown
+                session.summarise(facts | {"wall_seconds": round(time.time() - started, 1)} | session.counters())
+
+
+def _open_study(fresh: bool, space: Space, config: Config, name: str, url: str) -> optuna.Study:
+    from search.study import delete_study, open_study
+
+    if fresh:
+        from search.preflight import load_inputs
+
+        load_inputs(config, CACHE)  # a study is not deleted for a run that cannot begin
+        delete_study(url, name, RUNS / name)
+    study = open_study(url, name, *space_digest(space, config))
+    study.sampler = _sampler(config.seed, len(study.get_trials(deepcopy=False)))
+    return study
 
 
 def _run_trials(study: optuna.Study, runner: TrialRunner, wanted: int) -> None:
-    """Ask and tell until the study holds `wanted` complete or pruned trials."""
+    """Ask and tell until the study holds `wanted` complete or pruned trials. Raises UserError after ten failures in a row."""
+    from search.study import count_finished, requeue_interrupted
+
     failures = 0
-    signal.signal(signal.SIGTERM, _interrupt)
-    while _finished(study) < wanted:
-        before = len(runner.records)
+    while count_finished(study) < wanted:
         try:
             study.optimize(runner, n_trials=1, catch=(TrialError,))
         except KeyboardInterrupt:
-            _requeue_last(study)
+            requeue_interrupted(study, runner.newest)
             raise
-        failures = failures + 1 if runner.records[before:] and runner.records[-1].state == "FAIL" else 0
+        last = runner.records[-1]
+        failures = failures + 1 if last.state == "FAIL" else 0
         if failures == FAILURES_IN_A_ROW:
-            raise UserError(f"{FAILURES_IN_A_ROW} trials in a row failed, the last because: {runner.records[-1].reason}; mend the cause and run again")
+            raise UserError(
+                f"{failures} trials in a row failed, the last because: {last.reason}; mend the cause and run the same command again"
+            )
 
 
-def _requeue_last(study: optuna.Study) -> None:
-    """Optuna has marked the interrupted trial FAIL; its parameters wait for the next start."""
-    from search.study import requeue
-
-    requeue(study, study.get_trials(deepcopy=False)[-1])
-
-
-def _interrupt(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _finished(study: optuna.Study) -> int:
-    from search.study import count_finished
-
-    return count_finished(study)
-
-
-def _sampler(config: Config) -> optuna.samplers.BaseSampler:
+def _sampler(seed: int, trials: int) -> optuna.samplers.BaseSampler:
+    """TPE. A study that continues draws other numbers than it began with, or it would repeat its first candidates."""
     import warnings
 
     import optuna
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(multivariate=True, seed=config.seed, n_startup_trials=10)
+        return optuna.samplers.TPESampler(multivariate=True, seed=(seed * 1_000_003 + trials) % 2**32, n_startup_trials=10)
 
 
-def _quiet_libraries() -> None:
+@contextmanager
+def _interrupts_explained(progress: Any, study: optuna.Study) -> Iterator[None]:
+    from results.front import front
+    from results.record import read_records
+
+    begun = progress.teacher
+    try:
+        yield
+    except KeyboardInterrupt:
+        if progress.teacher is begun:  # before the session was open, so nothing has shown the front
+            progress.result(front(read_records(study)))
+        progress.message("interrupted: what is finished is kept, the current trial is queued again; the same command goes on")
+        raise
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
     import optuna
 
+    before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
-def _command() -> list[str]:
-    """The command line for run.json, without a storage URL that may hold a password."""
-    hidden, words = False, []
-    for word in sys.argv[1:]:
-        words.append("..." if hidden or word.startswith("--storage=") else word)
-        hidden = word == "--storage"
-    return words
+@contextmanager
+def _termination_is_ctrl_c() -> Iterator[None]:
+    """A terminal that closes (unless nohup has it ignored) and `kill` end a run as Ctrl-C does."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _command(argv: Sequence[str], storage: str | None) -> list[str]:
+    """The command line for run.json, without a password in the storage URL."""
+    from search.storage import safe_url
+
+    return [word if storage is None else word.replace(storage, safe_url(storage)) for word in argv]
 
 
 if __name__ == "__main__":

@@ -17,15 +17,19 @@ from core.data import load_search_data
 from core.engines import EngineHost
 from core.export import export_onnx, float_tensors, structure_key
 from core.files import write_atomically
+from core.layers import count_parameters
 from core.pack import pack
 from core.teacher import TeacherLogits, obtain_teacher
 from core.train import open_device
 from core.views import viewed
-from objectives.bench import Workbench
+from objectives.bench import Stages, Workbench
 from results.front import front
 from results.record import TeacherReport, read_records
+from search.baselines import enqueue_baselines
+from search.preflight import check_disk
 from search.progress import Progress
-from search.space import Space
+from search.space import Space, options
+from search.study import check_inputs
 from search.summary import write_run_json, write_summary
 from search.trial import TrialRunner
 
@@ -50,8 +54,14 @@ class Session:
             "training_device": str(bench.device.device),
             "amp": str(bench.device.amp),
             "torch_threads": torch.get_num_threads(),
+            "teacher_seconds": bench.teacher_seconds,
             "normalisation": {"mean": bench.teacher.normalise.mean, "std": bench.teacher.normalise.std},
-            "data": {"name": bench.data.info.name, "digest": bench.data.info.digest, "train": len(bench.data.train), "search": len(bench.data.search)},
+            "data": {
+                "name": bench.data.info.name,
+                "digest": bench.data.info.digest,
+                "train": len(bench.data.train),
+                "search": len(bench.data.search),
+            },
         }
 
     def counters(self) -> dict[str, int]:
@@ -67,16 +77,20 @@ class Session:
         records = read_records(self.study)
         self.progress.result(front(records), self.teacher)
         write_summary(self.bench.folder, records, self.teacher, facts)
-        self.progress.message(f"written: {self.bench.folder / 'front.csv'}, {self.bench.folder / 'front.html'}, {self.bench.folder / 'run.json'}")
+        self.progress.message(
+            f"written: {self.bench.folder / 'front.csv'}, {self.bench.folder / 'front.html'}, {self.bench.folder / 'run.json'}"
+        )
 
 
 @contextmanager
 def open_session(space: Space, config: Config, folder: Path, cache: Path, progress: Progress, study: optuna.Study) -> Iterator[Session]:
     """Load data, obtain the teacher, start the engine host; closes the host at the end."""
+    check_disk(Path())
     with EngineHost(config.runtime, folder) as engines:
-        bench = open_bench(config, engines, folder, cache, progress)
+        bench = open_bench(config, engines, folder, cache, progress, study)
         teacher = measure_teacher(bench)
         progress.teacher = teacher
+        enqueue_baselines(study, space, {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)})
         progress.message(
             f"teacher {bench.teacher.name}: {100 * teacher.accuracy:.2f} % of {len(bench.data.search)} search images, "
             f"{teacher.size_bytes / 1000:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}"
@@ -84,16 +98,21 @@ def open_session(space: Space, config: Config, folder: Path, cache: Path, progre
         yield Session(TrialRunner(space, bench, progress, read_records(study)), bench, teacher, study, progress)
 
 
-def open_bench(config: Config, engines: EngineHost, folder: Path, cache: Path, progress: Progress) -> Workbench:
-    """What is made once and used by every trial."""
+def open_bench(config: Config, engines: EngineHost, folder: Path, cache: Path, progress: Progress, study: optuna.Study) -> Workbench:
+    """What is made once and used by every trial. Raises UserError when it is not what `study` began with."""
     device = open_device(config.hardware)
     progress.stage(None, "data")
     data = load_search_data(config.data, cache)
-    progress.stage(None, "teacher")
-    teacher = obtain_teacher(config, data, device, cache, lambda *numbers: progress.epoch(None, "teacher", *numbers))
+    inputs = {"images": data.info.digest, "device or runtime": engines.fingerprint}
+    check_inputs(study, inputs)
+    stages = Stages(lambda name: progress.stage(None, name), lambda name, *numbers: progress.epoch(None, name, *numbers))
+    with stages("teacher") as on_epoch:
+        teacher = obtain_teacher(config, data, device, cache, on_epoch)
+    if config.teacher.model:
+        check_inputs(study, inputs | {"weights or network": teacher.digest})
     train_set = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
     logits = TeacherLogits(teacher, train_set, data.info.digest, device, cache)
-    return Workbench(config, data, train_set, teacher, logits, device, engines, folder)
+    return Workbench(config, data, train_set, teacher, logits, device, engines, folder, stages.seconds["teacher"])
 
 
 def measure_teacher(bench: Workbench) -> TeacherReport:

@@ -193,7 +193,15 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
 def space_digest(space: Space, config: Config) -> tuple[str, dict[str, Any]]:
     """16 hex digits of all that shapes a study's results, and the dict they are of."""
     content = {"space": space.resolved(), "config": config.model_dump(mode="json")}
-    return fingerprint(content), content
+    return fingerprint(portable(content)), content
+
+
+def portable(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a study without the folders of its files: they may move. `check_inputs` in search/study.py keeps what is in them."""
+    config = content["config"]
+    teacher = config["teacher"]
+    where = {"model": teacher["model"] and Path(teacher["model"]).name, "weights": teacher["weights"] and "given"}
+    return {**content, "config": {**config, "data": {**config["data"], "dir": None}, "teacher": {**teacher, **where}}}
 
 
 def check_names(space: Space, students: Iterable[str], losses: Iterable[str], quantisers: Iterable[str], where: str = "the space") -> None:

@@ -1,4 +1,4 @@
-"""The Optuna study behind a run: opened, checked against the space, swept of dead trials, counted."""
+"""The Optuna study behind a run: opened, checked against the space, swept of dead trials, counted, deleted."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from core.errors import UserError
+from results.record import read_records
 from search.owner import OWNER_KEY, is_dead
+from search.space import portable
+from search.storage import open_storage, safe_url, sqlite_file
 
 METRICS = ("accuracy", "size_bytes", "latency_ms")
-DIRECTIONS = ("maximize", "minimize", "minimize")
-DIGEST_KEY, CONTENT_KEY = "space_digest", "space"
+DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
+DIGEST_KEY, CONTENT_KEY, INPUTS_KEY = "space_digest", "space", "inputs"
 REQUEUED_KEY = "requeued_from"
+WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin anew"
+MADE_BY_A_RUN = ("candidates", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json")
+UNOWNED_FOR = timedelta(minutes=1)
 
 
 def check_name(name: str) -> str:
@@ -32,93 +36,79 @@ def check_name(name: str) -> str:
     return name
 
 
-def storage_url(folder: Path, storage: str | None) -> str:
-    """The URL given, or SQLite inside the run's folder."""
-    return storage or f"sqlite:///{folder / 'study.db'}"
-
-
-@contextmanager
-def storage_errors(url: str) -> Iterator[None]:
-    """Turn the database's own errors into one line; the password is never in it."""
-    try:
-        yield
-    except (StorageInternalError, SQLAlchemyError, ImportError) as error:
-        cause = error.__cause__ or error
-        reason = str(getattr(cause, "orig", None) or cause).splitlines()[0]
-        raise UserError(
-            f"the study's database must be reachable and writable, but {safe_url(url)} is not ({reason}); "
-            "nothing that is finished is lost: mend it and run the same command again"
-        ) from error
-
-
-def safe_url(url: str) -> str:
-    """The URL without its password."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return "the --storage URL"
-
-
-def open_study(url: str, name: str, sampler: optuna.samplers.BaseSampler, digest: str, content: Mapping[str, Any]) -> optuna.Study:
+def open_study(url: str, name: str, digest: str, content: Mapping[str, Any]) -> optuna.Study:
     """Create the study or continue it. Raises UserError when it was made from another space or configuration."""
-    study = _create(url, name, sampler)
-    known = study.user_attrs.get(DIGEST_KEY)
-    if known is None:
-        if study.get_trials(deepcopy=False):
-            raise UserError(f"the study {name!r} was not made by this program; choose another --study")
-        study.set_user_attr(CONTENT_KEY, dict(content))
-        study.set_user_attr(DIGEST_KEY, digest)
-    elif known != digest:
-        changed = ", ".join(sorted(_differences(study.user_attrs[CONTENT_KEY], content))) or "its content"
-        raise UserError(
-            f"a study keeps the space and configuration that it began with, but {name!r} differs in {changed}; "
-            "use another --study NAME, or --fresh to delete this one and begin anew"
-        )
-    return study
-
-
-def _create(url: str, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        storage = open_storage(url)
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise UserError(f"--storage must be a database URL such as sqlite:///study.db or postgresql://..., but got {safe_url(url)!r}") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        study = optuna.create_study(
-            storage=storage, study_name=name, sampler=sampler, directions=list(DIRECTIONS), load_if_exists=True
-        )
-        if study.metric_names is None:
+    study = find_study(url, name)
+    if study is None:
+        study = optuna.create_study(storage=open_storage(url), study_name=name, directions=list(DIRECTIONS), load_if_exists=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(METRICS))
+    check_space(study, digest, content)
+    # also when it continues: an export looks for the images where they are now
+    study.set_user_attr(CONTENT_KEY, dict(content))
+    study.set_user_attr(DIGEST_KEY, digest)
     return study
 
 
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The storage, waiting up to 30 s for another process's lock on SQLite."""
-    arguments = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {}
-    return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+def find_study(url: str, name: str) -> optuna.Study | None:
+    """The study of that name, or None; makes no file."""
+    path = sqlite_file(url)
+    if path is not None and not path.exists():
+        return None
+    try:
+        return optuna.load_study(study_name=name, storage=open_storage(url))
+    except KeyError:
+        return None
 
 
 def load_study(url: str, name: str) -> optuna.Study:
     """An existing study, to read. Raises UserError when there is none of that name."""
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
-        raise UserError(f"there is no study {name!r}: {url.removeprefix('sqlite:///')} does not exist; run search.run first, or name another --study")
-    try:
-        return optuna.load_study(study_name=name, storage=open_storage(url))
-    except KeyError as error:
-        raise UserError(f"there is no study {name!r} in {safe_url(url)}; run search.run first, or name another --study") from error
+    study = find_study(url, name)
+    if study is None:
+        raise UserError(f"there is no study {name!r} in {safe_url(url)}; run search.run first, or name another --study")
+    return study
+
+
+def check_space(study: optuna.Study, digest: str, content: Mapping[str, Any]) -> None:
+    """Raise UserError when `study` has trials of another space or configuration."""
+    if not study.get_trials(deepcopy=False):
+        return  # of a run that ended before its first trial, for a wrong --data-dir perhaps: nothing binds it
+    name, known = study.study_name, study.user_attrs.get(DIGEST_KEY)
+    if known is None:
+        raise UserError(f"the study {name!r} was not made by this program; choose another --study")
+    if known != digest:
+        changed = ", ".join(sorted(_differences(portable(study.user_attrs[CONTENT_KEY]), portable(content)))) or "its content"
+        raise UserError(f"a study keeps the space and configuration that it began with, but {name!r} differs in {changed}; {WAYS_OUT}")
+
+
+def check_inputs(study: optuna.Study, inputs: Mapping[str, str]) -> None:
+    """Keep what a study is made of beside its space (name -> digest). Raises UserError when it goes on with something else."""
+    kept = study.user_attrs.get(INPUTS_KEY, {}) if study.get_trials(deepcopy=False) else {}
+    for what, digest in inputs.items():
+        if kept.get(what, digest) != digest:
+            raise UserError(
+                f"a study keeps the {what} that it began with, but {study.study_name!r} began with {kept[what]} and this is {digest}; "
+                f"restore the old one, {WAYS_OUT}"
+            )
+    study.set_user_attr(INPUTS_KEY, {**kept, **inputs})
 
 
 def delete_study(url: str, name: str, folder: Path) -> None:
-    """`--fresh`: forget the study and its files. Only a folder that a run made is removed."""
-    if not url.startswith("sqlite:///") or Path(url.removeprefix("sqlite:///")).exists():
-        try:
-            optuna.delete_study(study_name=name, storage=open_storage(url))
-        except KeyError:
-            pass
-    if (folder / "study.db").exists() or (folder / "run.json").exists():
-        shutil.rmtree(folder)
+    """`--fresh`: forget the study and the files of its runs; other studies of the database and the user's own files stay."""
+    study = find_study(url, name)
+    if study is not None:
+        busy = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if not _is_orphan(trial)]
+        if busy:
+            raise UserError(
+                f"--fresh needs a study at rest, but another process is running trial {busy[0]} of {name!r}; stop that one first"
+            )
+        optuna.delete_study(study_name=name, storage=open_storage(url))
+    for entry in (folder / made for made in MADE_BY_A_RUN):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -141,16 +131,30 @@ def count_finished(study: optuna.Study) -> int:
 
 def sweep(study: optuna.Study) -> list[int]:
     """Fail RUNNING trials whose owner is dead and queue their parameters again; their numbers."""
-    swept = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        owner = trial.user_attrs.get(OWNER_KEY)
-        if owner is not None and is_dead(owner):
-            study.tell(trial.number, state=TrialState.FAIL)
-            requeue(study, trial)
-            swept.append(trial.number)
-    return swept
+    orphans = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_orphan(trial)]
+    for trial in orphans:
+        requeue(study, trial)
+        study.tell(trial.number, state=TrialState.FAIL)
+    return [trial.number for trial in orphans]
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue a trial's parameters for the next start."""
-    study.enqueue_trial(trial.params, user_attrs={REQUEUED_KEY: trial.number})
+    """Queue a trial's parameters for the next start: those it has asked for, and those it was itself queued with."""
+    params = trial.system_attrs.get("fixed_params", {}) | trial.params
+    if params:
+        study.enqueue_trial(params, user_attrs={REQUEUED_KEY: trial.number})
+
+
+def requeue_interrupted(study: optuna.Study, number: int | None) -> None:
+    """Queue trial `number` again if an interrupt has ended it. One still RUNNING is left to the next start's sweep."""
+    trial = next((trial for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,)) if trial.number == number), None)
+    if trial is not None and number not in {record.number for record in read_records(study)}:
+        requeue(study, trial)
+
+
+def _is_orphan(trial: FrozenTrial) -> bool:
+    """Whether nobody works on a RUNNING trial any more. Its owner signs it first of all; one never signed died at that moment."""
+    owner = trial.user_attrs.get(OWNER_KEY)
+    if owner is None:
+        return trial.datetime_start is None or datetime.now() - trial.datetime_start > UNOWNED_FOR
+    return is_dead(owner)

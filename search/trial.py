@@ -30,9 +30,12 @@ class TrialRunner:
     progress: Progress
     records: list[TrialRecord]
     owner: dict[str, Any] = field(default_factory=current_owner)
+    newest: int | None = None
+    """Number of the trial begun last."""
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, float, float]:
         """Raises TrialPruned for an infeasible candidate and TrialError for a failed one; both are recorded first."""
+        self.newest = trial.number
         trial.set_user_attr(OWNER_KEY, self.owner)
         stages = Stages(
             lambda name: self.progress.stage(trial.number, name), lambda name, *numbers: self.progress.epoch(trial.number, name, *numbers)

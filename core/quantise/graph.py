@@ -16,20 +16,28 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from core.candidate import ShapePlan
-from core.errors import UserError
-from core.quantise.integer import IntegerWeight, per_channel, storable, to_integers
+from core.quantise.fold import fold_batch_norms
+from core.quantise.integer import IntegerWeight
 from core.quantise.layers import ActivationQuantiser, IntegerConv2d, IntegerLinear
+from core.quantise.trace import trace
 
 Grid = Literal["uint8_relu", "int8"]
 
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
-RELUS = (nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, F.relu_, torch.relu_, "relu", "relu_", nn.Sigmoid, torch.sigmoid, F.sigmoid, F.hardsigmoid, nn.Hardsigmoid)
+CATS = (torch.cat, torch.concat, torch.concatenate)
+RELUS = (
+    *(nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, F.relu_, torch.relu_, "relu", "relu_"),
+    *(nn.Sigmoid, torch.sigmoid, F.sigmoid, nn.Hardsigmoid, F.hardsigmoid),
+)
 MAX_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d, torch.max_pool2d)
 MEAN_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, F.avg_pool2d, F.adaptive_avg_pool2d, "mean", torch.mean)
-PASSES = (nn.Flatten, torch.unsqueeze, torch.flatten, "flatten", "view", "reshape", nn.Dropout, nn.Dropout2d, F.dropout, nn.Identity, "contiguous", nn.ZeroPad2d)
+PASSES = (
+    *(nn.Flatten, torch.flatten, "flatten", "view", "reshape", torch.reshape, torch.unsqueeze, torch.squeeze, "contiguous"),
+    nn.ZeroPad2d,
+)
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
 
 def build_graph(
@@ -39,11 +47,13 @@ def build_graph(
 
     Raises UserError when torch.fx cannot trace the model.
     """
-    traced = _trace(copy.deepcopy(model).cpu().eval())
-    folded = _fold_batch_norms(traced, dict(weights))
-    pooled = _linears_on_maps(traced, input_shape)
+    names = [layer.name for layer in plan.layers]
+    traced = trace(copy.deepcopy(model).cpu().eval(), names, input_shape)
+    _drop_identities(traced)
+    folded = fold_batch_norms(traced, weights)
+    on_maps = _linears_on_maps(traced)
     for layer in plan.layers:
-        _replace(traced, layer.name, folded[layer.name], as_conv=layer.name in pooled)
+        _replace(traced, layer.name, folded[layer.name], as_conv=layer.name in on_maps)
     int8 = {layer.name for layer in plan.layers if layer.execution == "int8"}
     _insert_quantisers(traced, int8, grid)
     traced.graph.lint()
@@ -51,74 +61,41 @@ def build_graph(
     return traced
 
 
-def _trace(model: nn.Module) -> fx.GraphModule:
-    try:
-        return fx.symbolic_trace(model)
-    except (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"the network's forward must be traceable by torch.fx, but {type(model).__name__} is not ({reason}); "
-            "take control flow that depends on tensors out of forward"
-        ) from error
-
-
-# --- batch norm ------------------------------------------------------------------------------------------------------
-
-
-def _fold_batch_norms(traced: fx.GraphModule, weights: dict[str, IntegerWeight]) -> dict[str, IntegerWeight]:
-    """Fold every batch norm that follows a planned layer: scales and bias change, integers do not (but for their sign)."""
-    modules = dict(traced.named_modules())
+def _drop_identities(traced: fx.GraphModule) -> None:
+    """A tensor under two names would get two quantisers, and a residual block's shortcut is an nn.Identity."""
     for node in list(traced.graph.nodes):
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
-            continue
-        norm, layer = modules[node.target], modules[before.target]
-        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d) and norm.running_var is not None and before.target in weights:
-            weights[before.target] = _fold(layer, norm, weights[before.target])
-            node.replace_all_uses_with(before)
+        off = node.target is F.dropout and node.kwargs.get("training") is False
+        if off or (node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), IDENTITIES)):
+            node.replace_all_uses_with(_input(node))
             traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    return weights
 
 
-def _fold(layer: nn.Module, norm: nn.Module, weight: IntegerWeight) -> IntegerWeight:
-    """y = g (n s x + b - mean) / std + beta, so s' = s |g| / std and n' = n sign(g); the bias follows."""
-    gain = norm.weight if norm.weight is not None else torch.ones_like(norm.running_var)
-    shift = norm.bias if norm.bias is not None else torch.zeros_like(gain)
-    factor = gain / torch.sqrt(norm.running_var + norm.eps)
-    bias = layer.bias if layer.bias is not None else torch.zeros_like(gain)
-    layer.bias = nn.Parameter((shift + (bias - norm.running_mean) * factor).detach())
-    latent = weight.values.float() * per_channel(torch.sign(factor), weight.values)
-    scales = storable((weight.scales * factor.abs()).detach(), weight.bits)
-    return to_integers(latent * per_channel(scales, latent), scales, weight.bits)
-
-
-def _linears_on_maps(traced: fx.GraphModule, input_shape: tuple[int, int, int]) -> set[str]:
+def _linears_on_maps(traced: fx.GraphModule) -> set[str]:
     """Rewire every Linear on (B, C) to take (B, C, 1, 1) and give (B, K, 1, 1); return their names.
 
     A flattening in front of it goes, so that the classifier becomes a 1x1 convolution right on the pooled map.
     """
-    with torch.inference_mode():
-        ShapeProp(traced).propagate(torch.zeros(2, *input_shape))
     modules = dict(traced.named_modules())
     calls = [node for node in traced.graph.nodes if node.op == "call_module" and isinstance(modules[node.target], nn.Linear)]
-    names = {node.target for node in calls} - {node.target for node in calls if len(_shape(node.args[0])) != 2}
+    names = {str(node.target) for node in calls} - {str(node.target) for node in calls if len(_shape(_input(node))) != 2}
+    used = {node for node in traced.graph.nodes if node.users}
     for node in calls:
         if node.target in names:
             _take_map(traced, node)
-    traced.graph.eliminate_dead_code()
+    # only what the rewiring left over: a call whose result nobody takes may still work in place
+    traced.graph.eliminate_dead_code(lambda node: node.is_impure() or node not in used)
     return names
 
 
 def _take_map(traced: fx.GraphModule, node: fx.Node) -> None:
-    source = node.args[0]
+    source = _input(node)
     before = source.all_input_nodes[:1]
     with traced.graph.inserting_before(node):
         if _is(traced, source, PASSES) and before and tuple(_shape(before[0])) == (*_shape(source), 1, 1):
             pooled = before[0]
         else:
             pooled = traced.graph.call_function(torch.unsqueeze, (traced.graph.call_function(torch.unsqueeze, (source, 2)), 3))
-    node.args = (pooled,)
+    node.args, node.kwargs = (pooled,), {}
     with traced.graph.inserting_after(node):
         first = traced.graph.call_function(torch.squeeze, (node, 3))
     with traced.graph.inserting_after(first):
@@ -126,12 +103,19 @@ def _take_map(traced: fx.GraphModule, node: fx.Node) -> None:
     node.replace_all_uses_with(second, delete_user_cb=lambda user: user is not first)
 
 
+def _input(node: fx.Node) -> fx.Node:
+    """The tensor that a layer is called on."""
+    return node.all_input_nodes[0]
+
+
 def _shape(node: fx.Node) -> torch.Size:
-    return node.meta["tensor_meta"].shape
+    """() for what is no single tensor."""
+    return getattr(node.meta.get("tensor_meta"), "shape", torch.Size())
 
 
 def _replace(traced: fx.GraphModule, name: str, weight: IntegerWeight, *, as_conv: bool) -> None:
     layer = traced.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
     new = IntegerConv2d(layer, weight) if isinstance(layer, nn.Conv2d) else IntegerLinear(layer, weight, as_conv=as_conv)
     parent, _, leaf = name.rpartition(".")
     setattr(traced.get_submodule(parent), leaf, new)
@@ -196,10 +180,14 @@ def _non_negative(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Is every value of this tensor >= 0 by structure?"""
     if _is(traced, node, RELUS):
         return True
-    through = any(_is(traced, node, kinds) for kinds in (MAX_POOLS, MEAN_POOLS, PASSES, ADDS, (torch.cat,)))
-    if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), ActivationQuantiser):
-        through = True
-    return through and bool(node.all_input_nodes) and all(_non_negative(traced, source) for source in node.all_input_nodes)
+    inputs = node.all_input_nodes
+    if any(_is(traced, node, kinds) for kinds in (MAX_POOLS, MEAN_POOLS, PASSES, (ActivationQuantiser,))):
+        return _non_negative(traced, inputs[0])
+    # an added number, or a factor alpha, may be negative
+    tensors_only = (
+        _is(traced, node, ADDS) and len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
+    )
+    return (tensors_only or _is(traced, node, CATS)) and all(_non_negative(traced, source) for source in inputs)
 
 
 def _is(traced: fx.GraphModule, node: fx.Node, kinds: tuple[object, ...]) -> bool:

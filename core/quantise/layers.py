@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ def exporting() -> Iterator[None]:
 
 
 def _dequantise(values: Tensor, scales: Tensor, zero: Tensor, axis: int | None = None) -> Tensor:
-    attributes = {} if axis is None else {"axis": axis}
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     return torch.onnx.ops.symbolic(
         "DequantizeLinear", (values, scales, zero), attributes, dtype=torch.float32, shape=values.shape, version=OPSET
     )
@@ -39,6 +40,12 @@ def _dequantise(values: Tensor, scales: Tensor, zero: Tensor, axis: int | None =
 class _IntegerLayer(nn.Module):
     """Weights as integers (out, ...) with scales (out,) and a bias in float. 16-bit integers are exported dequantised:
     no runtime takes INT16 weights for a convolution."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+    zero: Tensor
+    integers: Tensor
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, weight: IntegerWeight) -> None:
         super().__init__()
@@ -71,10 +78,15 @@ class IntegerConv2d(_IntegerLayer):
 
     def __init__(self, layer: nn.Conv2d, weight: IntegerWeight) -> None:
         super().__init__(layer, weight)
-        self.stride, self.padding, self.dilation, self.groups = layer.stride, layer.padding, layer.dilation, layer.groups
+        self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
+        self.padding = cast(tuple[int, int], layer.padding)  # or "same": conv2d takes both
+        self.border = None if layer.padding_mode == "zeros" else (layer._reversed_padding_repeated_twice, layer.padding_mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 (B, in, H, W) -> (B, out, H', W')."""
+        if self.border:
+            amounts, mode = self.border
+            return F.conv2d(F.pad(x, amounts, mode), self.float_weight(), self.bias, self.stride, 0, self.dilation, self.groups)
         return F.conv2d(x, self.float_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -92,6 +104,9 @@ class IntegerLinear(_IntegerLayer):
         """float32 (B, ..., in) -> (B, ..., out), or (B, in, 1, 1) -> (B, out, 1, 1)."""
         if self.as_conv:
             return F.conv2d(x, self.float_weight(), self.bias)
+        if _exporting.get():
+            # three dimensions: ONNX Runtime 1.31 makes a Gemm of two and a sum, and then mistypes the Q/DQ in front of it
+            return torch.matmul(x, self.float_weight().t().unsqueeze(0)) + self.bias
         return F.linear(x, self.float_weight(), self.bias)
 
 
@@ -102,6 +117,8 @@ class ActivationQuantiser(nn.Module):
     """
 
     SAMPLE = 50_000
+    scale: Tensor
+    zero: Tensor
 
     def __init__(self, *, signed: bool) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ Departure: steps start at the grid's least squared error, not at 2 mean|w| / sqr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize
 
 from core.quantise.integer import IntegerWeight, best_scales, limits, per_channel, to_integers
 
-Finetune = Callable[[nn.Module], None]
+Finetune = Callable[[nn.Module], object]
+"""Trains the network in place."""
 
 
 def lsq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune) -> dict[str, IntegerWeight]:
@@ -27,29 +28,39 @@ def lsq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune) -> dict[s
     """
     trained = {name: depth for name, depth in bits.items() if depth <= 8}
     for name, depth in trained.items():
-        layer = model.get_submodule(name)
-        parametrize.register_parametrization(layer, "weight", StepQuantiser(layer.weight, depth))
+        parametrize.register_parametrization(_plain(model, name), "weight", StepQuantiser(_weight(model, name), depth))
     finetune(model)
     integers = {}
     for name, depth in bits.items():
-        layer = model.get_submodule(name)
         if name in trained:
-            quantiser = layer.parametrizations.weight[0]  # type: ignore[union-attr, index]
-            latent = layer.parametrizations.weight.original  # type: ignore[union-attr]
-            integers[name] = to_integers(latent, quantiser.step.abs(), depth)
+            layer = model.get_submodule(name)
+            chain: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+            integers[name] = to_integers(chain.original, chain[0].step.abs(), depth)
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         else:
-            integers[name] = to_integers(layer.weight, best_scales(layer.weight, depth), depth)
+            integers[name] = _rounded(_weight(model, name), depth)
     return integers
 
 
 def ptq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune) -> dict[str, IntegerWeight]:
     """Round to the grid of least squared error, no training. Same contract as `lsq`."""
-    return {
-        name: to_integers(weight, best_scales(weight, depth), depth)
-        for name, depth in bits.items()
-        for weight in [model.get_submodule(name).weight]
-    }
+    return {name: _rounded(_weight(model, name), depth) for name, depth in bits.items()}
+
+
+def _rounded(weight: Tensor, bits: int) -> IntegerWeight:
+    return to_integers(weight, best_scales(weight, bits), bits)
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    return cast(Tensor, model.get_submodule(name).weight)
+
+
+def _plain(model: nn.Module, name: str) -> nn.Module:
+    """The layer, its weight freed of what the user's network computes it by (weight norm): one grid, one latent weight."""
+    layer = model.get_submodule(name)
+    if parametrize.is_parametrized(layer, "weight"):
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return layer
 
 
 class StepQuantiser(nn.Module):

@@ -46,8 +46,9 @@ class OpenVinoEngine:
 
     def artifact(self) -> Artifact:
         """Precisions of the execution graph: what the plugin chose, not what was asked for."""
-        layers = [_text(op, "runtimePrecision") for op in self._model.get_runtime_model().get_ordered_ops() if _is_compute(op)]
-        int8 = sum(precision in ("u8", "i8") for precision in layers)
+        # the kernel's name, not runtimePrecision: that is i8 also where 8-bit weights are only stored and computed with in f32
+        layers = [_text(op, "primitiveType") for op in self._model.get_runtime_model().get_ordered_ops() if _is_compute(op)]
+        int8 = sum(kernel.upper().endswith("I8") for kernel in layers)
         hint = self._model.get_property("INFERENCE_PRECISION_HINT").to_string()
         return {"precision": {"float32": "f32", "bfloat16": "bf16"}.get(hint, hint), "int8_layers": int8, "layers": len(layers)}
 
@@ -60,6 +61,8 @@ def _properties(options: EngineOptions, supported: Any) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": options.precision,
     }
+    if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in supported:  # else a float layer with integer weights quantises its activations on the fly
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
     if "CPU_DENORMALS_OPTIMIZATION" in supported:  # denormals in untrained weights cost time that trained ones do not
         properties["CPU_DENORMALS_OPTIMIZATION"] = True
     return properties

@@ -50,6 +50,48 @@ def airbench(*, classes: int, channels: int = 3, image_size: int = 32, width: fl
     return Airbench(classes=classes, channels=channels, image_size=image_size, width=width)
 
 
+def wide_resnet(*, classes: int, channels: int = 3, image_size: int = 32, width: float = 1.0, depth: int, factor: int) -> nn.Module:
+    """Pre-activation ResNet of `depth` = 6n + 4 with `factor` times the channels; see core/students/wide_resnet.py."""
+    from core.students.wide_resnet import WideResNet
+
+    return WideResNet(classes=classes, channels=channels, image_size=image_size, width=width, depth=depth, factor=factor)
+
+
+def vgg(*, classes: int, channels: int = 3, image_size: int = 32, width: float = 1.0, depth: int) -> nn.Module:
+    """VGG of `depth` 8, 11, 13 or 16 with batch norm; see core/students/vgg.py."""
+    from core.students.vgg import VGG
+
+    return VGG(classes=classes, channels=channels, image_size=image_size, width=width, depth=depth)
+
+
+def mobilenet_v2(*, classes: int, channels: int = 3, image_size: int = 32, width: float = 1.0) -> nn.Module:
+    """The small CIFAR MobileNetV2; see core/students/mobilenet.py."""
+    from core.students.mobilenet import MobileNetV2
+
+    return MobileNetV2(classes=classes, channels=channels, image_size=image_size, width=width)
+
+
+def shufflenet_v1(*, classes: int, channels: int = 3, image_size: int = 32, width: float = 1.0) -> nn.Module:
+    """ShuffleNet V1 with three groups; see core/students/shufflenet.py."""
+    from core.students.shufflenet import ShuffleNetV1
+
+    return ShuffleNetV1(classes=classes, channels=channels, image_size=image_size, width=width)
+
+
+def shufflenet_v2(*, classes: int, channels: int = 3, image_size: int = 32, width: float = 1.0) -> nn.Module:
+    """ShuffleNet V2; see core/students/shufflenet.py."""
+    from core.students.shufflenet import ShuffleNetV2
+
+    return ShuffleNetV2(classes=classes, channels=channels, image_size=image_size, width=width)
+
+
+def deep_resnet(*, classes: int, channels: int = 3, image_size: int = 32, width: float = 1.0, depth: int) -> nn.Module:
+    """ResNet of `depth` 18, 34 or 50 with a CIFAR stem; see core/students/deep_resnet.py."""
+    from core.students.deep_resnet import DeepResNet
+
+    return DeepResNet(classes=classes, channels=channels, image_size=image_size, width=width, depth=depth)
+
+
 STUDENTS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": partial(resnet, depth=8),
     "resnet14": partial(resnet, depth=14),
@@ -60,6 +102,20 @@ STUDENTS: dict[str, Callable[..., nn.Module]] = {
     "resnet110": partial(resnet, depth=110),
     "resnet8x4": partial(resnet, depth=8, filters=(32, 64, 128, 256)),
     "resnet32x4": partial(resnet, depth=32, filters=(32, 64, 128, 256)),
+    "resnet18": partial(deep_resnet, depth=18),
+    "resnet34": partial(deep_resnet, depth=34),
+    "resnet50": partial(deep_resnet, depth=50),
+    "wrn_16_1": partial(wide_resnet, depth=16, factor=1),
+    "wrn_16_2": partial(wide_resnet, depth=16, factor=2),
+    "wrn_40_1": partial(wide_resnet, depth=40, factor=1),
+    "wrn_40_2": partial(wide_resnet, depth=40, factor=2),
+    "vgg8": partial(vgg, depth=8),
+    "vgg11": partial(vgg, depth=11),
+    "vgg13": partial(vgg, depth=13),
+    "vgg16": partial(vgg, depth=16),
+    "mobilenet_v2": mobilenet_v2,
+    "shufflenet_v1": shufflenet_v1,
+    "shufflenet_v2": shufflenet_v2,
     "light_cnn": light_cnn,
     "airbench": airbench,
 }

@@ -1,13 +1,15 @@
 """The airbench94 shape: wide, shallow, much accuracy for its training time; meant as a teacher.
 
-References: Jordan 2024 (arXiv:2404.00498). Differences: a learnt 3x3 stem in place of the frozen 2x2 whitening, so that 32 px leave
-a 4x4 map that splits into equal regions; a global average in place of the max-pool before the head, so that logits of regions
-average to the logits.
+References: Jordan 2024 (arXiv:2404.00498). Differences: a 3x3 whitening stem in place of the 2x2 one, so that 32 px leave a 4x4 map
+that splits into equal regions; a global average in place of the max-pool before the head, so that logits of regions average to
+the logits; batch norm with a learnt scale.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.students.common import check_arguments, classify, initialise, scaled
 
@@ -31,11 +33,30 @@ class Airbench(nn.Module):
         self.body = nn.Sequential(*layers)
         self.classifier = nn.Linear(inputs, classes)
         initialise(self)
+        for layer in self.body[1:]:
+            if isinstance(layer, nn.Conv2d):
+                # the first channels begin as the identity: deep signals from the first step
+                nn.init.dirac_(layer.weight.data[: layer.in_channels])
 
     def features(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, C, H / 8, W / 8), after the last GELU."""
         out: Tensor = self.body(x)
         return out
+
+    @torch.no_grad()
+    def prepare(self, images: Tensor) -> None:
+        """Make the stem whiten the 3x3 patches of normalised training images (N, channels, H, W), and freeze its weights.
+
+        Filters are the patches' leading principal directions, scaled to unit variance, each with both signs.
+        """
+        stem = self.body[0]
+        assert isinstance(stem, nn.Conv2d)
+        patches = F.unfold(images.float(), 3).transpose(1, 2).flatten(0, 1)
+        variances, directions = torch.linalg.eigh(patches.T.cov())
+        count = min(stem.out_channels // 2, len(variances))
+        leading = (directions / torch.sqrt(variances + 5e-4)).T.flip(0)[:count].view(count, *stem.weight.shape[1:])
+        stem.weight[: 2 * count] = torch.cat([leading, -leading]).to(stem.weight)
+        stem.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return classify(self.classifier, self.features(x))

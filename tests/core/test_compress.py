@@ -1,0 +1,164 @@
+"""The stages of one candidate: shapes before training, then the very same structure with trained weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from core.candidate import Candidate, GroupPlan
+from core.compress import CompressedModel, calibrate, draft, prune, quantise, resolve
+from core.errors import UserError
+from core.export import check_rebuilds
+from core.layers import count_macs, count_parameters, layer_infos
+from core.pack import unpack
+from core.quantise.layers import activation_quantisers
+from core.runtimes import RUNTIMES
+from core.students import STUDENTS
+from tests.tiny_nets import CLASSES, SHAPE, Residual, images, plan_of, quantised, settled
+
+RUNTIME = RUNTIMES["onnxruntime"]()
+CANDIDATE = Candidate(
+    student="resnet8",
+    width=0.5,
+    groups=(
+        GroupPlan(weight_bits=4),
+        GroupPlan(weight_bits=16, prune_ratio=0.5),
+        GroupPlan(weight_bits=3, execution="float", prune_ratio=0.5),
+    ),
+    round_to=4,
+)
+
+
+def dense(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return STUDENTS["resnet8"](classes=CLASSES, image_size=8, width=0.5).eval()
+
+
+def kept(model: nn.Module) -> nn.Module:
+    return model
+
+
+@pytest.fixture(scope="module")
+def drafted() -> CompressedModel:
+    pruned, plan = resolve(dense(), CANDIDATE, SHAPE, RUNTIME)
+    return draft(pruned, plan, SHAPE, RUNTIME)
+
+
+@pytest.fixture(scope="module")
+def finished(drafted: CompressedModel) -> tuple[CompressedModel, nn.Module, nn.Module]:
+    """Other weights than those of the draft: (files, graph, the float network)."""
+    student = settled(prune(dense(seed=5), CANDIDATE, SHAPE))
+    compressed, graph = quantise(student, drafted, "ptq", kept, images(48), RUNTIME)
+    return compressed, graph, student
+
+
+def test_shapes_are_exact_before_any_training_and_do_not_depend_on_the_weights() -> None:
+    first, plan = resolve(dense(), CANDIDATE, SHAPE, RUNTIME)
+    second, again = resolve(settled(dense(seed=9)), CANDIDATE, SHAPE, RUNTIME)
+    assert plan == again
+    assert [info.out_channels for info in layer_infos(first, SHAPE)] == [layer.out_channels for layer in plan.layers]
+    assert count_parameters(first) == count_parameters(second) < count_parameters(dense())
+
+
+def test_a_ratio_of_zero_changes_nothing() -> None:
+    model = dense()
+    copy = prune(model, Candidate(student="resnet8"), SHAPE)
+    assert copy is not model
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), copy.state_dict().values(), strict=True))
+
+
+def test_the_draft_counts_what_is_left_by_pruning(drafted: CompressedModel) -> None:
+    pruned, _ = resolve(dense(), CANDIDATE, SHAPE, RUNTIME)
+    assert drafted.parameters == count_parameters(pruned)
+    assert drafted.macs == count_macs(pruned, SHAPE) < count_macs(dense(), SHAPE)
+    check_rebuilds(drafted.model, unpack(drafted.packed))
+
+
+def test_training_changes_neither_structure_nor_size(
+    drafted: CompressedModel, finished: tuple[CompressedModel, nn.Module, nn.Module]
+) -> None:
+    compressed = finished[0]
+    assert compressed.structure == drafted.structure
+    assert len(compressed.packed) == len(drafted.packed)
+    assert compressed.packed != drafted.packed
+    assert compressed.plan == drafted.plan
+    assert (compressed.parameters, compressed.macs) == (drafted.parameters, drafted.macs)
+
+
+def test_the_files_hold_the_trained_weights(finished: tuple[CompressedModel, nn.Module, nn.Module], tmp_path: Path) -> None:
+    compressed, graph, _ = finished
+    path = compressed.save(tmp_path / "candidate")
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    check_rebuilds(model, unpack((path.parent / "weights.pack").read_bytes()))
+    arrays = {initialiser.name: numpy_helper.to_array(initialiser) for initialiser in model.graph.initializer}
+    for name, value in graph.state_dict().items():
+        if name in arrays:
+            assert torch.equal(torch.from_numpy(arrays[name].copy()), value)
+
+
+def test_the_graph_computes_nearly_what_the_float_network_did(drafted: CompressedModel) -> None:
+    candidate = Candidate(student="resnet8", width=0.5, round_to=4)
+    student = settled(dense(seed=5))
+    with torch.no_grad():
+        expected = student(images(16))
+    pruned, plan = resolve(dense(), candidate, SHAPE, RUNTIME)
+    _, graph = quantise(student, draft(pruned, plan, SHAPE, RUNTIME), "ptq", kept, images(48), RUNTIME)
+    with torch.no_grad():
+        assert (graph(images(16)) - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("quantiser", ["ptq", "lsq"])
+def test_negative_gains_lose_nothing(drafted: CompressedModel, quantiser: str) -> None:
+    """Turned before rounding: the same integers as those of the network whose gains are positive."""
+    student, mirrored = (settled(prune(dense(seed=5), CANDIDATE, SHAPE)) for _ in range(2))
+    with torch.no_grad():
+        for layer, norm in ((mirrored.conv1, mirrored.bn1), (mirrored.layer2[0].conv2, mirrored.layer2[0].bn2)):
+            layer.weight.mul_(-1.0)
+            norm.weight.mul_(-1.0)
+            norm.running_mean.mul_(-1.0)
+    first, second = (quantise(model, drafted, quantiser, kept, images(48), RUNTIME)[0] for model in (student, mirrored))
+    assert first.packed == second.packed
+
+
+def test_the_fine_tuning_sees_weights_on_their_grid(drafted: CompressedModel) -> None:
+    seen: list[int] = []
+
+    def finetune(model: nn.Module) -> nn.Module:
+        weight = model.get_submodule("layer1.0.conv1").weight
+        seen.append(max(len(channel.unique()) for channel in weight.detach()))
+        return model
+
+    quantise(settled(prune(dense(seed=5), CANDIDATE, SHAPE)), drafted, "lsq", finetune, images(48), RUNTIME)
+    assert seen[0] <= 2**4
+
+
+def test_an_unknown_quantiser_lists_the_known_ones(drafted: CompressedModel) -> None:
+    with pytest.raises(UserError, match="unknown quantiser 'lsqq', did you mean 'lsq'"):
+        quantise(settled(prune(dense(), CANDIDATE, SHAPE)), drafted, "lsqq", kept, images(8), RUNTIME)
+
+
+def test_calibration_does_not_depend_on_the_batch_it_is_done_in() -> None:
+    torch.manual_seed(0)
+    model = settled(Residual())
+    graph = quantised(model, plan_of(model))
+    scales = []
+    for batch in (16, 48):
+        calibrate(graph, images(48), batch=batch)
+        scales.append([float(point.scale) for point in activation_quantisers(graph)])
+    assert scales[0] == pytest.approx(scales[1], rel=0.02)
+
+
+def test_more_images_than_a_sample_holds_are_calibrated_within_bounds() -> None:
+    torch.manual_seed(0)
+    model = settled(Residual())
+    graph = quantised(model, plan_of(model))
+    points = activation_quantisers(graph)
+    points[0].calibrating = True
+    points[0](torch.randn(300_000))
+    assert sum(len(sample) for sample in points[0].samples) <= 2 * points[0].SAMPLE

@@ -1,0 +1,84 @@
+"""What a runtime computes is what PyTorch simulates: students in mixed bits, and the ways in which people write networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from core.candidate import Execution, ShapePlan, WeightBits
+from core.export import check_rebuilds, export_onnx, packed_tensors
+from core.pack import pack, unpack
+from core.runtimes import RUNTIMES, EngineOptions
+from core.students import STUDENTS
+from tests.tiny_nets import PATTERNS, SHAPE, Pattern, images, plan_of, quantised, settled
+
+COUNT = 64
+DEPTHS = cast(tuple[WeightBits, ...], (8, 4, 16, 2, 6, 3, 16, 5))
+KINDS = cast(tuple[Execution, ...], ("int8", "int8", "float", "int8", "float"))
+
+
+def mixed(model: nn.Module, shape: tuple[int, int, int]) -> ShapePlan:
+    """Every number of bits and both executions, in turn."""
+    names = [layer.name for layer in plan_of(model, shape).layers]
+    bits = {name: DEPTHS[index % len(DEPTHS)] for index, name in enumerate(names)}
+    return plan_of(model, shape, bits, {name: KINDS[index % len(KINDS)] for index, name in enumerate(names)})
+
+
+def check(graph: fx.GraphModule, shape: tuple[int, int, int], folder: Path) -> None:
+    model = export_onnx(graph, shape)
+    check_rebuilds(model, unpack(pack(packed_tensors(graph))))
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    x = images(COUNT, shape, seed=9)
+    with torch.no_grad():
+        expected = graph(x)
+    for name, runtime in RUNTIMES.items():
+        if runtime().version is None:
+            continue
+        engine = runtime().load(str(path), EngineOptions(batch=COUNT, threads=1, precision="f32"))
+        agree(name, torch.from_numpy(engine.run(x.numpy())), expected)
+
+
+def agree(runtime: str, actual: Tensor, expected: Tensor) -> None:
+    """Equal top-1, but for images whose two best classes are closer than what one rounding of one activation moves."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).norm() < 0.02 * expected.norm(), runtime
+    best = expected.topk(2).values
+    clear = best[:, 0] - best[:, 1] > 0.02 * expected.abs().max()
+    assert clear.float().mean() > 0.5
+    assert torch.equal(actual.argmax(1)[clear], expected.argmax(1)[clear]), runtime
+
+
+@pytest.mark.parametrize("name", ["resnet8", "light_cnn", "airbench"])
+def test_an_engine_of_mixed_bits_and_execution_equals_the_simulation(name: str, tmp_path: Path) -> None:
+    shape = (3, 16, 16)
+    torch.manual_seed(0)
+    model = settled(STUDENTS[name](classes=10, image_size=16, width=0.25), shape)
+    plan = mixed(model, shape)
+    assert {layer.weight_bits for layer in plan.layers} >= {2, 4, 8, 16}
+    check(quantised(model, plan, shape), shape, tmp_path)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.name)
+def test_an_engine_equals_the_simulation(pattern: Pattern, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = settled(pattern.build())
+    check(quantised(model, plan_of(model)), SHAPE, tmp_path)
+
+
+def test_all_but_the_classifier_of_a_residual_network_runs_in_int8(tmp_path: Path) -> None:
+    """A misplaced Q/DQ point shows here: the layer falls back to float, and the engine is slower, not wrong."""
+    shape = (3, 16, 16)
+    torch.manual_seed(0)
+    model = settled(STUDENTS["resnet8"](classes=10, image_size=16, width=0.5), shape)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(export_onnx(quantised(model, plan_of(model, shape), shape), shape).SerializeToString())
+    for runtime in RUNTIMES.values():
+        if runtime().version is not None:
+            artifact = runtime().load(str(path), EngineOptions(batch=1, threads=1, precision="f32")).artifact()
+            assert artifact["layers"] == 10
+            assert artifact["int8_layers"] is None or artifact["int8_layers"] >= 9

@@ -1,0 +1,248 @@
+"""The teacher is trained once and asked once: what is kept is used again, and only where it belongs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core.config import Config, TeacherConfig, TrainConfig, ViewsConfig
+from core.data.types import SearchData
+from core.errors import UserError
+from core.students.own import save_weights
+from core.teacher import Teacher, TeacherLogits, obtain_teacher, weights_digest
+from core.train import Device, predict
+from core.views import Normalisation, viewed
+from tests.tiny_data import search_data
+
+CPU = Device(torch.device("cpu"), None)
+DATA = search_data()
+VIEWS = ViewsConfig(number=2, shift=1)
+ALL = torch.arange(len(DATA.train))
+NET = """
+from torch import nn
+def build(classes, channels, image_size):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.{activation}(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes{more}))
+"""
+
+
+def config(**teacher: object) -> Config:
+    recipe = TrainConfig(epochs=2.0, batch_size=16, lr=0.05)
+    return Config(teacher=TeacherConfig(**{"name": "light_cnn", "width": 0.25, "train": recipe, **teacher}), views=VIEWS)  # type: ignore[arg-type]
+
+
+def obtain(folder: Path, settings: Config | None = None, data: SearchData = DATA) -> tuple[Teacher, int]:
+    """The teacher, and after how many epochs of training."""
+    epochs: list[float] = []
+    teacher = obtain_teacher(settings or config(), data, CPU, folder, lambda done, *rest: epochs.append(done))
+    return teacher, len(epochs)
+
+
+def logits_of(teacher: Teacher, folder: Path, data: SearchData = DATA, views: ViewsConfig = VIEWS, seed: int = 0) -> TeacherLogits:
+    return TeacherLogits(teacher, viewed(data.train, teacher.normalise, views, seed, CPU.device), data.info.digest, CPU, folder)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return obtain(tmp_path_factory.mktemp("teacher"))[0]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> tuple[str, Path]:
+    """A user's file and weights."""
+    file = tmp_path / "net.py"
+    file.write_text(NET.format(activation="ReLU", more=""))
+    scope: dict[str, object] = {}
+    exec(file.read_text(), scope)
+    torch.manual_seed(0)
+    network = scope["build"](4, 1, 8)  # type: ignore[operator]
+    save_weights(network, tmp_path / "net.safetensors")
+    return f"{file}:build", tmp_path / "net.safetensors"
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_trained_once_and_loaded_afterwards(tmp_path: Path) -> None:
+    first, trained = obtain(tmp_path)
+    second, again = obtain(tmp_path)
+    assert (trained, again) == (2, 0)
+    assert first.digest == second.digest
+    assert first.accuracy == second.accuracy
+    assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        config(width=0.5),
+        config(train=TrainConfig(epochs=1.0, batch_size=16, lr=0.05)),
+        config().model_copy(update={"seed": 1}),
+        config().model_copy(update={"views": ViewsConfig(number=1, shift=1)}),
+        config(mean=(0.5,), std=(0.5,)),
+    ],
+)
+def test_another_recipe_is_another_teacher(teacher: Teacher, tmp_path: Path, other: Config) -> None:
+    obtain(tmp_path)
+    changed, epochs = obtain(tmp_path, other)
+    assert epochs > 0
+    assert changed.digest != teacher.digest
+
+
+def test_other_data_makes_another_teacher(teacher: Teacher, tmp_path: Path) -> None:
+    obtain(tmp_path)
+    assert obtain(tmp_path, data=search_data(seed=3))[1] > 0
+
+
+def test_a_teacher_is_frozen_and_in_eval_mode(teacher: Teacher) -> None:
+    assert not teacher.model.training
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+
+
+def test_accuracy_is_that_of_the_search_split(teacher: Teacher) -> None:
+    top1 = predict(teacher.model, DATA.search.images, teacher.normalise, CPU, amp=False).argmax(1)
+    assert teacher.accuracy == pytest.approx(float((top1 == DATA.search.labels).float().mean()))
+
+
+def test_the_digest_follows_every_weight_and_the_normalisation(teacher: Teacher) -> None:
+    model, normalise = nn.Linear(2, 2).double(), Normalisation((0.5,), (0.5,))
+    before = weights_digest(model, normalise)
+    assert before == weights_digest(model, normalise)
+    assert before != weights_digest(model, Normalisation((0.5,), (0.4,)))
+    assert before != weights_digest(model.bfloat16(), normalise)
+    model.bias.data[1] += 1.0
+    assert before != weights_digest(model, normalise)
+
+
+def test_the_user_s_weights_are_taken_and_not_trained(own: tuple[str, Path], tmp_path: Path) -> None:
+    model, weights = own
+    taken, epochs = obtain(tmp_path / "cache", config(model=model, weights=weights))
+    assert epochs == 0
+    assert not (tmp_path / "cache" / "teachers").exists()
+    assert taken.name == model
+
+
+def test_the_user_s_network_without_weights_is_trained_anew_when_its_file_changes(own: tuple[str, Path], tmp_path: Path) -> None:
+    settings = config(model=own[0])
+    assert obtain(tmp_path, settings)[1] == 2
+    assert obtain(tmp_path, settings)[1] == 0
+    Path(own[0].partition(":")[0]).write_text(NET.format(activation="GELU", more=""))
+    assert obtain(tmp_path, settings)[1] == 2
+
+
+def test_equal_weights_in_another_forward_are_another_teacher(own: tuple[str, Path], tmp_path: Path) -> None:
+    settings = config(model=own[0], weights=own[1])
+    first, _ = obtain(tmp_path, settings)
+    Path(own[0].partition(":")[0]).write_text(NET.format(activation="Tanh", more=""))
+    assert obtain(tmp_path, settings)[0].digest != first.digest
+
+
+def test_a_normalisation_that_is_stated_is_used(own: tuple[str, Path], tmp_path: Path) -> None:
+    stated = config(model=own[0], weights=own[1], mean=(0.1,), std=(0.7,))
+    assert obtain(tmp_path, stated)[0].normalise == Normalisation((0.1,), (0.7,))
+
+
+@pytest.mark.parametrize("wrong", [{"mean": (0.5,)}, {"mean": (0.5, 0.5), "std": (0.5, 0.5)}, {"mean": (0.5,), "std": (0.0,)}])
+def test_half_a_normalisation_is_refused(wrong: dict[str, tuple[float, ...]], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"teacher\.mean and teacher\.std must both be given, one value per channel \(1\)"):
+        obtain(tmp_path, config(**wrong))
+
+
+def test_the_normalisation_under_which_the_weights_work_is_found(tmp_path: Path) -> None:
+    """Weights of a network that was trained on pixels in [0, 1], given without a word about it."""
+    plain = Normalisation((0.0,), (1.0,))
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\ndef build(classes, channels, image_size):\n"
+        "    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, classes))\n"
+    )
+    # relu(x) - 10 relu(x - 1): the brightest quarter, and what is brighter than 1 cannot be
+    eye, zeros = torch.eye(4), torch.zeros(4)
+    weights = {"2.weight": torch.cat([eye, eye]), "2.bias": torch.cat([zeros, zeros - 1.0])}
+    weights |= {"4.weight": torch.cat([eye, -10.0 * eye], 1), "4.bias": zeros}
+    torch.save(weights, tmp_path / "w.pt")
+    found, _ = obtain(tmp_path, config(model=f"{file}:build", weights=tmp_path / "w.pt"))
+    assert found.accuracy == 1.0
+    assert found.normalise == plain
+
+
+def test_a_network_of_other_classes_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(NET.format(activation="ReLU", more=" + 3"))
+    with pytest.raises(UserError, match="one per class"):
+        obtain(tmp_path, config(model=f"{file}:build"))
+
+
+# --- its logits ------------------------------------------------------------------------------------------------------
+
+
+def test_logits_are_the_teacher_s_answer_to_the_very_view(teacher: Teacher, tmp_path: Path) -> None:
+    logits = logits_of(teacher, tmp_path)
+    indices = torch.tensor([5, 80, 5])
+    with torch.no_grad():
+        expected = teacher.model(logits.data.batch(indices, 1))
+    assert logits(indices, 1).dtype == torch.float32
+    torch.testing.assert_close(logits(indices, 1), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_a_warm_cache_forwards_no_image(teacher: Teacher, tmp_path: Path) -> None:
+    cold, warm = logits_of(teacher, tmp_path), logits_of(teacher, tmp_path)
+    first = [cold(ALL, view) for view in (0, 1, 0)]
+    second = [warm(ALL, view) for view in (0, 1, 0)]
+    assert cold.forward_images == 2 * len(DATA.train)
+    assert warm.forward_images == 0
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_views_that_nobody_asks_for_are_not_computed(teacher: Teacher, tmp_path: Path) -> None:
+    logits = logits_of(teacher, tmp_path)
+    logits(ALL[:3], 1)
+    assert [path.name for path in logits.folder.iterdir()] == ["view_01.npy"]
+    assert logits.forward_images == len(DATA.train)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other length", "other type"])
+def test_a_damaged_file_is_made_anew(teacher: Teacher, tmp_path: Path, damage: str) -> None:
+    logits = logits_of(teacher, tmp_path)
+    expected = logits(ALL, 0)
+    path = logits.folder / "view_00.npy"
+    content = path.read_bytes()
+    if damage.startswith("other"):
+        rows = len(DATA.train) - (damage == "other length")
+        np.save(path, np.zeros((rows, 4), np.float16 if damage == "other length" else np.float32))
+    else:
+        path.write_bytes({"truncated": content[:-7], "empty": b"", "text": b"no array"}[damage])
+    again = logits_of(teacher, tmp_path)
+    assert torch.equal(again(ALL, 0), expected)
+    assert again.forward_images == len(DATA.train)
+    assert path.read_bytes() == content
+
+
+def test_the_cache_of_another_teacher_is_never_used(teacher: Teacher, tmp_path: Path) -> None:
+    other, _ = obtain(tmp_path, config(width=0.5))
+    logits_of(teacher, tmp_path)(ALL, 0)
+    logits = logits_of(other, tmp_path)
+    with torch.no_grad():
+        expected = other.model(logits.data.batch(ALL, 0))
+    torch.testing.assert_close(logits(ALL, 0), expected, rtol=2e-3, atol=2e-3)
+    assert logits.forward_images == len(DATA.train)
+
+
+def test_other_data_views_or_seeds_have_a_cache_of_their_own(teacher: Teacher, tmp_path: Path) -> None:
+    folders = {
+        logits_of(teacher, tmp_path).folder,
+        logits_of(teacher, tmp_path, data=search_data(seed=4)).folder,
+        logits_of(teacher, tmp_path, views=ViewsConfig(number=2, shift=2)).folder,
+        logits_of(teacher, tmp_path, seed=1).folder,
+    }
+    assert len(folders) == 4
+
+
+def test_logits_beyond_the_range_of_half_floats_are_clamped_not_lost(tmp_path: Path) -> None:
+    huge = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    nn.init.constant_(huge[1].weight, 1e6)
+    teacher = Teacher(huge.eval().requires_grad_(False), Normalisation((0.0,), (1.0,)), "huge", 0.0, "huge")
+    assert torch.isfinite(logits_of(teacher, tmp_path)(ALL, 0)).all()

@@ -1,0 +1,188 @@
+"""One training loop: reproducible, loud when it diverges, silent when there is nothing to do."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.config import HardwareConfig, TrainConfig
+from core.errors import TrainingDiverged, UserError
+from core.students import STUDENTS
+from core.train import Device, fit, open_device, predict
+from tests.tiny_data import CLASSES, SIZE, image_set, view_set
+
+CPU = Device(torch.device("cpu"), None)
+BF16 = Device(torch.device("cpu"), torch.bfloat16)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return STUDENTS["light_cnn"](classes=CLASSES, channels=1, image_size=SIZE, width=0.25)
+
+
+class WithDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, indices: Tensor, view: int) -> Tensor:
+    return F.cross_entropy(logits.float(), labels)
+
+
+def train(model: nn.Module, device: Device = CPU, seed: int = 0, **options: object) -> nn.Module:
+    config = TrainConfig(**{"epochs": 2.0, "batch_size": 16, "lr": 0.05, **options})  # type: ignore[arg-type]
+    return fit(model, view_set(), cross_entropy, config, device, seed=seed)
+
+
+def state(model: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in model.state_dict().values()]
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("device", [CPU, BF16])
+def test_equal_seeds_give_equal_weights_and_others_do_not(device: Device) -> None:
+    first, second, third = (state(train(network(), device, seed)) for seed in (3, 3, 4))
+    assert same(first, second)
+    assert not same(first, third)
+
+
+def test_dropout_is_reproducible_whatever_was_drawn_before() -> None:
+    torch.manual_seed(0)
+    start = WithDropout()
+    first = state(train(copy.deepcopy(start)))
+    torch.rand(7)
+    assert same(first, state(train(copy.deepcopy(start))))
+
+
+@pytest.mark.parametrize("device", [CPU, BF16])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
+def test_it_learns_what_is_plain_to_see(device: Device, optimiser: str) -> None:
+    lr = 0.05 if optimiser == "sgd" else 0.01
+    model = train(network(), device, epochs=6.0, optimiser=optimiser, lr=lr)
+    unseen = image_set(40, seed=5)
+    logits = predict(model, unseen.images, view_set().normalise, CPU, amp=False)
+    assert (logits.argmax(1) == unseen.labels).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("epochs", [0.0, 0.01])
+def test_no_step_leaves_the_weights(epochs: float) -> None:
+    model = network()
+    before = state(model)
+    assert train(model, epochs=epochs) is model
+    assert same(before, state(model))
+    assert not model.training
+
+
+def test_the_network_comes_back_in_eval_mode_and_is_the_one_that_was_given() -> None:
+    model = network()
+    assert train(model) is model
+    assert not model.training
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_training(bad: float) -> None:
+    with pytest.raises(TrainingDiverged, match="must stay finite"):
+        fit(network(), view_set(), lambda logits, *rest: logits.sum() * bad, TrainConfig(epochs=1), CPU, seed=0)
+
+
+def test_a_learning_rate_that_is_far_too_high_diverges() -> None:
+    with pytest.raises(TrainingDiverged):
+        train(network(), epochs=10.0, lr=1e12, weight_decay=1.0)
+
+
+def test_parts_of_an_epoch_are_trained_and_reported() -> None:
+    calls: list[tuple[float, float, float, float]] = []
+    config = TrainConfig(epochs=1.5, batch_size=16, lr=0.01)
+    fit(network(), view_set(), cross_entropy, config, CPU, seed=0, on_epoch=lambda *numbers: calls.append(numbers))
+    assert [call[:2] for call in calls] == [(1.0, 1.5), (1.5, 1.5)]
+    assert all(rate > 0 and loss > 0 for _, _, rate, loss in calls)
+
+
+@pytest.mark.parametrize("count", [33, 17])
+def test_a_rest_of_one_image_does_not_end_the_training(count: int) -> None:
+    """Airbench leaves one pixel of 8: a batch of one image has no batch statistics."""
+    torch.manual_seed(0)
+    model = STUDENTS["airbench"](classes=CLASSES, channels=1, image_size=SIZE, width=0.0625)
+    seen: list[int] = []
+
+    def loss(logits: Tensor, labels: Tensor, indices: Tensor, view: int) -> Tensor:
+        seen.extend(indices.tolist())
+        return F.cross_entropy(logits.float(), labels)
+
+    fit(model, view_set(count), loss, TrainConfig(epochs=1, batch_size=16), CPU, seed=0)
+    assert sorted(seen) == list(range(count))
+
+
+def test_epochs_cycle_through_the_views_and_every_image_is_seen_once_in_each() -> None:
+    seen: dict[int, list[int]] = {}
+
+    def loss(logits: Tensor, labels: Tensor, indices: Tensor, view: int) -> Tensor:
+        seen.setdefault(len(seen) - 1 if seen and len(seen[len(seen) - 1]) < 96 else len(seen), []).extend(indices.tolist())
+        views.append(view)
+        return F.cross_entropy(logits.float(), labels)
+
+    views: list[int] = []
+    fit(network(), view_set(), loss, TrainConfig(epochs=3, batch_size=48), CPU, seed=0)
+    assert views == [0, 0, 1, 1, 0, 0]
+    assert all(sorted(order) == list(range(96)) for order in seen.values())
+    assert seen[0] != seen[2]
+
+
+def test_averaged_weights_are_between_start_and_end() -> None:
+    start, end, averaged = network(), train(network()), train(network(), ema=0.99)
+    first, last, between = (dict(m.named_parameters())["classifier.weight"].detach() for m in (start, end, averaged))
+    assert (between - first).norm() < (last - first).norm()
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step"])
+def test_every_schedule_trains(schedule: str) -> None:
+    model = network()
+    before = state(model)
+    train(model, schedule=schedule)
+    assert not same(before, state(model))
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_weight_decay_acts_on_weights_and_not_on_norms_or_biases() -> None:
+    model = network()
+    fit(
+        model,
+        view_set(),
+        lambda logits, *rest: 0.0 * logits.sum(),
+        TrainConfig(epochs=1, lr=0.1, weight_decay=0.5, batch_size=16),
+        CPU,
+        seed=0,
+    )
+    fresh = network()
+    assert model.classifier.weight.norm() < 0.95 * fresh.classifier.weight.norm()  # type: ignore[union-attr, operator]
+    assert torch.equal(model.classifier.bias, fresh.classifier.bias)  # type: ignore[arg-type, union-attr]
+
+
+def test_logits_come_back_on_the_cpu_whatever_the_batch_size() -> None:
+    model, images = network().eval(), image_set(30).images
+    whole = predict(model, images, view_set().normalise, CPU, amp=False)
+    assert whole.shape == (30, CLASSES)
+    torch.testing.assert_close(predict(model, images, view_set().normalise, CPU, amp=False, batch=7), whole)
+    assert (predict(model, images, view_set().normalise, BF16, amp=True) - whole).norm() < 0.05 * whole.norm()
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("off", None), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("auto", torch.bfloat16)])
+def test_the_precision_of_this_cpu(amp: str, dtype: torch.dtype | None) -> None:
+    assert open_device(HardwareConfig(device="cpu", amp=amp, threads=1)) == Device(torch.device("cpu"), dtype)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"hardware\.device must be a device of this machine"):
+        open_device(HardwareConfig(device=name))

@@ -1,0 +1,190 @@
+"""A trial from end to end: a candidate in, a measured engine out, on a few images and with a real engine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from core.candidate import Candidate, DistilPlan, GroupPlan
+from core.config import Config, ParentConfig, QuantiseConfig, RuntimeConfig, TeacherConfig, TrainConfig, ViewsConfig
+from core.engines import EngineHost
+from core.errors import InfeasibleCandidate, TrainingDiverged, UserError
+from core.export import check_rebuilds
+from core.pack import unpack
+from core.teacher import TeacherLogits, obtain_teacher
+from core.train import Device
+from core.views import viewed
+from objectives.bench import SELF, Stages, Workbench
+from objectives.budget import Limits
+from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
+from tests.tiny_data import search_data
+
+CPU = Device(torch.device("cpu"), torch.bfloat16)
+NET = """
+from torch import nn
+def build(classes, channels):
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, classes),
+    )
+"""
+GROUPS = (GroupPlan(weight_bits=4, prune_ratio=0.5), GroupPlan(weight_bits=16), GroupPlan(weight_bits=3, execution="float"))
+CANDIDATE = Candidate(student="light_cnn", width=0.25, groups=GROUPS, round_to=4)
+NONE = Limits()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "net.py").write_text(NET)
+    short = TrainConfig(epochs=4.0, batch_size=16, lr=0.05)
+    config = Config(
+        teacher=TeacherConfig(model=f"{folder / 'net.py'}:build", train=TrainConfig(epochs=20.0, batch_size=16, lr=0.1)),
+        views=ViewsConfig(number=2, flip=False, shift=0),
+        parent=ParentConfig(train=short),
+        finetune=short,
+        quantise=QuantiseConfig(train=short.model_copy(update={"lr": 0.01}), calibration_images=64),
+        runtime=RuntimeConfig(warmup_s=0.0, max_s=0.05, timeout_s=60.0),
+    )
+    data = search_data()
+    teacher = obtain_teacher(config, data, CPU, folder / "cache")
+    train_set = viewed(data.train, teacher.normalise, config.views, config.seed, CPU.device)
+    logits = TeacherLogits(teacher, train_set, data.info.digest, CPU, folder / "cache")
+    with EngineHost(config.runtime, folder) as engines:
+        yield Workbench(config, data, train_set, teacher, logits, CPU, engines, folder)
+
+
+def run(candidate: Candidate, bench: Workbench, folder: Path, limits: Limits = NONE, stages: Stages | None = None) -> Evaluation:
+    pruned, plan = shape_of(candidate, bench)
+    return evaluate(candidate, pruned, plan, bench, limits, stages or Stages(), folder)
+
+
+@pytest.fixture(scope="module")
+def done(bench: Workbench) -> tuple[Evaluation, Stages]:
+    stages = Stages()
+    return run(CANDIDATE, bench, bench.folder / "first", stages=stages), stages
+
+
+def test_a_candidate_becomes_a_measured_engine(done: tuple[Evaluation, Stages], bench: Workbench) -> None:
+    measured, artifact = done[0].measurement, done[0].artifact
+    assert measured.accuracy > 0.8
+    assert measured.agreement >= 0.95
+    assert measured.images == len(bench.data.search)
+    assert measured.latency.p50_ms > 0
+    assert measured.latency.runtime == artifact.runtime == bench.engines.runtime.name
+    assert artifact.int8_layers is None or artifact.int8_layers < artifact.layers  # type: ignore[operator]
+
+
+def test_the_size_is_that_of_the_file_which_rebuilds_the_model(done: tuple[Evaluation, Stages]) -> None:
+    packed = (done[0].folder / "weights.pack").read_bytes()
+    assert done[0].measurement.size_bytes == len(packed)
+    check_rebuilds(onnx.load(done[0].folder / "model.onnx"), unpack(packed))
+
+
+def test_the_accuracy_is_that_of_the_engine_of_the_saved_file(done: tuple[Evaluation, Stages], bench: Workbench) -> None:
+    images = bench.teacher.normalise(bench.data.search.images).numpy()
+    logits, _ = bench.engines.predict(done[0].folder / "model.onnx", images)
+    assert done[0].measurement.accuracy == pytest.approx(float((logits.argmax(1) == bench.data.search.labels.numpy()).mean()))
+
+
+def test_the_stages_run_in_their_order_and_are_timed(done: tuple[Evaluation, Stages]) -> None:
+    assert list(done[1].seconds) == ["engine", "parent", "prune", "distil", "quantise", "accuracy"]
+    assert all(seconds >= 0 for seconds in done[1].seconds.values())
+
+
+def test_the_same_candidate_again_gives_the_same_files(done: tuple[Evaluation, Stages], bench: Workbench, tmp_path: Path) -> None:
+    again = run(CANDIDATE, bench, tmp_path)
+    for name in ("weights.pack", "model.onnx"):
+        assert (tmp_path / name).read_bytes() == (done[0].folder / name).read_bytes()
+    assert again.measurement == done[0].measurement  # the latency too: it was measured once
+
+
+def test_the_parent_is_distilled_once_and_the_teacher_asked_once_per_view(done: tuple[Evaluation, Stages], bench: Workbench) -> None:
+    asked = bench.logits.forward_images
+    assert asked <= 2 * len(bench.train_set)
+    assert len(list((bench.folder / "parents").iterdir())) == 1
+    epochs: list[float] = []
+    bench.parent("light_cnn", 0.25, lambda *numbers: epochs.append(numbers[0]))
+    assert epochs == []
+    assert bench.logits.forward_images == asked
+
+
+def test_the_own_network_is_its_own_student(bench: Workbench, tmp_path: Path) -> None:
+    before = copy.deepcopy(bench.teacher.model.state_dict())
+    stages = Stages()
+    result = run(Candidate(student=SELF, groups=(GroupPlan(prune_ratio=0.5),), round_to=4), bench, tmp_path, stages=stages)
+    assert result.measurement.accuracy > 0.5
+    assert all(torch.equal(before[name], value) for name, value in bench.teacher.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in bench.teacher.model.parameters())
+
+
+def test_the_own_network_unpruned_in_eight_bits_without_training_is_as_good_as_the_teacher(bench: Workbench, tmp_path: Path) -> None:
+    still = bench.config.model_copy(update={"finetune": TrainConfig(epochs=0.0)})
+    result = run(Candidate(student=SELF, quantiser="ptq"), replace(bench, config=still), tmp_path)
+    assert result.measurement.accuracy == pytest.approx(bench.teacher.accuracy, abs=0.05)
+
+
+def test_from_scratch_needs_no_parent(bench: Workbench, tmp_path: Path) -> None:
+    stages = Stages()
+    scratch = CANDIDATE.model_copy(update={"width": 0.375, "distil": DistilPlan(init="scratch", loss="dkd")})
+    run(scratch, bench, tmp_path, stages=stages)
+    assert "parent" not in stages.seconds
+    assert not list((bench.folder / "parents").glob("light_cnn-0.375*"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "last"), [(Limits(size_kb=0.1), "engine"), (Limits(latency_ms=1e-6), "engine"), (Limits(accuracy=1.0), "accuracy")]
+)
+def test_a_limit_ends_the_trial_as_soon_as_its_number_is_known(limits: Limits, last: str, bench: Workbench, tmp_path: Path) -> None:
+    stages = Stages()
+    hopeless = CANDIDATE.model_copy(
+        update={"groups": (GroupPlan(weight_bits=2),), "edge_bits": 2, "quantiser": "ptq", "distil": DistilPlan(init="scratch")}
+    )
+    untrained = bench.config.model_copy(update={"finetune": TrainConfig(epochs=0.0)})
+    with pytest.raises(InfeasibleCandidate):
+        run(hopeless, replace(bench, config=untrained), tmp_path, limits, stages)
+    assert list(stages.seconds)[-1] == last
+
+
+def test_a_diverging_training_ends_the_trial(bench: Workbench, tmp_path: Path) -> None:
+    wild = bench.config.model_copy(update={"finetune": TrainConfig(epochs=8.0, lr=1e12, batch_size=16)})
+    with pytest.raises(TrainingDiverged):
+        run(CANDIDATE, replace(bench, config=wild), tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"student": "resnet9"}, {"quantiser": "none"}, {"distil": DistilPlan(loss="mse")}])
+def test_a_name_that_is_in_no_table_is_refused(wrong: dict[str, object], bench: Workbench, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown (student|quantiser|loss)"):
+        run(CANDIDATE.model_copy(update=wrong), bench, tmp_path)
+
+
+def test_equal_networks_trained_alike_have_one_fingerprint(bench: Workbench) -> None:
+    def of(candidate: Candidate) -> str:
+        return fingerprint_of(candidate, shape_of(candidate, bench)[1])
+
+    known = of(CANDIDATE)
+    tiny_change = GroupPlan(weight_bits=4, prune_ratio=0.49)  # rounds to the same channels
+    assert of(CANDIDATE.model_copy(update={"groups": (tiny_change, *GROUPS[1:])})) == known
+    forced = GroupPlan(weight_bits=16, execution="float")  # what 16 bits execute in anyway
+    assert of(CANDIDATE.model_copy(update={"groups": (GROUPS[0], forced, GROUPS[2])})) == known
+    for other in ({"width": 0.5}, {"quantiser": "ptq"}, {"edge_bits": 4}, {"distil": DistilPlan(temperature=2.0)}):
+        assert of(CANDIDATE.model_copy(update=other)) != known
+    by_labels = [DistilPlan(loss="ce", temperature=t, weight=w) for t, w in ((1.0, 0.5), (4.0, 0.9))]
+    assert len({of(CANDIDATE.model_copy(update={"distil": plan})) for plan in by_labels}) == 1
+
+
+def test_the_untrained_network_is_the_same_every_time_and_leaves_torch_s_generator_alone(bench: Workbench) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = bench.network("light_cnn", 0.25).state_dict()
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(first[name], value) for name, value in bench.network("light_cnn", 0.25).state_dict().items())
+    assert np.isfinite(sum(float(value.float().sum()) for value in first.values()))
