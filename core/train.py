@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from core.config import HardwareConfig, TrainConfig
 from core.errors import TrainingDiverged, UserError
 from core.views import ViewedSet
+from core.workarounds import safe_convolutions
 
 LossFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(student logits (B, K), labels (B,), image indices (B,), view) -> scalar"""
@@ -44,8 +45,6 @@ def open_device(config: HardwareConfig) -> Device:
         raise UserError(f"hardware.device must be a device of this machine, but got {name!r} ({reason}); use auto or cpu") from error
     if config.threads:
         torch.set_num_threads(config.threads)
-    # weights that training drives to nothing become denormals, on which this CPU class computes 20 times slower
-    torch.set_flush_denormal(True)
     return Device(device, _amp_dtype(config.amp, device))
 
 
@@ -82,24 +81,25 @@ def fit(
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.amp == torch.float16)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
     meter = _Meter(on_epoch, steps_per_epoch, total, len(data) / steps_per_epoch)
-    for step in range(total):
-        epoch, position = divmod(step, steps_per_epoch)
-        if position == 0:
-            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 7919 + epoch)).to(data.labels.device)
-            # of nearly equal size: a rest of one image has no batch statistics
-            batches = order.tensor_split(steps_per_epoch)
-        indices = batches[position]
-        view = epoch % data.plan.number
-        with device.autocast():
-            loss = loss_fn(model(data.batch(indices, view)), data.labels[indices], indices, view)
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.step(optimiser)
-        scaler.update()
-        scheduler.step()
-        if average is not None:
-            average.update_parameters(model)
-        meter.step(step, loss.detach())
+    with safe_convolutions(model, device.device):
+        for step in range(total):
+            epoch, position = divmod(step, steps_per_epoch)
+            if position == 0:
+                order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 7919 + epoch)).to(data.labels.device)
+                # of nearly equal size: a rest of one image has no batch statistics
+                batches = order.tensor_split(steps_per_epoch)
+            indices = batches[position]
+            view = epoch % data.plan.number
+            with device.autocast():
+                loss = loss_fn(model(data.batch(indices, view)), data.labels[indices], indices, view)
+            optimiser.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimiser)
+            scaler.update()
+            scheduler.step()
+            if average is not None:
+                average.update_parameters(model)
+            meter.step(step, loss.detach())
     if average is not None:
         model.load_state_dict(average.module.state_dict())
     return model.eval()

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
 from core.config import ViewsConfig
 from core.data.types import DataInfo, ImageSet
+
+
+Moves = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,16 @@ class ViewedSet:
     normalise: Normalisation
     plan: ViewsConfig
     seed: int
+    _kept: dict[int, Moves] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: torch.Tensor, view: int) -> torch.Tensor:
         """View `view` of the images at `indices`: float32 (B, C, H, W), channels-last."""
-        flip, top, left = self._moves(view)
+        if view not in self._kept:
+            self._kept[view] = self._moves(view)
+        flip, top, left = self._kept[view]
         steps = torch.arange(self.size, device=self.padded.device)
         rows = top[indices, None] + steps
         columns = torch.where(flip[indices, None], self.size - 1 - steps, steps) + left[indices, None]
@@ -59,7 +65,7 @@ class ViewedSet:
         inner = self.padded[indices, pad : pad + self.size, pad : pad + self.size]
         return self.normalise(inner.permute(0, 3, 1, 2))
 
-    def _moves(self, view: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _moves(self, view: int) -> Moves:
         """Flip (bool), row and column offset of every image in this view, each (N,).
 
         An image is flipped in every other view, starting at random: with two views it is seen both ways

@@ -1,4 +1,4 @@
-"""Two cores are shared by everything: one thread per test process, and denormals flushed as in a run."""
+"""Two cores are shared by everything: one thread per test process."""
 
 from __future__ import annotations
 
@@ -10,4 +10,3 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)

@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -166,7 +167,9 @@ def read_state(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that torch did not write: they load, or are refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(

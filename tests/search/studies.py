@@ -33,6 +33,8 @@ class Answer(NamedTuple):
 
 DOT = ["student.name=dot", "student.width=1", "teacher.name=dot", "data.train_limit=100", "finetune.epochs=1"]
 """Settings for studies that are about something else than networks: a student that exports in no time (fixture `dot`)."""
+ONE_NETWORK = [*DOT, "prune.ratio=0.3", "quantise.weight_bits=4", "quantise.execution=int8", "distil.temperature=4"]
+"""The same, with no more to choose than a loss weight."""
 
 
 class Dot(nn.Module):
@@ -97,6 +99,11 @@ def load(name: str = "tiny", folder: Path | None = None) -> optuna.Study:
 def states(study: optuna.Study) -> list[str]:
     """State of every trial, by number."""
     return [trial.state.name for trial in study.get_trials(deepcopy=False)]
+
+
+def begun(study: optuna.Study) -> list[str]:
+    """The same without those that only wait."""
+    return [state for state in states(study) if state != "WAITING"]
 
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 190, 60), "red": (210, 50, 40)}

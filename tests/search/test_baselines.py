@@ -28,7 +28,9 @@ def test_every_student_starts_unpruned_at_four_bits(space: Space) -> None:
     assert enqueue_baselines(made, space, SIZES) == len(baselines(space, SIZES))
     drawn = [sample(space, made.ask()) for _ in baselines(space, SIZES)]
     for name in SIZES:
-        assert any(c.student == name and {g.weight_bits for g in c.groups} == {4} and {g.prune_ratio for g in c.groups} == {0.0} for c in drawn)
+        assert any(
+            c.student == name and {g.weight_bits for g in c.groups} == {4} and {g.prune_ratio for g in c.groups} == {0.0} for c in drawn
+        )
 
 
 def test_the_largest_student_is_also_tried_at_eight_bits(space: Space) -> None:

@@ -1,0 +1,65 @@
+"""Strided 1x1 convolutions train on the CPU without touching foreign memory, and compute what they always did."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from core.workarounds import safe_convolutions
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(8, 16, 1, stride=2, bias=False), nn.ReLU(), nn.Conv2d(16, 4, 1, stride=(1, 2)), nn.Conv2d(4, 4, 3, stride=2))
+
+
+def test_outputs_and_gradients_are_the_same_inside() -> None:
+    # NCHW, where the kernels are sound
+    model, images = network(), torch.randn(3, 8, 9, 9)
+    expected = model(images)
+    expected.square().sum().backward()
+    gradient = model[0].weight.grad.clone()
+    model.zero_grad()
+    with safe_convolutions(model, CPU):
+        inside = model(images)
+    inside.square().sum().backward()
+    torch.testing.assert_close(inside, expected)
+    torch.testing.assert_close(model[0].weight.grad, gradient)
+
+
+def test_the_model_is_as_before_afterwards() -> None:
+    model = network()
+    with pytest.raises(RuntimeError, match="stop"), safe_convolutions(model, CPU):
+        assert model[0].stride == (1, 1)
+        assert model[3].stride == (2, 2)
+        raise RuntimeError("stop")
+    assert (model[0].stride, model[2].stride) == ((2, 2), (1, 2))
+    assert not model[0]._forward_pre_hooks
+
+
+def test_other_devices_are_left_alone() -> None:
+    model = network()
+    with safe_convolutions(model, torch.device("cuda")):
+        assert model[0].stride == (2, 2)
+
+
+def test_a_narrow_shortcut_trains_in_channels_last_with_two_threads() -> None:
+    """Without the workaround this dies by a signal on AVX-512: hence a process of its own."""
+    code = """
+import torch
+from core.workarounds import safe_convolutions
+torch.set_num_threads(2)
+model = torch.nn.Conv2d(8, 16, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+with safe_convolutions(model, torch.device("cpu")):
+    for count in (63, 64) * 6:
+        model(torch.randn(count, 8, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

@@ -1,0 +1,36 @@
+"""--dry-run says what a run would do and leaves the study as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.search.studies import begun, command, load, refused, search
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_the_plan_names_data_networks_budget_and_runtime_and_writes_no_study(empty: Path, capfd: Capture) -> None:
+    answer = search(capfd, *command("--trials", "5", "--dry-run"))
+    assert answer.code == 0, answer
+    assert "study      tiny: 5 trials, 0 of them finished; seed 0; " in answer.out
+    assert "data       digits: 1149 training images, 288 to choose on, 10 classes, 1 x 8 x 8" in answer.out
+    assert "student    resnet8 at width 0.25: " in answer.out
+    assert "student    resnet8 at width 0.5: " in answer.out
+    assert "budget     parent 4, distil 2, quantise 1 epochs on cpu" in answer.out
+    assert "runtime    openvino " in answer.out
+    assert not Path("runs/tiny").exists()
+    resolved = yaml.safe_load(answer.out[answer.out.index("space:\n") :])
+    assert resolved["config"]["finetune"]["epochs"] == 2.0
+
+
+def test_a_study_that_would_go_on_is_counted_and_one_of_another_space_refused(again: Path, capfd: Capture) -> None:
+    assert "tiny: 5 trials, 2 of them finished; " in search(capfd, *command("--trials", "5", "--dry-run")).out
+    assert "differs in config.seed" in refused(search(capfd, *command("--trials", "5", "--dry-run", "--seed", "3")))
+    assert begun(load()) == ["COMPLETE", "COMPLETE"]
+
+
+def test_a_negative_seed_is_a_seed(empty: Path, capfd: Capture) -> None:
+    assert search(capfd, *command("--dry-run", "--seed", "-1")).code == 0
