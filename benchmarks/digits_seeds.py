@@ -39,6 +39,7 @@ def main() -> None:
 def one_seed(seed: int, trials: int) -> dict[str, object]:
     """Search, then score on the test split what the search split chose."""
     from search import run
+
     study, start = f"digits-seed{seed}", time.perf_counter()
     command = ["--space", "spaces/digits.yaml", "--trials", str(trials), "--seed", str(seed), "--study", study, "--fresh"]
     assert run.main(command) == 0

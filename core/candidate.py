@@ -38,6 +38,8 @@ class DistilPlan(Frozen):
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
     weight: Annotated[float, Field(ge=0.0)] = 0.9
     ce_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    grid: Literal[1, 2, 4] = 1
+    """Finest scale of SDD, in cells a side; other losses look at the whole image."""
     init: Literal["inherit", "scratch"] = "inherit"
 
 

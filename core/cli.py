@@ -6,10 +6,11 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from core.errors import UserError
+from core.errors import TrialError, UserError
 from core.tables import nearest
 
 BAD_INPUT = 2
@@ -53,6 +54,15 @@ def run_main(fn: Callable[[list[str]], int], argv: list[str] | None = None) -> i
         if error.errno not in USERS_DISK:
             raise
         return fail(f"the command must be able to write its files, but {error}; free space or choose another folder")
+
+
+@contextmanager
+def required(what: str) -> Iterator[None]:
+    """What ends one trial ends a command that cannot go on without it: TrialError becomes UserError, `what` states the law."""
+    try:
+        yield
+    except TrialError as error:
+        raise UserError(f"{what}, but {type(error).__name__}: {error}") from error
 
 
 def fail(message: str) -> int:

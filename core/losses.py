@@ -134,10 +134,38 @@ def _lskd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) ->
     return kd_loss(standardize_logits(student), standardize_logits(teacher), plan.temperature)
 
 
+def _sdd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
+    return sdd_loss(_regions(student), _regions(teacher), labels, plan.temperature)
+
+
+def _sdd_lskd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
+    return sdd_loss(_regions(student), _regions(teacher), labels, plan.temperature, standardize=True)
+
+
+def _sdd_dkd_lskd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
+    return sdd_loss(_regions(student), _regions(teacher), labels, plan.temperature, base="dkd", standardize=True)
+
+
+def _regions(logits: Tensor) -> Tensor:
+    """(B, K) is one region."""
+    return logits if logits.ndim == 3 else logits.unsqueeze(2)
+
+
 DISTIL_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, DistilPlan], Tensor]] = {
     "ce": _ce,
     "kd": _kd,
     "dkd": _dkd,
     "lskd": _lskd,
+    "sdd": _sdd,
+    "sdd_lskd": _sdd_lskd,
+    "sdd_dkd_lskd": _sdd_dkd_lskd,
 }
-"""name -> fn(student logits (B, K), teacher logits (B, K), labels (B,), plan) -> scalar."""
+"""name -> fn(student logits (B, K), teacher logits (B, K), labels (B,), plan) -> scalar; those of REGION_LOSSES take (B, K, N)."""
+
+REGION_LOSSES = ("sdd", "sdd_lskd", "sdd_dkd_lskd")
+"""Losses on the logits of every region of the feature map (`region_logits`)."""
+
+
+def scales_of(grid: int) -> tuple[int, ...]:
+    """The scales of SDD up to a grid of 1, 2 or 4 cells a side: (1,), (1, 2) or (1, 2, 4)."""
+    return tuple(scale for scale in (1, 2, 4) if scale <= grid)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 def lookup(table: dict[str, T], kind: str, name: str) -> T:
     """The entry `name` of `table`; an unknown name raises UserError with the known ones. `kind` is for the message."""
     if name not in table:
-        raise UserError(f"unknown {kind} {name!r}{nearest(name, table) or ';'} known: {', '.join(sorted(table))}")
+        raise UserError(f"unknown {kind} {name!r}{nearest(name, table)}; known: {', '.join(sorted(table))}")
     return table[name]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from core.config import Config, TeacherConfig
 from core.data.types import DataInfo, SearchData
 from core.errors import UserError
 from core.files import write_atomically
+from core.losses import scales_of
 from core.students import STUDENTS
 from core.students.own import load_own_model, load_weights, save_weights
 from core.tables import lookup
@@ -149,28 +151,41 @@ def _best_normalisation(model: nn.Module, data: SearchData, device: Device) -> N
 
 
 class TeacherLogits:
-    """Teacher logits of every view of the training split, float16 (V, N, K), computed when first asked for and kept on disk.
+    """Teacher logits of every view of the training split, float16 (V, N, K, G * G), computed when first asked for and kept on disk.
 
-    The key holds teacher, data and view plan. A file appears complete or not at all, so workers may share the folder.
+    G is the finest grid of SDD that the study may ask for: coarser regions are averages of it, as the classifier is linear.
+    The key holds teacher, data, view plan and G. A file appears complete or not at all, so workers may share the folder.
     `forward_images` counts the images that the teacher really saw.
     """
 
-    def __init__(self, teacher: Teacher, data: ViewedSet, data_digest: str, device: Device, cache_dir: Path) -> None:
-        key = fingerprint(teacher.digest, data_digest, data.plan, data.seed, len(data), str(device.amp))
+    def __init__(self, teacher: Teacher, data: ViewedSet, data_digest: str, device: Device, cache_dir: Path, grid: int = 1) -> None:
+        """Raises UserError when `grid` > 1 and the teacher has no (features, classifier) or a map that the grid does not divide."""
+        key = fingerprint(teacher.digest, data_digest, data.plan, data.seed, len(data), str(device.amp), grid)
         self.folder = cache_dir / "logits" / key
-        self.teacher, self.data, self.device = teacher, data, device
+        self.teacher, self.data, self.device, self.grid = teacher, data, device, grid
         self.views: dict[int, Tensor] = {}
         self.forward_images = 0
+        if grid > 1:
+            check_regions(teacher.model, data.plain(torch.zeros(1, dtype=torch.int64, device=data.labels.device)), grid, "the teacher")
 
     def __call__(self, indices: Tensor, view: int) -> Tensor:
         """float32 (B, K) for the images at `indices` under view `view`."""
+        return self._cells(indices, view).mean(2)
+
+    def regions(self, indices: Tensor, view: int, grid: int) -> Tensor:
+        """float32 (B, K, N) for the scales up to `grid` <= G: global, then each grid row-major, as `region_logits`."""
+        side = self.grid
+        cells = self._cells(indices, view).unflatten(2, (side, side))
+        return torch.cat([F.adaptive_avg_pool2d(cells, scale).flatten(2) for scale in scales_of(grid)], 2)
+
+    def _cells(self, indices: Tensor, view: int) -> Tensor:
         if view not in self.views:
             self.views[view] = self._load(view)
         return self.views[view][indices].float()
 
     def _load(self, view: int) -> Tensor:
         path = self.folder / f"view_{view:02d}.npy"
-        logits = _read_logits(path, len(self.data))
+        logits = _read_logits(path, len(self.data), self.grid**2)
         if logits is None:
             logits = self._compute(view).cpu().numpy().astype(np.float16)
             content = io.BytesIO()
@@ -183,15 +198,36 @@ class TeacherLogits:
         parts = []
         for indices in torch.arange(len(self.data), device=self.data.labels.device).split(batch):
             with self.device.autocast():
-                parts.append(self.teacher.model(self.data.batch(indices, view)).float())
+                parts.append(self._logits(self.data.batch(indices, view)).float())
         self.forward_images += len(self.data)
         return torch.cat(parts).clamp(-60000.0, 60000.0)
 
+    def _logits(self, images: Tensor) -> Tensor:
+        """(B, K, G * G) of the finest grid."""
+        model: Any = self.teacher.model
+        if self.grid == 1:
+            return model(images).unsqueeze(2)
+        cells = F.adaptive_avg_pool2d(model.features(images), self.grid).flatten(2)
+        return model.classifier(cells.transpose(1, 2)).transpose(1, 2)
 
-def _read_logits(path: Path, count: int) -> np.ndarray | None:
+
+@torch.no_grad()
+def check_regions(model: nn.Module, images: Tensor, grid: int, who: str) -> None:
+    """Raises UserError unless SDD can look at the regions of `model` on images (B, C, H, W)."""
+    if not callable(getattr(model, "features", None)) or not isinstance(getattr(model, "classifier", None), nn.Linear):
+        raise UserError(f"SDD needs a network with features(x) -> map and a linear classifier, but {who} has none; use kd, dkd or lskd")
+    side = model.features(images).shape[-1]  # type: ignore[operator]
+    if side % grid:
+        raise UserError(
+            f"SDD's grid must divide the feature map, but {who} has a map of {side} x {side} and grid {grid}; use a smaller distil.grid"
+        )
+
+
+def _read_logits(path: Path, count: int, cells: int) -> np.ndarray | None:
     """The kept logits, or None when there are none or the file is damaged (it is then made anew)."""
     try:
         logits = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return logits if logits.ndim == 2 and len(logits) == count and logits.dtype == np.float16 else None
+    fits = logits.ndim == 3 and logits.shape[0] == count and logits.shape[2] == cells and logits.dtype == np.float16
+    return logits if fits else None

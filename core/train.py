@@ -18,6 +18,8 @@ from core.workarounds import safe_convolutions
 
 LossFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(student logits (B, K), labels (B,), image indices (B,), view) -> scalar"""
+ForwardFn = Callable[[nn.Module, Tensor], Tensor]
+"""(model, images (B, C, H, W)) -> what the loss looks at"""
 EpochFn = Callable[[float, float, float, float], None]
 """(epochs done, epochs in all, images per second, mean loss since the last call)"""
 
@@ -56,6 +58,12 @@ def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
+def call(model: nn.Module, images: Tensor) -> Tensor:
+    """The model's own forward."""
+    logits: Tensor = model(images)
+    return logits
+
+
 def fit(
     model: nn.Module,
     data: ViewedSet,
@@ -65,6 +73,7 @@ def fit(
     *,
     seed: int,
     on_epoch: EpochFn | None = None,
+    forward: ForwardFn = call,
 ) -> nn.Module:
     """Train `model` in place for `config.epochs` and return it in eval mode (with averaged weights when `config.ema`).
 
@@ -91,7 +100,7 @@ def fit(
             indices = batches[position]
             view = epoch % data.plan.number
             with device.autocast():
-                loss = loss_fn(model(data.batch(indices, view)), data.labels[indices], indices, view)
+                loss = loss_fn(forward(model, data.batch(indices, view)), data.labels[indices], indices, view)
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.step(optimiser)

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from core.config import ViewsConfig
 from core.data.types import DataInfo, ImageSet
 
-
 Moves = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 

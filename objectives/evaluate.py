@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.candidate import Candidate, EngineArtifact, LatencyReport, Measurement, ShapePlan, fingerprint
 from core.compress import CompressedModel, draft, prune, quantise, resolve
 from core.distil import distil
+from core.losses import REGION_LOSSES
 from objectives.accuracy import score
 from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
@@ -37,6 +38,8 @@ def fingerprint_of(candidate: Candidate, plan: ShapePlan) -> str:
     method = candidate.distil
     if method.loss == "ce":
         method = method.model_copy(update={"temperature": 1.0, "weight": 0.0, "ce_weight": 1.0})
+    if method.loss not in REGION_LOSSES:
+        method = method.model_copy(update={"grid": 1})
     return fingerprint(plan, method, candidate.quantiser)
 
 

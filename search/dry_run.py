@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from core.candidate import Candidate
+from core.cli import required
 from core.compress import draft, resolve
 from core.config import Config
 from core.data.types import DataInfo
@@ -42,7 +43,8 @@ def dry_run(space: Space, config: Config, name: str, url: str, trials: int, cach
             _line("student", f"{student} at width {width:g}: {_size(_network(student, width, config, info), info)}")
     budget = f"parent {config.parent.train.epochs:g}, distil {config.finetune.epochs:g}, quantise {config.quantise.train.epochs:g} epochs"
     _line("budget", f"{budget} on {inputs.device.device} ({inputs.device.amp or 'float32'})")
-    _measure_one(space, config, inputs)
+    with required("a candidate of the space must build and run"):
+        _measure_one(space, config, inputs)
     print(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=140), end="")
 
 

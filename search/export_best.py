@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.cli import Parser, run_main
+from core.cli import Parser, required, run_main
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ def _test_accuracy(
         from core.data.heldout import load_test_data
 
         test = load_test_data(config.data, RUNS / ".cache")
-        logits, _ = engines.predict(model, preprocessing.normalise(test.images.numpy()))
+        with required("an exported point must run on the test images"):
+            logits, _ = engines.predict(model, preprocessing.normalise(test.images.numpy()))
         logged = {**logged, key: score(logits, test.labels.numpy())}
         study.set_user_attr(TEST_KEY, logged)
     return logged[key]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import optuna
 
 EXECUTIONS = ("int8", "float")
+DISTIL_GENES = ("loss", "temperature", "weight", "ce_weight", "grid", "init")
 
 
 def sample(space: Space, trial: optuna.Trial, executions: Sequence[str] = EXECUTIONS) -> Candidate:
@@ -25,7 +26,7 @@ def sample(space: Space, trial: optuna.Trial, executions: Sequence[str] = EXECUT
     return Candidate(
         student=student,
         width=1.0 if student == SELF else answers["width"],
-        distil=DistilPlan(**{key: answers[key] for key in ("loss", "temperature", "weight", "ce_weight", "init")}),
+        distil=DistilPlan(**{key: answers[key] for key in DISTIL_GENES}),
         groups=_groups(space, answers),
         quantiser=answers["quantiser"],
         round_to=answers["round_to"],
@@ -44,7 +45,7 @@ def genes(space: Space, executions: Sequence[str] = EXECUTIONS) -> dict[str, Any
     execution = _legal(space, executions)
     return (
         {"student": space.student.name, "width": space.student.width}
-        | {key: getattr(space.distil, key) for key in ("loss", "temperature", "weight", "ce_weight", "init")}
+        | {key: getattr(space.distil, key) for key in DISTIL_GENES}
         | {"quantiser": space.quantise.quantiser, "round_to": space.prune.round_to, "edge_bits": space.quantise.edge_bits}
         | {f"ratio_{i}": space.prune.ratio for i in prune}
         | {f"bits_{i}": space.quantise.weight_bits for i in quantise}

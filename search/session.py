@@ -12,12 +12,14 @@ from typing import Any
 import optuna
 import torch
 
+from core.cli import required
 from core.config import Config
 from core.data import load_search_data
 from core.engines import EngineHost
 from core.export import export_onnx, float_tensors, structure_key
 from core.files import write_atomically
 from core.layers import count_parameters
+from core.losses import REGION_LOSSES
 from core.pack import pack
 from core.teacher import TeacherLogits, obtain_teacher
 from core.train import open_device
@@ -87,8 +89,9 @@ def open_session(space: Space, config: Config, folder: Path, cache: Path, progre
     """Load data, obtain the teacher, start the engine host; closes the host at the end."""
     check_disk(Path())
     with EngineHost(config.runtime, folder) as engines:
-        bench = open_bench(config, engines, folder, cache, progress, study)
-        teacher = measure_teacher(bench)
+        with required("a search needs a teacher that trains and runs"):
+            bench = open_bench(space, config, engines, folder, cache, progress, study)
+            teacher = measure_teacher(bench)
         progress.teacher = teacher
         enqueue_baselines(study, space, {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)})
         progress.message(
@@ -98,7 +101,15 @@ def open_session(space: Space, config: Config, folder: Path, cache: Path, progre
         yield Session(TrialRunner(space, bench, progress, read_records(study)), bench, teacher, study, progress)
 
 
-def open_bench(config: Config, engines: EngineHost, folder: Path, cache: Path, progress: Progress, study: optuna.Study) -> Workbench:
+def finest_grid(space: Space) -> int:
+    """The finest SDD grid that a trial may ask teacher logits for; 1 where no loss looks at regions."""
+    regional = any(loss in REGION_LOSSES for loss in options(space.distil.loss))
+    return max(options(space.distil.grid)) if regional else 1
+
+
+def open_bench(
+    space: Space, config: Config, engines: EngineHost, folder: Path, cache: Path, progress: Progress, study: optuna.Study
+) -> Workbench:
     """What is made once and used by every trial. Raises UserError when it is not what `study` began with."""
     device = open_device(config.hardware)
     progress.stage(None, "data")
@@ -111,7 +122,7 @@ def open_bench(config: Config, engines: EngineHost, folder: Path, cache: Path, p
     if config.teacher.model:
         check_inputs(study, inputs | {"weights or network": teacher.digest})
     train_set = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
-    logits = TeacherLogits(teacher, train_set, data.info.digest, device, cache)
+    logits = TeacherLogits(teacher, train_set, data.info.digest, device, cache, grid=finest_grid(space))
     return Workbench(config, data, train_set, teacher, logits, device, engines, folder, stages.seconds["teacher"])
 
 

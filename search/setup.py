@@ -119,7 +119,11 @@ def _own_space(overrides: Sequence[str]) -> Space:
 
 
 def _check(space: Space, config: Config, where: str) -> None:
-    check_names(space, STUDENTS, _names("core/losses.py", "DISTIL_LOSSES"), _names("core/quantise/__init__.py", "QUANTISERS"), where)
+    losses = _names("core/losses.py", "DISTIL_LOSSES")
+    check_names(space, STUDENTS, losses, _names("core/quantise/__init__.py", "QUANTISERS"), where)
+    lookup(dict.fromkeys(losses), "loss", config.parent.distil.loss)
+    if config.parent.distil.loss.startswith("sdd"):
+        raise UserError(f"parent.distil.loss must look at the whole image (ce, kd, dkd, lskd), but got {config.parent.distil.loss}")
     lookup(DATASETS, "data set", config.data.name)
     if config.runtime.name != "auto":
         lookup(RUNTIMES, "runtime", config.runtime.name)

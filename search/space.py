@@ -119,6 +119,7 @@ class DistilSpace(Frozen):
     temperature: Positive = 4.0
     weight: NotNegative = 0.9
     ce_weight: NotNegative = 0.1
+    grid: Listed[Literal[1, 2, 4]] = 1
     init: Listed[Literal["inherit", "scratch"]] = "inherit"
 
     @model_validator(mode="after")

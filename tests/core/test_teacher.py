@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from core.candidate import DistilPlan
 from core.config import Config, TeacherConfig, TrainConfig, ViewsConfig
 from core.data.types import SearchData
+from core.distil import distil
 from core.errors import UserError
+from core.losses import REGION_LOSSES, region_logits
+from core.students import STUDENTS
 from core.students.own import save_weights
-from core.teacher import Teacher, TeacherLogits, obtain_teacher, weights_digest
+from core.teacher import Teacher, TeacherLogits, check_regions, obtain_teacher, weights_digest
 from core.train import Device, predict
 from core.views import Normalisation, viewed
 from tests.tiny_data import search_data
@@ -246,3 +250,39 @@ def test_logits_beyond_the_range_of_half_floats_are_clamped_not_lost(tmp_path: P
     nn.init.constant_(huge[1].weight, 1e6)
     teacher = Teacher(huge.eval().requires_grad_(False), Normalisation((0.0,), (1.0,)), "huge", 0.0, "huge")
     assert torch.isfinite(logits_of(teacher, tmp_path)(ALL, 0)).all()
+
+
+def test_kept_regions_are_those_of_the_teacher_and_their_mean_is_its_logits(teacher: Teacher, tmp_path: Path) -> None:
+    data = viewed(DATA.train, teacher.normalise, VIEWS, 0, CPU.device)
+    kept = TeacherLogits(teacher, data, DATA.info.digest, CPU, tmp_path, grid=2)
+    images = data.batch(ALL, 1)
+    with torch.no_grad():
+        expected = region_logits(teacher.model.features(images), teacher.model.classifier, (1, 2))  # type: ignore[operator, arg-type]
+        torch.testing.assert_close(kept(ALL, 1), teacher.model(images), rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(kept.regions(ALL, 1, 2), expected, rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(kept.regions(ALL, 1, 1), expected[..., :1], rtol=5e-3, atol=5e-3)
+    assert kept.forward_images == len(ALL)
+
+
+def test_a_grid_that_does_not_divide_the_map_is_refused_in_words(teacher: Teacher, tmp_path: Path) -> None:
+    data = viewed(DATA.train, teacher.normalise, VIEWS, 0, CPU.device)
+    with pytest.raises(UserError, match=r"must divide the feature map.* 2 x 2 and grid 4"):
+        TeacherLogits(teacher, data, DATA.info.digest, CPU, tmp_path, grid=4)
+
+
+def test_regions_need_features_and_a_linear_classifier() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    with pytest.raises(UserError, match="SDD needs a network with features"):
+        check_regions(network, torch.zeros(1, 1, 8, 8), 2, "the teacher")
+
+
+@pytest.mark.parametrize("loss", REGION_LOSSES)
+def test_a_student_learns_from_regions(teacher: Teacher, loss: str, tmp_path: Path) -> None:
+    data = viewed(DATA.train, teacher.normalise, VIEWS, 0, CPU.device)
+    kept = TeacherLogits(teacher, data, DATA.info.digest, CPU, tmp_path, grid=2)
+    torch.manual_seed(1)
+    student = STUDENTS["light_cnn"](classes=4, channels=1, image_size=8, width=0.25)
+    means: list[float] = []
+    plan = DistilPlan(loss=loss, temperature=2.0, grid=2)
+    distil(student, plan, data, kept, TrainConfig(epochs=4.0, batch_size=16, lr=0.02), CPU, seed=0, on_epoch=lambda *n: means.append(n[3]))
+    assert means[-1] < means[0]

@@ -18,7 +18,9 @@ CPU = torch.device("cpu")
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(8, 16, 1, stride=2, bias=False), nn.ReLU(), nn.Conv2d(16, 4, 1, stride=(1, 2)), nn.Conv2d(4, 4, 3, stride=2))
+    return nn.Sequential(
+        nn.Conv2d(8, 16, 1, stride=2, bias=False), nn.ReLU(), nn.Conv2d(16, 4, 1, stride=(1, 2)), nn.Conv2d(4, 4, 3, stride=2)
+    )
 
 
 def test_outputs_and_gradients_are_the_same_inside() -> None:
@@ -37,10 +39,8 @@ def test_outputs_and_gradients_are_the_same_inside() -> None:
 
 def test_the_model_is_as_before_afterwards() -> None:
     model = network()
-    with pytest.raises(RuntimeError, match="stop"), safe_convolutions(model, CPU):
-        assert model[0].stride == (1, 1)
-        assert model[3].stride == (2, 2)
-        raise RuntimeError("stop")
+    with pytest.raises(RuntimeError), safe_convolutions(model, CPU):
+        model(torch.randn(1, 3, 5, 5))  # 3 channels where it takes 8
     assert (model[0].stride, model[2].stride) == ((2, 2), (1, 2))
     assert not model[0]._forward_pre_hooks
 

@@ -49,7 +49,7 @@ def test_a_space_that_cannot_be_searched(text: str, law: str, empty: Path, capfd
     [
         (["--trials", "0"], "--trials must be at least 1, but got 0"),
         (["--trials", "many"], "argument --trials: invalid int value: 'many'; see python -m search.run --help"),
-        (["--set", "runtime.name=openvin"], "unknown runtime 'openvin', did you mean 'openvino'? known: onnxruntime, openvino"),
+        (["--set", "runtime.name=openvin"], "unknown runtime 'openvin', did you mean 'openvino'?; known: onnxruntime, openvino"),
         (["--set", "data.name=mnist"], "unknown data set 'mnist'; known: cifar10, digits, folder"),
         (["--set", "teacher.name=resnet21"], "unknown student 'resnet21', did you mean 'resnet"),
         (["--set", "finetune.epoch=3"], "unknown key 'epoch' in "),
@@ -122,9 +122,19 @@ def test_images_that_cannot_be_trained_on(spoil, law: str, empty: Path, capfd: C
     assert law in refused(search(capfd, "--space", SPACE, "--data-dir", "images", "--quiet"))
 
 
-def test_an_empty_folder_and_a_download_without_network_say_what_to_put_where(empty: Path, capfd: Capture) -> None:
+def test_an_empty_folder_says_what_to_put_where(empty: Path, capfd: Capture) -> None:
     Path("images").mkdir()
     assert "images has no class folders" in refused(search(capfd, "--space", SPACE, "--data-dir", "images", "--quiet"))
+
+
+def test_a_download_that_is_impossible_says_which_file_to_put_where(empty: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    message = refused(search(capfd, "--space", str(ROOT / "spaces" / "cifar10.yaml"), "--quiet"))
+    assert "cifar-10-binary.tar.gz" in message
+    assert "--data-dir" in message
 
 
 @pytest.mark.usefixtures("dot")
@@ -181,6 +191,16 @@ def test_weights_that_do_not_fit(weights, law: str, empty: Path, capfd: Capture)
     elif weights is not None:
         torch.save(weights, "W.pt")
     assert law in refused(search(capfd, "--model", "net.py:build", "--weights", "W.pt", "--data-dir", "images", "--quiet"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [("teacher.train.lr=1e30", "TrainingDiverged: "), ("runtime.timeout_s=0.001", "EngineBuildError: openvino did not finish in time")],
+)
+@pytest.mark.usefixtures("dot")
+def test_a_teacher_that_does_not_train_or_run(setting: str, reason: str, empty: Path, capfd: Capture) -> None:
+    message = refused(search(capfd, *command("--quiet", settings=[*DOT, "teacher.train.epochs=1", setting])))
+    assert message.startswith(f"a search needs a teacher that trains and runs, but {reason}")
 
 
 # Databases and disks
