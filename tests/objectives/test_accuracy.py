@@ -13,7 +13,7 @@ from core.config import RuntimeConfig
 from core.engines import EngineHost
 from core.errors import EngineMismatch
 from core.export import export_onnx
-from objectives.accuracy import score, simulate
+from objectives.accuracy import contradicts, score, simulate
 from tests.tiny_nets import CLASSES, SHAPE, Residual, images, plan_of, quantised, settled
 
 X = images(100, seed=9)
@@ -77,3 +77,8 @@ def test_two_images_may_always_differ(engines: EngineHost, model: Path, graph: n
 
 def test_the_simulation_does_not_depend_on_its_batch(graph: nn.Module) -> None:
     torch.testing.assert_close(simulate(graph, X, batch=7), simulate(graph, X))
+
+
+def test_a_near_tie_contradicts_nothing_and_a_clear_gap_does() -> None:
+    logits = torch.tensor([[5.0, 4.99, 0.0], [5.0, 3.0, 0.0], [5.0, 4.99, 0.0]])
+    assert contradicts(logits, torch.tensor([1, 1, 0])).tolist() == [False, True, False]
