@@ -12,6 +12,7 @@ from core.data.heldout import load_test_data
 from core.engines import EngineHost
 from results.front import front
 from results.record import TrialRecord, read_records
+from search import export_best
 from search.export_best import score
 from search.study import CONTENT_KEY, load_study
 
@@ -39,3 +40,18 @@ def teacher_test(study: str) -> dict[str, object]:
     with EngineHost(config.runtime, folder) as engines:
         logits, _ = engines.predict(folder / "teacher" / "model.onnx", inputs.normalise(test.images.numpy()))
     return score(logits, test.labels.numpy())
+
+
+def exported_point(study: str, rank: int) -> dict[str, object]:
+    """Export one rank of a run below runs/ and read what its bundle says."""
+    out = Path("exported", f"{study}-rank{rank}")
+    assert export_best.main(["--study", study, "--rank", str(rank), "--out", str(out)]) == 0
+    measured = json.loads((out / "measurement.json").read_text())
+    search = measured["search"]
+    return {
+        "rank": rank,
+        "bytes": search["size_bytes"],
+        "ms": search["latency"]["p50_ms"],
+        "search_accuracy": search["accuracy"],
+        "test": measured["test"],
+    }

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import front_of, teacher_test  # noqa: E402
+from benchmarks.common import exported_point, front_of, teacher_test  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "digits_seeds.json"
 SHRINK = 20
@@ -52,27 +52,10 @@ def one_seed(seed: int, trials: int) -> dict[str, object]:
         "wall_s": round(wall_s, 1),
         "front_points": len(front),
         "teacher": {"bytes": facts["teacher"]["size_bytes"], "test": teacher_test(study)},
-        "rank0": point(study, 0),
-        "small": point(study, small[0]) if small else None,
+        "rank0": exported_point(study, 0),
+        "small": exported_point(study, small[0]) if small else None,
         "versions": facts["versions"],
         "device": facts["device"],
-    }
-
-
-def point(study: str, rank: int) -> dict[str, object]:
-    """Export one rank and read its bundle's measurement."""
-    from search import export_best
-
-    out = Path("exported", f"{study}-rank{rank}")
-    assert export_best.main(["--study", study, "--rank", str(rank), "--out", str(out)]) == 0
-    measured = json.loads((out / "measurement.json").read_text())
-    search = measured["search"]
-    return {
-        "rank": rank,
-        "bytes": search["size_bytes"],
-        "ms": search["latency"]["p50_ms"],
-        "search_accuracy": search["accuracy"],
-        "test": measured["test"],
     }
 
 

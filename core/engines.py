@@ -22,6 +22,7 @@ from filelock import FileLock
 from core.candidate import EngineArtifact, LatencyReport
 from core.config import RuntimeConfig
 from core.errors import EngineBuildError, MeasurementError, UserError
+from core.files import write_atomically
 from core.hardware import device_fingerprint
 from core.runtimes import check_precision, installed_runtime, resolve_runtime
 
@@ -225,6 +226,4 @@ def _read_cache(path: Path) -> dict[str, Any]:
 
 def _write_cache(path: Path, reports: dict[str, Any]) -> None:
     """Whole or not at all."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(reports, indent=1, sort_keys=True), encoding="utf-8")
-    os.replace(part, path)
+    write_atomically(path, json.dumps(reports, indent=1, sort_keys=True))

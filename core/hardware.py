@@ -5,7 +5,6 @@ python -m core.hardware     prints it, with the runtimes that are installed
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -35,7 +34,9 @@ def device_facts() -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print this device and the inference runtimes that are installed on it."""
-    argparse.ArgumentParser(prog="python -m core.hardware", description=main.__doc__).parse_args(argv)
+    from core.cli import Parser  # late, as what follows: the measuring child imports this module and is no command
+
+    Parser(prog="python -m core.hardware", description=main.__doc__).parse_args(argv)
     from core.runtimes import RUNTIMES  # late: the fingerprint itself depends on nothing
 
     facts = device_facts()

@@ -16,7 +16,6 @@ back bit-exactly, so the file is lossless by construction, and there is one enco
 
 from __future__ import annotations
 
-import argparse
 import math
 import struct
 import zlib
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.cli import Parser, run_main
 from core.errors import UserError
 
 MAGIC = b"PPAK"
@@ -70,7 +70,7 @@ def unpack(data: bytes) -> dict[str, Tensor]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print shape, bits and bytes of every tensor of a packed weight file."""
-    parser = argparse.ArgumentParser(prog="python -m core.pack", description=main.__doc__)
+    parser = Parser(prog="python -m core.pack", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help=main.__doc__)
     inspect.add_argument("file", type=Path)
@@ -245,6 +245,4 @@ class _Reader:
 
 
 if __name__ == "__main__":
-    from core.cli import run_main
-
     raise SystemExit(run_main(main))

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from core.cli import run_main
+from core.cli import Parser, run_main
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Check what can be checked without the bundle."""
-    parser = argparse.ArgumentParser(prog="python -m core.predict", description="Classify images with an exported bundle.")
+    parser = Parser(prog="python -m core.predict", description="Classify images with an exported bundle.")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders, or - for paths on standard input")
     parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder written by search.export_best")
     parser.add_argument("--top-k", type=int, metavar="K", help="classes per image, best first (default: 3; with --csv: 1)")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.candidate import LatencyReport
+from core.candidate import KB, LatencyReport
 from core.errors import InfeasibleCandidate
-
-KB = 1000
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from core.candidate import KB
 from core.errors import UserError
 from results.record import TrialRecord
 
 Point = tuple[float, float, float]
-KB = 1000
-"""Bytes in the KB of every table, flag and plot."""
 
 
 def objectives(record: TrialRecord) -> Point:

@@ -9,9 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.candidate import Candidate, LatencyReport
-from results.files import write_text
-from results.front import KB, complete, objectives
+from core.candidate import KB, Candidate, LatencyReport
+from core.files import write_atomically
+from results.front import complete, objectives
 from results.record import TeacherReport, TrialRecord
 from results.table import (
     HEADINGS,
@@ -46,7 +46,7 @@ def front_html(
     summary = f"{len(states)} trials: {states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed"
     facts = [summary, f"{len(front)} on the front"] + ([conditions(measurement(front[0]).latency)] if front else [])
     body = (plot + _table(front, teacher)) if front else "<p>No complete trial yet: there is nothing to draw.</p>"
-    write_text(path, PAGE.format(title=escape(title), facts=escape(" · ".join(facts)), body=body))
+    write_atomically(path, PAGE.format(title=escape(title), facts=escape(" · ".join(facts)), body=body))
 
 
 def front_figure(records: Sequence[TrialRecord], front: Sequence[TrialRecord], teacher: TeacherReport | None) -> go.Figure:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.candidate import LatencyReport, Measurement
-from results.files import write_text
-from results.front import KB
+from core.candidate import KB, LatencyReport, Measurement
+from core.files import write_atomically
 from results.record import TeacherReport, TrialRecord
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def front_csv(front: Sequence[TrialRecord], teacher: TeacherReport | None, path:
     import pandas as pd
 
     frame = pd.DataFrame([csv_row(rank, record, teacher) for rank, record in enumerate(front)], columns=list(CSV_COLUMNS))
-    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+    write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 CSV_COLUMNS = (

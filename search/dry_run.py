@@ -9,7 +9,7 @@ import optuna
 import yaml
 from torch import nn
 
-from core.candidate import Candidate
+from core.candidate import KB, Candidate
 from core.cli import required
 from core.compress import draft, resolve
 from core.config import Config
@@ -19,7 +19,6 @@ from core.layers import count_macs, count_parameters
 from core.students import STUDENTS
 from core.tables import lookup
 from core.teacher import build_teacher_network
-from results.front import KB
 from search.preflight import Inputs, load_inputs
 from search.sample import live_parameters, sample
 from search.space import SELF, Space, options, space_digest

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from results.front import KB
+from core.candidate import KB
 from results.record import TeacherReport, TrialRecord
 from results.table import front_table, front_text, student_name
 

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import torch
 
+from core.candidate import KB
 from core.cli import required
 from core.config import Config
 from core.data import load_search_data
@@ -96,7 +97,7 @@ def open_session(space: Space, config: Config, folder: Path, cache: Path, progre
         enqueue_baselines(study, space, {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)})
         progress.message(
             f"teacher {bench.teacher.name}: {100 * teacher.accuracy:.2f} % of {len(bench.data.search)} search images, "
-            f"{teacher.size_bytes / 1000:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}"
+            f"{teacher.size_bytes / KB:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}"
         )
         yield Session(TrialRunner(space, bench, progress, read_records(study)), bench, teacher, study, progress)
 

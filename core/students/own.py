@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import pickle
 import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from core.errors import UserError
+from core.files import write_atomically
 from core.layers import dry_run
 from core.tables import nearest
 
@@ -77,15 +77,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the state dict as safetensors; a reader sees the old file or the whole new one. UserError when the disk refuses."""
     # Clones, since safetensors refuses tensors that share memory (tied weights).
     data = save({key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()})
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"cannot write {path} ({len(data)} bytes): {error.strerror or error}") from error
+    write_atomically(path, data)
 
 
 def split_spec(spec: str) -> tuple[Path, str]:

@@ -1,0 +1,66 @@
+"""A finished run as one committed JSON: python benchmarks/record_run.py --study cifar10 --ranks 0 3 --out benchmarks/results/cifar10_search.json
+
+Front, account and machine are read from runs/<study>; the ranks named (chosen on the search split) are exported, which scores
+them on the test split once; the teacher's test accuracy stands beside them for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import exported_point, front_of, teacher_test  # noqa: E402
+from results.record import TrialRecord  # noqa: E402
+from search.study import CONTENT_KEY, load_study  # noqa: E402
+
+RUNS = Path("runs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", required=True)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    run = json.loads((RUNS / args.study / "run.json").read_text())
+    study = load_study(f"sqlite:///{RUNS / args.study / 'study.db'}", args.study)
+    content = dict(study.user_attrs[CONTENT_KEY])
+    content["config"]["data"].pop("dir", None)  # a path of the machine it ran on
+    result = {
+        "run": {key: value for key, value in run.items() if key not in ("command", "started")},
+        "space_and_config": content,
+        "teacher_test": teacher_test(args.study),
+        "front": [row(rank, record) for rank, record in enumerate(front_of(args.study))],
+        "exported": [exported_point(args.study, rank) for rank in args.ranks],
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: {args.out}")
+
+
+def row(rank: int, record: TrialRecord) -> dict[str, object]:
+    assert record.measurement is not None
+    measured = record.measurement
+    return {
+        "rank": rank,
+        "trial": record.number,
+        "student": record.student,
+        "width": record.width,
+        "mean_bits": record.mean_bits,
+        "search_accuracy": measured.accuracy,
+        "size_bytes": measured.size_bytes,
+        "p50_ms": measured.latency.p50_ms,
+        "stable": measured.latency.stable,
+        "agreement": measured.agreement,
+        "parameters": measured.parameters,
+        "macs": measured.macs,
+    }
+
+
+if __name__ == "__main__":
+    main()
