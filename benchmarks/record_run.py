@@ -1,4 +1,4 @@
-"""A finished run as one committed JSON: python benchmarks/record_run.py --study cifar10 --ranks 0 3 --out benchmarks/results/cifar10_search.json
+"""A finished run as one committed JSON: python benchmarks/record_run.py --study cifar10 --ranks 0 3 --out FILE.json
 
 Front, account and machine are read from runs/<study>; the ranks named (chosen on the search split) are exported, which scores
 them on the test split once; the teacher's test accuracy stands beside them for comparison.
