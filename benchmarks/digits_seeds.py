@@ -41,7 +41,8 @@ def one_seed(seed: int, trials: int) -> dict[str, object]:
     from search import run
 
     study, start = f"digits-seed{seed}", time.perf_counter()
-    command = ["--space", "spaces/digits.yaml", "--trials", str(trials), "--seed", str(seed), "--study", study, "--fresh"]
+    seeds = ["--seed", str(seed), "--set", f"data.seed={seed}"]
+    command = ["--space", "spaces/digits.yaml", "--trials", str(trials), *seeds, "--study", study, "--fresh"]
     assert run.main(command) == 0
     wall_s = time.perf_counter() - start
     facts = json.loads(Path("runs", study, "run.json").read_text())

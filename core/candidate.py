@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 KB = 1000
 """Bytes in the KB of every table, flag and limit."""
+SELF = "self"
+"""The student name of the user's own network."""
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 Execution = Literal["int8", "float"]

@@ -21,6 +21,7 @@ from core.quantise import QUANTISERS
 from core.quantise.fold import make_gains_positive
 from core.quantise.graph import build_graph
 from core.quantise.layers import activation_quantisers
+from core.quantise.trace import trace
 from core.runtimes.types import Runtime
 from core.tables import lookup
 
@@ -58,6 +59,11 @@ def resolve(dense: nn.Module, candidate: Candidate, input_shape: Shape, runtime:
     """The pruned copy of `dense` and its exact plan. Shapes do not depend on the weights, so `dense` need not be trained."""
     pruned = prune(dense, candidate, input_shape)
     return pruned, shape_plan(candidate, layer_infos(pruned, input_shape), depthwise_int8=runtime.depthwise_int8)
+
+
+def check_compressible(model: nn.Module, input_shape: Shape) -> None:
+    """Raises UserError for a network whose layers cannot be planned one by one: it cannot be traced, or hides them in other modules."""
+    trace(model, [info.name for info in layer_infos(model, input_shape)], input_shape)
 
 
 def draft(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime: Runtime) -> CompressedModel:

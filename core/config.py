@@ -15,6 +15,7 @@ from core.candidate import DistilPlan, Frozen
 
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -33,7 +34,7 @@ class DataConfig(Frozen):
     """Share held out for the test split where the data set has none."""
     train_limit: Count | None = None
     """Keep this many training images, stratified; None: all."""
-    seed: int = 0
+    seed: Seed = 0
     skip_bad: bool = False
 
 
@@ -123,4 +124,4 @@ class Config(Frozen):
     quantise: QuantiseConfig = QuantiseConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     hardware: HardwareConfig = HardwareConfig()
-    seed: int = 0
+    seed: Seed = 0

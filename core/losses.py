@@ -99,7 +99,7 @@ def _kd_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def _dkd_rows(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
     student, teacher = _at_least_float32(student) / temperature, _at_least_float32(teacher) / temperature
     target = F.one_hot(labels, student.shape[1]).bool()
-    target_rows = _binary_kl(teacher, student, target)
+    target_rows = _binary_kl(teacher, student, labels, target)
     # the target is taken out by a large negative logit, as exp(-1000) is 0 in every float type
     others_student = F.log_softmax(student - 1000.0 * target, 1)
     others_teacher = F.log_softmax(teacher - 1000.0 * target, 1)
@@ -107,12 +107,12 @@ def _dkd_rows(student: Tensor, teacher: Tensor, labels: Tensor, temperature: flo
     return temperature**2 * (alpha * target_rows + beta * other_rows)
 
 
-def _binary_kl(teacher: Tensor, student: Tensor, target: Tensor) -> Tensor:
+def _binary_kl(teacher: Tensor, student: Tensor, labels: Tensor, target: Tensor) -> Tensor:
     """KL between the two-way distributions [p_target, 1 - p_target], from log-probabilities: no log(0) in any precision."""
 
     def split(logits: Tensor) -> tuple[Tensor, Tensor]:
         logp = F.log_softmax(logits, 1)
-        return logp[target], logp.masked_fill(target, -torch.inf).logsumexp(1)
+        return logp.gather(1, labels[:, None]).squeeze(1), logp.masked_fill(target, -torch.inf).logsumexp(1)
 
     (t_in, t_out), (s_in, s_out) = split(teacher), split(student)
     return t_in.exp() * (t_in - s_in) + t_out.exp() * (t_out - s_out)

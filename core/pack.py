@@ -25,12 +25,13 @@ from pathlib import Path
 
 import numpy as np
 
+from core.candidate import WEIGHT_BITS
 from core.cli import Parser, run_main
 from core.errors import UserError
 
 MAGIC = b"PPAK"
 VERSION = 1
-BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+BITS = WEIGHT_BITS
 MAX_RANK = 8
 MAX_ELEMENTS = 2**40  # empty arrays too: numpy refuses shapes whose non-zero dimensions overflow
 MAX_VARINT_BYTES = 6

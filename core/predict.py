@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from core.cli import Parser, run_main
-from core.errors import UserError
+from core.errors import EngineBuildError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,10 +118,15 @@ def is_hidden(relative: str) -> bool:
 
 def load_engine(bundle: Bundle, batch: int) -> Engine:
     """The bundle's model in the bundle's own runtime; never silently in another, whose numbers were not measured."""
-    from core.runtimes import EngineOptions, installed_runtime
+    from core.runtimes import EngineOptions, check_precision, installed_runtime
 
     options = EngineOptions(batch=batch, threads=min(batch, len(os.sched_getaffinity(0))), precision=bundle.precision)
-    engine = installed_runtime(bundle.runtime).load(str(bundle.onnx), options)
+    runtime = installed_runtime(bundle.runtime)
+    check_precision(runtime, bundle.precision)
+    try:
+        engine = runtime.load(str(bundle.onnx), options)
+    except (RuntimeError, EngineBuildError) as error:
+        raise UserError(f"{bundle.onnx} must load in {runtime.name} {runtime.version}, but: {str(error).splitlines()[0]}") from error
     wanted = (batch, bundle.preprocessing.channels, bundle.preprocessing.image_size, bundle.preprocessing.image_size)
     if engine.input_shape != wanted:
         raise UserError(f"model and preprocessing must agree, but {bundle.onnx} takes {engine.input_shape}, not {wanted}; export it again")

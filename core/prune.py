@@ -77,11 +77,14 @@ def prune_in_place(
     model.requires_grad_(True)  # the graph is read from autograd's, which frozen layers would not enter
     try:
         graph, entry = trace(model, input_shape)
+    except LIBRARY_ERRORS as error:
+        raise UserError(f"{type(model).__name__} cannot be pruned by Torch-Pruning; set prune.ratio to 0: {reason_of(error)}") from error
+    try:
         cuts = choose_cuts(graph, model, entry, layers, ratios, round_to, norm)
         for cut in cuts:
             cut.apply(graph)
     except LIBRARY_ERRORS as error:
-        raise UserError(f"{type(model).__name__} cannot be pruned by Torch-Pruning; set prune.ratio to 0: {reason_of(error)}") from error
+        raise TrialError(f"Torch-Pruning cannot cut {type(model).__name__} at these ratios: {reason_of(error)}") from error
 
 
 class Entered(nn.Module):

@@ -18,6 +18,7 @@ from core.config import Config, TeacherConfig
 from core.data.types import DataInfo, SearchData
 from core.errors import UserError
 from core.files import write_atomically
+from core.layers import evaluating
 from core.losses import scales_of
 from core.students import STUDENTS
 from core.students.own import load_own_model, load_weights, save_weights
@@ -159,14 +160,12 @@ class TeacherLogits:
     """
 
     def __init__(self, teacher: Teacher, data: ViewedSet, data_digest: str, device: Device, cache_dir: Path, grid: int = 1) -> None:
-        """Raises UserError when `grid` > 1 and the teacher has no (features, classifier) or a map that the grid does not divide."""
+        """`grid` > 1 takes a teacher that `check_regions` lets pass."""
         key = fingerprint(teacher.digest, data_digest, data.plan, data.seed, len(data), str(device.amp), grid)
         self.folder = cache_dir / "logits" / key
         self.teacher, self.data, self.device, self.grid = teacher, data, device, grid
         self.views: dict[int, Tensor] = {}
         self.forward_images = 0
-        if grid > 1:
-            check_regions(teacher.model, data.plain(torch.zeros(1, dtype=torch.int64, device=data.labels.device)), grid, "the teacher")
 
     def __call__(self, indices: Tensor, view: int) -> Tensor:
         """float32 (B, K) for the images at `indices` under view `view`."""
@@ -212,15 +211,17 @@ class TeacherLogits:
 
 
 @torch.no_grad()
-def check_regions(model: nn.Module, images: Tensor, grid: int, who: str) -> None:
-    """Raises UserError unless SDD can look at the regions of `model` on images (B, C, H, W)."""
+def check_regions(model: Any, images: Tensor, grid: int, who: str) -> None:
+    """Raises UserError unless SDD can look at the regions of `model` on images (B, C, H, W): logits of regions average to its logits."""
     if not callable(getattr(model, "features", None)) or not isinstance(getattr(model, "classifier", None), nn.Linear):
         raise UserError(f"SDD needs a network with features(x) -> map and a linear classifier, but {who} has none; use kd, dkd or lskd")
-    side = model.features(images).shape[-1]  # type: ignore[operator]
-    if side % grid:
-        raise UserError(
-            f"SDD's grid must divide the feature map, but {who} has a map of {side} x {side} and grid {grid}; use a smaller distil.grid"
-        )
+    with evaluating(model):
+        features, logits = model.features(images), model(images)
+    if features.ndim != 4 or not torch.allclose(model.classifier(features.mean((2, 3))), logits, rtol=1e-3, atol=1e-3):
+        raise UserError(f"SDD needs logits that are the classifier of the mean feature, but those of {who} are not; use kd, dkd or lskd")
+    if features.shape[-1] % grid:
+        side = f"{features.shape[-2]} x {features.shape[-1]}"
+        raise UserError(f"SDD's grid must divide the feature map, but {who} has a map of {side} and grid {grid}; use a smaller distil.grid")
 
 
 def _read_logits(path: Path, count: int, cells: int) -> np.ndarray | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from core.config import HardwareConfig, TrainConfig
-from core.errors import TrainingDiverged, UserError
+from core.errors import TrainingDiverged, TrialError, UserError
+from core.hardware import device_facts
 from core.views import ViewedSet
 from core.workarounds import safe_convolutions
 
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 LossFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """(student logits (B, K), labels (B,), image indices (B,), view) -> scalar"""
 ForwardFn = Callable[[nn.Module, Tensor], Tensor]
@@ -54,7 +57,8 @@ def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return torch.bfloat16
+        # elsewhere bf16 is emulated, and slower than float32
+        return torch.bfloat16 if BF16_FLAGS & set(device_facts()["isa"]) else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 
@@ -90,7 +94,7 @@ def fit(
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.amp == torch.float16)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
     meter = _Meter(on_epoch, steps_per_epoch, total, len(data) / steps_per_epoch)
-    with safe_convolutions(model, device.device):
+    with safe_convolutions(model, device.device), out_of_memory_is_a_trial_error():
         for step in range(total):
             epoch, position = divmod(step, steps_per_epoch)
             if position == 0:
@@ -112,6 +116,16 @@ def fit(
     if average is not None:
         model.load_state_dict(average.module.state_dict())
     return model.eval()
+
+
+@contextmanager
+def out_of_memory_is_a_trial_error() -> Iterator[None]:
+    """One candidate that does not fit into the device's memory is no reason to end a study."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise TrialError(f"training must fit into the device's memory, but {reason}; lower the batch_size of its recipe") from error
 
 
 class _Meter:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,14 @@ class Normalisation:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, C, H, W) -> float32 (B, C, H, W), channels-last kept."""
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        mean, std = _constants(self.mean, self.std, images.device)
         return (images.to(torch.float32) / 255.0 - mean) / std
+
+
+@lru_cache(maxsize=16)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """On the device once, not once per batch: a copy waits for the device."""
+    return torch.tensor(mean, device=device).view(1, -1, 1, 1), torch.tensor(std, device=device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from core.candidate import fingerprint
+from core.candidate import SELF, fingerprint
 from core.config import Config
 from core.data.types import SearchData
 from core.distil import distil
@@ -23,8 +23,6 @@ from core.tables import lookup
 from core.teacher import Teacher, TeacherLogits, build_teacher_network
 from core.train import Device, EpochFn
 from core.views import ViewedSet
-
-SELF = "self"
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ class Limits:
             raise InfeasibleCandidate(f"size_kb must be at most {self.size_kb:g}, but is {size_bytes / KB:.2f}; not trained")
 
     def check_latency(self, report: LatencyReport) -> None:
-        """Raises InfeasibleCandidate when even the lower end of the measurement's interval is above the limit."""
-        if self.latency_ms is not None and report.ci_ms[0] > self.latency_ms:
+        """Raises InfeasibleCandidate above the limit."""
+        if self.latency_ms is not None and report.p50_ms > self.latency_ms:
             raise InfeasibleCandidate(f"latency_ms must be at most {self.latency_ms:g}, but is {report.p50_ms:.4f}; not trained")
 
     def check_accuracy(self, accuracy: float) -> None:

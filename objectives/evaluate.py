@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def evaluate(
     with stages("engine"):
         drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime)
         limits.check_size(len(drafted.packed))
-        latency = _latency(drafted, bench, folder)
+        latency = _latency(drafted, bench)
         limits.check_latency(latency)
     student = _start(candidate, pruned, bench, stages)
     with stages("distil") as on_epoch:
@@ -90,9 +91,12 @@ def evaluate(
     return Evaluation(measurement, scored.artifact, folder)
 
 
-def _latency(drafted: CompressedModel, bench: Workbench, folder: Path) -> LatencyReport:
-    """Latency depends on the structure alone, so it is measured on untrained weights, and once per structure."""
-    return bench.engines.latency(drafted.save(folder), key=drafted.structure)
+def _latency(drafted: CompressedModel, bench: Workbench) -> LatencyReport:
+    """Latency depends on the structure alone, so it is measured on untrained weights, and once per structure.
+
+    Drafts lie apart: a candidate's own folder never holds untrained weights.
+    """
+    return bench.engines.latency(drafted.save(bench.folder / "drafts" / str(os.getpid())), key=drafted.structure)
 
 
 def _start(candidate: Candidate, pruned: nn.Module, bench: Workbench, stages: Stages) -> nn.Module:

@@ -103,13 +103,14 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
     model, packed = (_candidate_file(folder, record, name) for name in ("model.onnx", "weights.pack"))
     assert record.measurement is not None
     assert record.candidate is not None
+    _check_files(model, packed, record.measurement.size_bytes)
     data = load_search_data(config.data, RUNS / ".cache")
     _check_data(data, run)
     preprocessing = Preprocessing(image_size=data.info.image_size, channels=1 if data.info.channels == 1 else 3, **run["normalisation"])
     with EngineHost(config.runtime, folder) as engines:
         _check_runtime(args.runtime, engines.runtime.name, record)
         test = _test_accuracy(study, record, config, preprocessing, engines, model)
-        measurement = _measurement(study, record, rank, run, engines.device, test)
+        measurement = _measurement(study, record, rank, run, test)
         write_bundle(
             out,
             onnx=model.read_bytes(),
@@ -157,7 +158,7 @@ def _run_facts(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"seed", "teacher", "data", "versions", "normalisation"} - facts.keys()
+        missing = {"device", "seed", "teacher", "data", "versions", "normalisation"} - facts.keys()
     except (OSError, ValueError, AttributeError):
         missing = {"everything"}
     if missing:
@@ -172,6 +173,20 @@ def _candidate_file(folder: Path, record: TrialRecord, name: str) -> Path:
             f"the files of trial {record.number} must be in the run's folder, but {path} is missing; run on the machine that made them"
         )
     return path
+
+
+def _check_files(model: Path, packed: Path, size_bytes: int) -> None:
+    """Raises UserError unless the two files belong together and to the measurement."""
+    import onnx
+
+    from core.export import check_rebuilds
+    from core.pack import unpack
+
+    content = packed.read_bytes()
+    if len(content) != size_bytes:
+        raise UserError(f"{packed} must have the {size_bytes} bytes that were measured, but has {len(content)}; search anew with --fresh")
+    with required(f"{packed} must rebuild the weights of {model.name}"):
+        check_rebuilds(onnx.load(model), unpack(content))
 
 
 def _check_data(data: SearchData, run: Mapping[str, Any]) -> None:
@@ -224,9 +239,7 @@ def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _measurement(
-    study: optuna.Study, record: TrialRecord, rank: int, run: Mapping[str, Any], device: Mapping[str, Any], test: Mapping[str, Any]
-) -> dict[str, Any]:
+def _measurement(study: optuna.Study, record: TrialRecord, rank: int, run: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
     assert record.measurement is not None
     return {
         "study": study.study_name,
@@ -237,7 +250,7 @@ def _measurement(
         "test": dict(test),
         "teacher": run["teacher"],
         "data": run["data"],
-        "device": dict(device),
+        "device": run["device"],
         "versions": run["versions"],
     }
 

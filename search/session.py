@@ -14,6 +14,7 @@ import torch
 
 from core.candidate import KB
 from core.cli import required
+from core.compress import check_compressible
 from core.config import Config
 from core.data import load_search_data
 from core.engines import EngineHost
@@ -22,7 +23,7 @@ from core.files import write_atomically
 from core.layers import count_parameters
 from core.losses import REGION_LOSSES
 from core.pack import pack
-from core.teacher import TeacherLogits, obtain_teacher
+from core.teacher import TeacherLogits, build_teacher_network, check_regions, obtain_teacher
 from core.train import open_device
 from core.views import viewed
 from objectives.bench import Stages, Workbench
@@ -31,7 +32,7 @@ from results.record import TeacherReport, read_records
 from search.baselines import enqueue_baselines
 from search.preflight import check_disk
 from search.progress import Progress
-from search.space import Space, options
+from search.space import SELF, Space, options
 from search.study import check_inputs
 from search.summary import write_run_json, write_summary
 from search.trial import TrialRunner
@@ -92,20 +93,34 @@ def open_session(space: Space, config: Config, folder: Path, cache: Path, progre
     with EngineHost(config.runtime, folder) as engines:
         with required("a search needs a teacher that trains and runs"):
             bench = open_bench(space, config, engines, folder, cache, progress, study)
-            teacher = measure_teacher(bench)
+        if looks_at_regions(space):
+            check_regional_networks(space, bench)
+        teacher = measure_teacher(bench)
         progress.teacher = teacher
         enqueue_baselines(study, space, {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)})
         progress.message(
             f"teacher {bench.teacher.name}: {100 * teacher.accuracy:.2f} % of {len(bench.data.search)} search images, "
-            f"{teacher.size_bytes / KB:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}"
+            f"{teacher.size_bytes / KB:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}, ready in {bench.teacher_seconds:.0f} s"
         )
         yield Session(TrialRunner(space, bench, progress, read_records(study)), bench, teacher, study, progress)
 
 
+def looks_at_regions(space: Space) -> bool:
+    """Whether a trial may use a loss on the regions of feature maps."""
+    return any(loss in REGION_LOSSES for loss in options(space.distil.loss))
+
+
 def finest_grid(space: Space) -> int:
     """The finest SDD grid that a trial may ask teacher logits for; 1 where no loss looks at regions."""
-    regional = any(loss in REGION_LOSSES for loss in options(space.distil.loss))
-    return max(options(space.distil.grid)) if regional else 1
+    return max(options(space.distil.grid)) if looks_at_regions(space) else 1
+
+
+def check_regional_networks(space: Space, bench: Workbench) -> None:
+    """Raises UserError when a loss looks at regions that the teacher or a student does not have."""
+    images = bench.train_set.plain(torch.arange(min(2, len(bench.train_set)), device=bench.train_set.labels.device))
+    check_regions(bench.teacher.model, images, finest_grid(space), f"the teacher {bench.teacher.name}")
+    for name in options(space.student.name):
+        check_regions(bench.network(name, max(options(space.student.width))), images.cpu(), 1, f"the student {name}")
 
 
 def open_bench(
@@ -117,6 +132,9 @@ def open_bench(
     data = load_search_data(config.data, cache)
     inputs = {"images": data.info.digest, "device or runtime": engines.fingerprint}
     check_inputs(study, inputs)
+    if SELF in options(space.student.name):  # before the teacher trains
+        shape = (data.info.channels, data.info.image_size, data.info.image_size)
+        check_compressible(build_teacher_network(config.teacher, data.info).eval(), shape)
     stages = Stages(lambda name: progress.stage(None, name), lambda name, *numbers: progress.epoch(None, name, *numbers))
     with stages("teacher") as on_epoch:
         teacher = obtain_teacher(config, data, device, cache, on_epoch)

@@ -14,15 +14,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from core.candidate import Execution, Frozen, WeightBits, fingerprint
+from core.candidate import SELF, Execution, Frozen, WeightBits, fingerprint
 from core.config import Config
 from core.errors import UserError
 from core.tables import lookup, nearest
 from core.yaml_io import apply_overrides, is_bare_name, load_yaml, parse, resolve_path
 
 T = TypeVar("T")
-SELF = "self"
-"""The student name of the user's own network."""
 
 
 class Range(Frozen):

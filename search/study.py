@@ -25,7 +25,7 @@ DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize
 DIGEST_KEY, CONTENT_KEY, INPUTS_KEY = "space_digest", "space", "inputs"
 REQUEUED_KEY = "requeued_from"
 WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin anew"
-MADE_BY_A_RUN = ("candidates", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json")
+MADE_BY_A_RUN = ("candidates", "drafts", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json")
 UNOWNED_FOR = timedelta(minutes=1)
 
 
@@ -103,8 +103,10 @@ def delete_study(url: str, name: str, folder: Path) -> None:
             raise UserError(
                 f"--fresh needs a study at rest, but another process is running trial {busy[0]} of {name!r}; stop that one first"
             )
+        if study.get_trials(deepcopy=False) and DIGEST_KEY not in study.user_attrs:
+            raise UserError(f"--fresh deletes only what this program made, but the study {name!r} is another's; choose another --study")
         optuna.delete_study(study_name=name, storage=open_storage(url))
-    for entry in (folder / made for made in MADE_BY_A_RUN):
+    for entry in (*(folder / made for made in MADE_BY_A_RUN), *folder.glob("engines-*")):
         if entry.is_dir():
             shutil.rmtree(entry)
         else:

@@ -16,6 +16,7 @@ from results.plots import front_html
 from results.record import TeacherReport, TrialRecord
 from results.table import front_csv
 
+PER_START = ("started", "command", "wall_seconds", "teacher_seconds", "teacher_forward_images")
 PACKAGES = ("torch", "torchvision", "torch-pruning", "optuna", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
 
 
@@ -28,15 +29,32 @@ def write_summary(folder: Path, records: Sequence[TrialRecord], teacher: Teacher
 
 
 def write_run_json(folder: Path, records: Sequence[TrialRecord], teacher: TeacherReport, facts: Mapping[str, Any]) -> None:
-    """The account of a run: machine, versions, teacher, trials, seconds."""
+    """The account of a study: machine, versions, teacher, trials, seconds; what earlier starts took is kept and added up."""
     account = {
         **facts,
+        **_over_all_starts(folder / "run.json", facts),
         "versions": versions(),
         "teacher": teacher.model_dump(mode="json"),
         "trials": dict(Counter(record.state for record in records)),
         "seconds_per_stage": seconds_per_stage(records),
     }
     write_atomically(folder / "run.json", json.dumps(account, indent=2) + "\n")
+
+
+def _over_all_starts(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`starts`, a row per start of the run, and their sums; the teacher took what it took in the start that trained it."""
+    current = {key: facts[key] for key in PER_START if key in facts}
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8")).get("starts", [])
+    except (OSError, ValueError):
+        earlier = []  # the first start, or a file that is not whole: it is only an account
+    starts = [start for start in earlier if start["started"] != current["started"]] + [current]
+    return {
+        "starts": starts,
+        "wall_seconds": round(sum(start.get("wall_seconds", 0.0) for start in starts), 1),
+        "teacher_seconds": max(start["teacher_seconds"] for start in starts),
+        "teacher_forward_images": sum(start.get("teacher_forward_images", 0) for start in starts),
+    }
 
 
 def seconds_per_stage(records: Sequence[TrialRecord]) -> dict[str, float]:

@@ -39,7 +39,14 @@ def load_folder(config: DataConfig, cache_dir: Path) -> RawData:
     if config.dir is None:
         raise UserError("the data set 'folder' needs a folder, but none is named; give --data-dir FOLDER")
     listing = list_images(config.dir)
-    arrays = cached_arrays(cache_dir / f"images-{cache_key(listing, config)}.npz", lambda: _decode_listing(listing, config))
+
+    def decode() -> Arrays:
+        arrays = _decode_listing(listing, config)
+        if not config.skip_bad:  # before anything is kept: a file whose permissions are mended is read again
+            _report_bad(arrays["bad"].tolist(), skip_bad=False)
+        return arrays
+
+    arrays = cached_arrays(cache_dir / f"images-{cache_key(listing, config)}.npz", decode)
     _report_bad(arrays["bad"].tolist(), config.skip_bad)
     _require_classes(listing, arrays)
     test = None if listing.test is None else _image_set(arrays, "test")

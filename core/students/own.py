@@ -49,7 +49,7 @@ def load_own_model(spec: str, *, classes: int, channels: int, image_size: int) -
     if not isinstance(output, Tensor) or tuple(output.shape) != (2, classes):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"{spec} must map 2 images to logits of shape (2, {classes}), one per class of the data set, but it gave {shape}")
-    return model
+    return model.cpu().float()
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

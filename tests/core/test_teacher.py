@@ -264,10 +264,26 @@ def test_kept_regions_are_those_of_the_teacher_and_their_mean_is_its_logits(teac
     assert kept.forward_images == len(ALL)
 
 
-def test_a_grid_that_does_not_divide_the_map_is_refused_in_words(teacher: Teacher, tmp_path: Path) -> None:
-    data = viewed(DATA.train, teacher.normalise, VIEWS, 0, CPU.device)
+def test_a_grid_that_does_not_divide_the_map_is_refused_in_words(teacher: Teacher) -> None:
+    check_regions(teacher.model, torch.randn(2, 1, 8, 8), 2, "the teacher")
     with pytest.raises(UserError, match=r"must divide the feature map.* 2 x 2 and grid 4"):
-        TeacherLogits(teacher, data, DATA.info.digest, CPU, tmp_path, grid=4)
+        check_regions(teacher.model, torch.randn(2, 1, 8, 8), 4, "the teacher")
+
+
+class Late(nn.Module):
+    """features(x) lacks what forward does before the mean, as in torchvision's DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.classifier = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).relu().mean((2, 3)))
+
+
+def test_logits_that_are_no_mean_over_regions_are_refused() -> None:
+    with pytest.raises(UserError, match="classifier of the mean feature"):
+        check_regions(Late(), torch.randn(2, 1, 8, 8), 1, "the student self")
 
 
 def test_regions_need_features_and_a_linear_classifier() -> None:
