@@ -72,9 +72,9 @@ class EngineHost:
             if entry in cached:
                 return LatencyReport.model_validate(cached[entry])
             report = self._measure(model)
-            if not report.stable:  # something else was busy: once more, and a number that wavers still is not kept
+            if not report.stable:  # something else was busy; what wavers a second time is kept, and marked
                 report = self._measure(model)
-            if key is not None and report.stable:
+            if key is not None:
                 _write_cache(self._cache, cached | {entry: report.model_dump(mode="json")})
         return report
 

@@ -93,9 +93,9 @@ def open_session(space: Space, config: Config, folder: Path, cache: Path, progre
     with EngineHost(config.runtime, folder) as engines:
         with required("a search needs a teacher that trains and runs"):
             bench = open_bench(space, config, engines, folder, cache, progress, study)
-        if looks_at_regions(space):
-            check_regional_networks(space, bench)
-        teacher = measure_teacher(bench)
+            if looks_at_regions(space):
+                check_regional_networks(space, bench)
+            teacher = measure_teacher(bench)
         progress.teacher = teacher
         enqueue_baselines(study, space, {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)})
         progress.message(

@@ -1,12 +1,21 @@
-"""Two cores are shared by everything: one thread per test process."""
+"""What every test process shares with the others on its machine, and what every test finds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    import torch
-
+    # two cores are shared by everything
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _denormals() -> Iterator[None]:
+    """An engine in this process may have switched them off for the whole thread."""
+    yield
+    torch.set_flush_denormal(False)

@@ -32,5 +32,6 @@ def test_a_study_that_would_go_on_is_counted_and_one_of_another_space_refused(ag
     assert begun(load()) == ["COMPLETE", "COMPLETE"]
 
 
-def test_a_negative_seed_is_a_seed(empty: Path, capfd: Capture) -> None:
-    assert search(capfd, *command("--dry-run", "--seed", "-1")).code == 0
+@pytest.mark.parametrize("seed", ["-1", str(2**32)])
+def test_a_seed_has_32_bits(empty: Path, capfd: Capture, seed: str) -> None:
+    assert "`seed` must be " in refused(search(capfd, *command("--dry-run", f"--seed={seed}")))

@@ -104,7 +104,7 @@ def test_files_of_the_run_that_are_missing_or_not_whole_are_named(again: Path, c
     shutil.move("runs/tiny/candidates", "elsewhere")
     assert "candidates/" in refused(export(capfd))
     shutil.move("elsewhere", "runs/tiny/candidates")
-    for text, lacking in (("{}", "data, normalisation, seed, teacher, versions"), ("[]", "everything"), ("{", "everything")):
+    for text, lacking in (("{}", "data, device, normalisation, seed, teacher, versions"), ("[]", "everything"), ("{", "everything")):
         Path("runs/tiny/run.json").write_text(text)
         assert f"an export needs runs/tiny/run.json, but it lacks {lacking}; " in refused(export(capfd))
 
