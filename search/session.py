@@ -100,7 +100,8 @@ def open_session(space: Space, config: Config, folder: Path, cache: Path, progre
         enqueue_baselines(study, space, {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)})
         progress.message(
             f"teacher {bench.teacher.name}: {100 * teacher.accuracy:.2f} % of {len(bench.data.search)} search images, "
-            f"{teacher.size_bytes / KB:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}, ready in {bench.teacher_seconds:.0f} s"
+            f"{teacher.size_bytes / KB:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}; "
+            f"ready in {bench.teacher_seconds:.0f} s"
         )
         yield Session(TrialRunner(space, bench, progress, read_records(study)), bench, teacher, study, progress)
 
