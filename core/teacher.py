@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from core.files import write_atomically
 from core.layers import evaluating
 from core.losses import scales_of
 from core.students import STUDENTS
+from core.students.checkpoints import remap
 from core.students.own import load_own_model, load_weights, save_weights
 from core.tables import lookup
 from core.train import Device, EpochFn, fit, predict
@@ -53,6 +55,18 @@ def build_teacher_network(config: TeacherConfig, info: DataInfo) -> nn.Module:
     return build(classes=len(info.classes), channels=info.channels, image_size=info.image_size, width=config.width)
 
 
+def load_given_weights(model: nn.Module, config: TeacherConfig, path: Path) -> None:
+    """Load the user's weights; those of a named network may be in a published layout (core/students/checkpoints.py)."""
+    if config.model:
+        load_weights(model, path)
+        return
+    try:
+        load_weights(model, path, partial(remap, config.name))
+    except UserError as error:
+        own = "name your own network with --model my_net.py:build, or another one of the table with --set teacher.name=..."
+        raise UserError(f"{error} (the teacher is {config.name}); {own}") from error
+
+
 def obtain_teacher(config: Config, data: SearchData, device: Device, cache_dir: Path, on_epoch: EpochFn | None = None) -> Teacher:
     """Load the user's weights, or the kept ones, or train on the training split and keep them.
 
@@ -62,7 +76,7 @@ def obtain_teacher(config: Config, data: SearchData, device: Device, cache_dir: 
     model = build_teacher_network(config.teacher, data.info)
     normalise = _stated_normalisation(config.teacher, data.info)
     if config.teacher.weights:
-        load_weights(model, config.teacher.weights)
+        load_given_weights(model, config.teacher, config.teacher.weights)
         normalise = normalise or _best_normalisation(model, data, device)
     else:
         normalise = normalise or normalisation_of(data.info)

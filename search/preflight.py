@@ -13,8 +13,7 @@ from core.data import load_search_data
 from core.data.types import SearchData
 from core.errors import UserError
 from core.runtimes import check_precision, installed_runtime, resolve_runtime
-from core.students.own import load_weights
-from core.teacher import build_teacher_network
+from core.teacher import build_teacher_network, load_given_weights
 from core.train import Device, open_device
 
 NEEDED_MB = 200
@@ -38,7 +37,7 @@ def load_inputs(config: Config, cache: Path) -> Inputs:
     data = load_search_data(config.data, cache)
     teacher = build_teacher_network(config.teacher, data.info)
     if config.teacher.weights:
-        load_weights(teacher, config.teacher.weights)
+        load_given_weights(teacher, config.teacher, config.teacher.weights)
     return Inputs(device, data, teacher)
 
 

@@ -139,7 +139,7 @@ def open_bench(
     stages = Stages(lambda name: progress.stage(None, name), lambda name, *numbers: progress.epoch(None, name, *numbers))
     with stages("teacher") as on_epoch:
         teacher = obtain_teacher(config, data, device, cache, on_epoch)
-    if config.teacher.model:
+    if config.teacher.model or config.teacher.weights:
         check_inputs(study, inputs | {"weights or network": teacher.digest})
     train_set = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
     logits = TeacherLogits(teacher, train_set, data.info.digest, device, cache, grid=finest_grid(space))

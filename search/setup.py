@@ -131,8 +131,6 @@ def _check(space: Space, config: Config, where: str) -> None:
         lookup(STUDENTS, "student", config.teacher.name)
     if SELF in options(space.student.name) and config.teacher.model is None:
         raise UserError("student.name self is your own network: name it with --model my_net.py:build")
-    if config.teacher.weights is not None and config.teacher.model is None:
-        raise UserError("--weights belongs to a network: name it with --model my_net.py:build")
     _check_files(config)
 
 

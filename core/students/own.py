@@ -52,12 +52,14 @@ def load_own_model(spec: str, *, classes: int, channels: int, image_size: int) -
     return model.cpu().float()
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None) -> None:
     """Load a `.safetensors` file, or a torch state dict (read with `weights_only`), into `model` in place; nothing is loaded on an error.
 
-    Accepts {"state_dict" | "model_state_dict" | "model": ...} around it and "module." before every key. UserError when it does not fit.
+    Accepts {"state_dict" | "model_state_dict" | "model": ...} around it and "module." before every key; `rename` maps another
+    layout's keys. UserError when it does not fit.
     """
     state = unwrap(read_state(path), path)
+    state = rename(state) if rename else state
     expected = model.state_dict()
     # BatchNorm's step counter is missing from old files and changes no result.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]

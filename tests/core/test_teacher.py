@@ -302,3 +302,16 @@ def test_a_student_learns_from_regions(teacher: Teacher, loss: str, tmp_path: Pa
     plan = DistilPlan(loss=loss, temperature=2.0, grid=2)
     distil(student, plan, data, kept, TrainConfig(epochs=4.0, batch_size=16, lr=0.02), CPU, seed=0, on_epoch=lambda *n: means.append(n[3]))
     assert means[-1] < means[0]
+
+
+def test_a_named_teacher_takes_weights_in_a_published_layout(tmp_path: Path) -> None:
+    model = STUDENTS["resnet8"](classes=4, channels=1, image_size=8)
+    published = {
+        key.replace("classifier.", "fc.").replace(".shortcut.", ".downsample."): value for key, value in model.state_dict().items()
+    }
+    torch.save(published, tmp_path / "resnet8.pth")
+    teacher, epochs = obtain(tmp_path, config(name="resnet8", width=1.0, weights=tmp_path / "resnet8.pth"))
+    assert epochs == 0
+    torch.testing.assert_close(teacher.model.state_dict()["classifier.weight"], model.state_dict()["classifier.weight"])
+    with pytest.raises(UserError, match=r"do not fit the model.*\(the teacher is light_cnn\); name your own network with --model"):
+        obtain(tmp_path, config(weights=tmp_path / "resnet8.pth"))

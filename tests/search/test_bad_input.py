@@ -60,7 +60,7 @@ def test_a_space_that_cannot_be_searched(text: str, law: str, empty: Path, capfd
         (["--max-latency-ms", "0"], "`latency_ms` must be greater than 0, but got 0"),
         (["--max-latency-ms", "nan"], "`latency_ms` must be "),
         (["--study", "../up"], "a study's name has letters, digits, '.', '_' and '-' only, but got '../up'; choose another --study"),
-        (["--weights", SPACE], "--weights belongs to a network: name it with --model my_net.py:build"),
+        (["--weights", SPACE], "(the teacher is resnet20); name your own network with --model my_net.py:build, or another one "),
         (["--plugin", "missing.py"], "--plugin must be a Python file, but there is no missing.py"),
         (["--data-dir", "missing"], "--data-dir must be a folder of images, but missing is missing"),
         (["--storage", "study.db"], "--storage must be a database URL such as sqlite:///study.db or postgresql://"),

@@ -115,7 +115,6 @@ def test_a_plugin_that_raises_is_named_with_its_line(tmp_path: Path) -> None:
 
 def test_what_must_go_together_is_said() -> None:
     assert message() == "say what to search: --space spaces/digits.yaml, or your own network with --model my_net.py:build --data-dir FOLDER"
-    assert message("--space", SPACE, "--weights", SPACE) == "--weights belongs to a network: name it with --model my_net.py:build"
     assert message("--space", SPACE, "--set", "student.name=self", "--set", "student.width=1").startswith("student.name self is your own")
     assert message("--model", f"{__file__}:build") == "the data set 'folder' needs a folder, but none is named; give --data-dir FOLDER"
 
