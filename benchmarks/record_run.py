@@ -25,14 +25,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", required=True)
     parser.add_argument("--ranks", type=int, nargs="+", default=[0])
+    parser.add_argument("--teacher-run", metavar="STUDY", help="the run that trained the kept teacher, where it was another one")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     run = json.loads((RUNS / args.study / "run.json").read_text())
+    if args.teacher_run:
+        other = json.loads((RUNS / args.teacher_run / "run.json").read_text())
+        same = ("accuracy", "size_bytes")
+        assert all(other["teacher"][key] == run["teacher"][key] for key in same), "another teacher"
+        run["teacher_seconds"] = other["teacher_seconds"]
     study = load_study(f"sqlite:///{RUNS / args.study / 'study.db'}", args.study)
     content = dict(study.user_attrs[CONTENT_KEY])
     content["config"]["data"].pop("dir", None)  # a path of the machine it ran on
     result = {
-        "run": {key: value for key, value in run.items() if key not in ("command", "started")},
+        "run": {key: value for key, value in run.items() if key not in ("command", "started", "starts")},
         "space_and_config": content,
         "teacher_test": teacher_test(args.study),
         "front": [row(rank, record) for rank, record in enumerate(front_of(args.study))],
