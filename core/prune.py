@@ -84,7 +84,8 @@ def prune_in_place(
         for cut in cuts:
             cut.apply(graph)
     except LIBRARY_ERRORS as error:
-        raise TrialError(f"Torch-Pruning cannot cut {type(model).__name__} at these ratios: {reason_of(error)}") from error
+        what = f"{type(model).__name__} cannot be cut by Torch-Pruning at these ratios ({reason_of(error)})"
+        raise TrialError(f"{what}; where every candidate fails so, set prune.ratio to 0") from error
 
 
 class Entered(nn.Module):

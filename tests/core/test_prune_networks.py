@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.errors import TrialError, UserError
+from core.errors import TrialError
 from core.layers import count_macs, layer_infos
 from core.prune import prune_channels
 
@@ -254,5 +254,5 @@ class Untraceable(Own):
 
 
 def test_a_network_that_cannot_be_traced_is_refused_with_the_way_out() -> None:
-    with pytest.raises(UserError, match=r"set prune.ratio to 0"):
+    with pytest.raises(TrialError, match=r"set prune.ratio to 0"):
         prune_channels(Untraceable(), {"stem.0": 0.5}, SHAPE)

@@ -31,22 +31,35 @@ def dashboard(again: Path) -> Iterator[str]:
         "--port",
         str(port),
     ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with (
+        Path("dashboard.log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
         try:
-            yield f"http://127.0.0.1:{port}"
+            address = f"http://127.0.0.1:{port}"
+            wait_until_it_answers(address, process)
+            yield address
         finally:
             process.kill()
 
 
-def get(address: str) -> Any:
-    """The JSON answer, waiting for the server to come up."""
-    for _ in range(300):
+def wait_until_it_answers(address: str, process: subprocess.Popen[bytes], limit_s: float = 120.0) -> None:
+    """Its first start on a machine imports for a while."""
+    end, reason = time.monotonic() + limit_s, ""
+    while time.monotonic() < end and process.poll() is None:
         try:
-            with urllib.request.urlopen(address, timeout=10) as answer:
-                return json.load(answer)
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    raise AssertionError(f"no answer from {address}")
+            get(f"{address}/api/studies")
+            return
+        except urllib.error.URLError as error:
+            reason = str(error)
+            time.sleep(0.2)
+    raise AssertionError(f"no dashboard at {address}: {reason}; exit code {process.poll()}; {Path('dashboard.log').read_text()[-500:]}")
+
+
+def get(address: str) -> Any:
+    """The JSON answer."""
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        return json.load(answer)
 
 
 def test_the_dashboard_shows_the_study_with_its_metrics_and_small_attributes(dashboard: str) -> None:
