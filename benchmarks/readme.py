@@ -56,7 +56,8 @@ def cifar_text(result: dict[str, Any]) -> str:
         "### CIFAR-10 (JPEG)",
         f"The images of CIFAR-10 re-encoded as JPEG, as an image folder: {splits}; about 3 points harder than the official pixels. "
         f"One search of {sum(run['trials'].values())} trials ({states}), seed {run['seed']}, took {run['wall_seconds'] / 60:.0f} minutes "
-        f"after the teacher ({trained}). Budget: {budget}.",
+        f"after the teacher ({trained}). Budget: {budget}. "
+        f"Command: `python -m search.run --space spaces/cifar10.yaml --data-dir FOLDER --trials {sum(run['trials'].values())}`.",
         "| rank | student (width) | mean bits | search accuracy | KB | ms | x smaller | x faster |\n"
         f"|---|---|---|---|---|---|---|---|\n{table}\n"
         f"| - | teacher, FP32 | 32 | {100 * teacher['accuracy']:.2f} % | {teacher['size_bytes'] / 1000:,.0f} "
