@@ -54,7 +54,7 @@ def cifar_text(result: dict[str, Any]) -> str:
     exported = "; ".join(f"rank {point['rank']} {percent(point['test'])}" for point in result["exported"])
     lines = [
         "### CIFAR-10 (JPEG)",
-        f"The images of CIFAR-10 re-encoded as JPEG, as an image folder: {splits}; about 3 points harder than the official pixels. "
+        f"The images of CIFAR-10 re-encoded as JPEG, as an image folder: {splits}. Compare only with numbers from these images. "
         f"One search of {sum(run['trials'].values())} trials ({states}), seed {run['seed']}, took {run['wall_seconds'] / 60:.0f} minutes "
         f"after the teacher ({trained}). Budget: {budget}. "
         f"Command: `python -m search.run --space spaces/cifar10.yaml --data-dir FOLDER --trials {sum(run['trials'].values())}`.",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.candidate import fingerprint
+from core.candidate import SELF, fingerprint
 from core.config import Config, TeacherConfig
 from core.data.types import DataInfo, SearchData
 from core.errors import UserError
@@ -51,8 +51,17 @@ def build_teacher_network(config: TeacherConfig, info: DataInfo) -> nn.Module:
     """The untrained architecture: the user's file, or an entry of STUDENTS."""
     if config.model:
         return load_own_model(config.model, classes=len(info.classes), channels=info.channels, image_size=info.image_size)
-    build = lookup(STUDENTS, "student", config.name)
-    return build(classes=len(info.classes), channels=info.channels, image_size=info.image_size, width=config.width)
+    return _named(config.name, config.width, info)
+
+
+def build_network(student: str, width: float, config: TeacherConfig, info: DataInfo) -> nn.Module:
+    """The untrained dense network of a student name; `self` is the teacher's own architecture, at its own width."""
+    return build_teacher_network(config, info) if student == SELF else _named(student, width, info)
+
+
+def _named(name: str, width: float, info: DataInfo) -> nn.Module:
+    build = lookup(STUDENTS, "student", name)
+    return build(classes=len(info.classes), channels=info.channels, image_size=info.image_size, width=width)
 
 
 def load_given_weights(model: nn.Module, config: TeacherConfig, path: Path) -> None:

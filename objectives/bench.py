@@ -17,10 +17,8 @@ from core.config import Config
 from core.data.types import SearchData
 from core.distil import distil
 from core.engines import EngineHost
-from core.students import STUDENTS
 from core.students.own import load_weights, save_weights
-from core.tables import lookup
-from core.teacher import Teacher, TeacherLogits, build_teacher_network
+from core.teacher import Teacher, TeacherLogits, build_network
 from core.train import Device, EpochFn
 from core.views import ViewedSet
 
@@ -43,18 +41,13 @@ class Workbench:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W)"""
-        info = self.data.info
-        return info.channels, info.image_size, info.image_size
+        return self.data.info.shape
 
     def network(self, student: str, width: float) -> nn.Module:
         """The untrained dense network, in eval mode on the CPU, the same weights every time."""
-        info = self.data.info
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            if student == SELF:
-                return build_teacher_network(self.config.teacher, info).eval()
-            build = lookup(STUDENTS, "student", student)
-            return build(classes=len(info.classes), channels=info.channels, image_size=info.image_size, width=width).eval()
+            return build_network(student, width, self.config.teacher, self.data.info).eval()
 
     def parent(self, student: str, width: float, on_epoch: EpochFn | None = None) -> nn.Module:
         """The dense network of (student, width), distilled once per study and kept; for `self` the teacher's own weights."""

@@ -16,12 +16,10 @@ from core.config import Config
 from core.data.types import DataInfo
 from core.engines import EngineHost
 from core.layers import count_macs, count_parameters
-from core.students import STUDENTS
-from core.tables import lookup
-from core.teacher import build_teacher_network
+from core.teacher import build_network
 from search.preflight import Inputs, load_inputs
 from search.sample import live_parameters, sample
-from search.space import SELF, Space, options, space_digest
+from search.space import Space, options, space_digest
 from search.study import check_space, count_finished, find_study
 
 
@@ -39,7 +37,7 @@ def dry_run(space: Space, config: Config, name: str, url: str, trials: int, cach
     _line("teacher", f"{config.teacher.model or config.teacher.name}: {_size(inputs.teacher, info)}")
     for student in options(space.student.name):
         for width in options(space.student.width):
-            _line("student", f"{student} at width {width:g}: {_size(_network(student, width, config, info), info)}")
+            _line("student", f"{student} at width {width:g}: {_size(build_network(student, width, config.teacher, info), info)}")
     budget = f"parent {config.parent.train.epochs:g}, distil {config.finetune.epochs:g}, quantise {config.quantise.train.epochs:g} epochs"
     _line("budget", f"{budget} on {inputs.device.device} ({inputs.device.amp or 'float32'})")
     with required("a candidate of the space must build and run"):
@@ -56,15 +54,8 @@ def _finished(url: str, name: str, digest: str, content: dict[str, object]) -> i
     return count_finished(study)
 
 
-def _network(student: str, width: float, config: Config, info: DataInfo) -> nn.Module:
-    if student == SELF:
-        return build_teacher_network(config.teacher, info)
-    build = lookup(STUDENTS, "student", student)
-    return build(classes=len(info.classes), channels=info.channels, image_size=info.image_size, width=width)
-
-
 def _size(model: nn.Module, info: DataInfo) -> str:
-    return f"{count_parameters(model):,} parameters, {count_macs(model, _shape(info)):,} MACs"
+    return f"{count_parameters(model):,} parameters, {count_macs(model, info.shape):,} MACs"
 
 
 def _measure_one(space: Space, config: Config, inputs: Inputs) -> None:
@@ -72,9 +63,9 @@ def _measure_one(space: Space, config: Config, inputs: Inputs) -> None:
     info = inputs.data.info
     candidate = _random_candidate(space, config.seed)
     with tempfile.TemporaryDirectory() as folder, EngineHost(config.runtime, Path(folder)) as engines:
-        dense = _network(candidate.student, candidate.width, config, info).eval()
-        pruned, plan = resolve(dense, candidate, _shape(info), engines.runtime)
-        drafted = draft(pruned, plan, _shape(info), engines.runtime)
+        dense = build_network(candidate.student, candidate.width, config.teacher, info).eval()
+        pruned, plan = resolve(dense, candidate, info.shape, engines.runtime)
+        drafted = draft(pruned, plan, info.shape, engines.runtime)
         latency = engines.latency(drafted.save(Path(folder)))
         runtime = (
             f"{engines.runtime.name} {engines.runtime.version}, batch {latency.batch}, {latency.threads} thread(s), {latency.precision}"
@@ -87,10 +78,6 @@ def _measure_one(space: Space, config: Config, inputs: Inputs) -> None:
 def _random_candidate(space: Space, seed: int) -> Candidate:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed % 2**32))
     return sample(space, study.ask())
-
-
-def _shape(info: DataInfo) -> tuple[int, int, int]:
-    return info.channels, info.image_size, info.image_size
 
 
 def _line(head: str, text: str) -> None:

@@ -134,8 +134,7 @@ def open_bench(
     inputs = {"images": data.info.digest, "device or runtime": engines.fingerprint}
     check_inputs(study, inputs)
     if SELF in options(space.student.name):  # before the teacher trains
-        shape = (data.info.channels, data.info.image_size, data.info.image_size)
-        check_compressible(build_teacher_network(config.teacher, data.info).eval(), shape)
+        check_compressible(build_teacher_network(config.teacher, data.info).eval(), data.info.shape)
     stages = Stages(lambda name: progress.stage(None, name), lambda name, *numbers: progress.epoch(None, name, *numbers))
     with stages("teacher") as on_epoch:
         teacher = obtain_teacher(config, data, device, cache, on_epoch)

@@ -52,6 +52,11 @@ class DataInfo:
     digest: str
     """16 hex digits over the pixels and labels of both splits, the class names and the split's seed."""
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.channels, self.image_size, self.image_size
+
 
 @dataclass(frozen=True, eq=False)
 class SearchData:
