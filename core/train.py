@@ -7,23 +7,47 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from core.checkpoint import Stateful, keep, resume
 from core.config import HardwareConfig, TrainConfig
+from core.data.types import Images
 from core.errors import TrainingDiverged, TrialError, UserError
 from core.hardware import device_facts
+from core.muon import Muon, is_orthogonal
 from core.views import ViewedSet
 from core.workarounds import safe_convolutions
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-LossFn = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""(student logits (B, K), labels (B,), image indices (B,), view) -> scalar"""
-ForwardFn = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from."""
+
+    images: Tensor
+    """float32 (B, C, H, W), augmented and normalised."""
+    labels: Tensor
+    """int64 (B,); -1 where a set has none."""
+    indices: Tensor
+    """int64 (B,), into the training split."""
+    view: int
+    progress: float
+    """In (0, 1]: share of the run's steps, this one included."""
+
+
+LossFn = Callable[[Any, Batch], Tensor]
+"""(what the forward gives, its batch) -> scalar"""
+ForwardFn = Callable[[nn.Module, Tensor], Any]
 """(model, images (B, C, H, W)) -> what the loss looks at"""
-EpochFn = Callable[[float, float, float, float], None]
+EpochFn = Callable[..., None]
 """(epochs done, epochs in all, images per second, mean loss since the last call)"""
 
 
@@ -78,10 +102,12 @@ def fit(
     seed: int,
     on_epoch: EpochFn | None = None,
     forward: ForwardFn = call,
+    checkpoint: Path | None = None,
 ) -> nn.Module:
     """Train `model` in place for `config.epochs` and return it in eval mode (with averaged weights when `config.ema`).
 
-    Epoch e sees view e mod V of every image, in an order drawn from `seed`. Raises TrainingDiverged on a non-finite loss.
+    Epoch e sees view e mod V of every image, in an order drawn from `seed`. Every epoch is kept in the file `checkpoint`, from which an
+    interrupted training goes on; the caller removes it. Raises TrainingDiverged on a non-finite loss.
     """
     steps_per_epoch = math.ceil(len(data) / config.batch_size)
     total = round(config.epochs * steps_per_epoch)
@@ -94,17 +120,16 @@ def fit(
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.amp == torch.float16)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
     meter = _Meter(on_epoch, steps_per_epoch, total, len(data) / steps_per_epoch)
-    with safe_convolutions(model, device.device), out_of_memory_is_a_trial_error():
-        for step in range(total):
-            epoch, position = divmod(step, steps_per_epoch)
-            if position == 0:
-                order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed * 7919 + epoch)).to(data.labels.device)
-                # of nearly equal size: a rest of one image has no batch statistics
-                batches = order.tensor_split(steps_per_epoch)
-            indices = batches[position]
-            view = epoch % data.plan.number
+    parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
+    parts |= {"average": average} if average is not None else {}
+    begun = resume(checkpoint, parts)
+    with safe_convolutions(model, device.device), out_of_memory_is_a_trial_error(), lost_workers_are_named():
+        order = islice(_order(len(data), data.plan.number, steps_per_epoch, total, seed), begun, None)
+        for step, (whole, indices, view) in enumerate(data.batches(order), begun):
+            images = at_early_size(whole, config, step / total)
+            batch = Batch(images, data.labels[indices], indices, view, (step + 1) / total)
             with device.autocast():
-                loss = loss_fn(forward(model, data.batch(indices, view)), data.labels[indices], indices, view)
+                loss = loss_fn(forward(model, batch.images), batch)
             optimiser.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             scaler.step(optimiser)
@@ -112,10 +137,28 @@ def fit(
             scheduler.step()
             if average is not None:
                 average.update_parameters(model)
-            meter.step(step, loss.detach())
+            if meter.step(step, loss.detach()):
+                keep(checkpoint, step + 1, parts)
     if average is not None:
         model.load_state_dict(average.module.state_dict())
     return model.eval()
+
+
+def _order(count: int, views: int, steps_per_epoch: int, total: int, seed: int) -> Iterator[tuple[Tensor, int]]:
+    """Image indices (B,) and view of every step."""
+    for epoch in range(math.ceil(total / steps_per_epoch)):
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch))
+        # of nearly equal size: a rest of one image has no batch statistics
+        for indices in order.tensor_split(steps_per_epoch)[: total - epoch * steps_per_epoch]:
+            yield indices, epoch % views
+
+
+def at_early_size(images: Tensor, config: TrainConfig, progress: float) -> Tensor:
+    """Images (B, C, H, W), made smaller while `progress` in [0, 1) is before `early_share`: what is learned early shows at any size."""
+    if config.early_size is None or progress >= config.early_share or config.early_size >= images.shape[-1]:
+        return images
+    small = F.interpolate(images, size=(config.early_size,) * 2, mode="bilinear", antialias=True, align_corners=False)
+    return small.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager
@@ -128,6 +171,27 @@ def out_of_memory_is_a_trial_error() -> Iterator[None]:
         raise TrialError(f"training must fit into the device's memory, but {reason}; lower the batch_size of its recipe") from error
 
 
+@contextmanager
+def lost_workers_are_named() -> Iterator[None]:
+    """A process that decodes images and is killed, mostly for memory, is no defect of ours. PyTorch says so anywhere within."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError) as error:  # or it was lost while it handed over a batch
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        reason = " ".join(str(_latest(error)).split())
+        raise UserError(f"the processes that decode images must live, but {reason}; set data.workers lower, 0 for none") from error
+
+
+def _latest(error: Exception) -> Exception:
+    """What PyTorch says of a lost worker: a signal brings it, perhaps after the connection was seen to be gone."""
+    try:
+        time.sleep(1.0)
+    except RuntimeError as later:
+        return later
+    return error
+
+
 class _Meter:
     """Sums the loss on the device, and looks at it once per epoch: no synchronisation per step."""
 
@@ -136,10 +200,11 @@ class _Meter:
         self.sum: Tensor | float = 0.0
         self.count, self.start = 0, time.perf_counter()
 
-    def step(self, step: int, loss: Tensor) -> None:
+    def step(self, step: int, loss: Tensor) -> bool:
+        """Whether an epoch, or the training, ends with this step."""
         self.sum, self.count = self.sum + loss, self.count + 1
         if (step + 1) % self.steps_per_epoch and step + 1 != self.total:
-            return
+            return False
         mean = float(self.sum) / self.count
         if not math.isfinite(mean):
             raise TrainingDiverged(f"the loss must stay finite, but is {mean} after {(step + 1) / self.steps_per_epoch:.1f} epochs")
@@ -147,17 +212,28 @@ class _Meter:
             rate = self.count * self.batch_size / (time.perf_counter() - self.start)
             self.on_epoch((step + 1) / self.steps_per_epoch, self.total / self.steps_per_epoch, rate, mean)
         self.sum, self.count, self.start = 0.0, 0, time.perf_counter()
+        return True
 
 
 def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Weight decay acts on convolution and linear weights only, not on biases, normalisation or quantisation steps."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    params = [p for p in model.parameters() if p.requires_grad]
+    turned = [p for p in params if config.optimiser == "muon" and is_orthogonal(p)]
+    decayed = [p for p in params if p.ndim > 1 and not any(p is q for q in turned)]
+    plain = [p for p in params if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if config.optimiser == "muon":
+        rest = [group | {"lr": config.rest_lr, "momentum": 0.9, "orthogonal": False} for group in groups]
+        return Muon([{"params": turned, "lr": config.lr, "momentum": config.momentum, "orthogonal": True}, *rest])
     if config.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0, fused=True)
     make = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
     return make(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+
+
+def learning_rate(config: TrainConfig, steps_per_epoch: int, epoch: float) -> float:
+    """Of the step that ended at `epoch` epochs."""
+    return config.lr * _schedule(config, round(config.epochs * steps_per_epoch))(round(epoch * steps_per_epoch) - 1)
 
 
 def _schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
@@ -170,14 +246,17 @@ def _schedule(config: TrainConfig, total: int) -> Callable[[int], float]:
             return 0.2 + 0.8 * step / warm
         return 0.02 + 0.98 * (total - step) / max(1, total - warm)
 
+    def linear(step: int) -> float:
+        # muon needs no warm-up: its first step is as long as any other
+        return 1.0 - min(step, total) / total
+
     def cosine(step: int) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * min(step, total) / total))
 
     def step_down(step: int) -> float:
-        # x 0.1 at 62.5 %, 75 % and 87.5 %: 150, 180 and 210 of the CIFAR-100 recipe's 240 epochs
-        return 0.1 ** sum(step >= mark * total for mark in (0.625, 0.75, 0.875))
+        return 0.1 ** sum(step >= mark * total for mark in config.marks)
 
-    return {"one_cycle": one_cycle, "cosine": cosine, "step": step_down}[config.schedule]
+    return {"one_cycle": one_cycle, "linear": linear, "cosine": cosine, "step": step_down}[config.schedule]
 
 
 @torch.inference_mode()
@@ -192,3 +271,8 @@ def predict(
         with device.autocast() if amp else torch.autocast(device.device.type, enabled=False):
             parts.append(model(inputs).float().cpu())
     return torch.cat(parts)
+
+
+def predict_all(model: nn.Module, images: Images, normalise: Callable[[Tensor], Tensor], device: Device) -> Tensor:
+    """`predict` of a whole split in float32, of which only a part is in memory at a time where it is streamed."""
+    return torch.cat([predict(model, part, normalise, device, amp=False) for part in images.chunks()])

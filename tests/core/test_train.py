@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.config import HardwareConfig, TrainConfig
 from core.errors import TrainingDiverged, UserError
 from core.students import STUDENTS
-from core.train import Device, fit, open_device, predict
+from core.train import Batch, Device, _schedule, fit, open_device, predict
 from tests.tiny_data import CLASSES, SIZE, image_set, view_set
 
 CPU = Device(torch.device("cpu"), None)
@@ -33,8 +33,8 @@ class WithDropout(nn.Module):
         return self.body(x)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, indices: Tensor, view: int) -> Tensor:
-    return F.cross_entropy(logits.float(), labels)
+def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
+    return F.cross_entropy(logits.float(), batch.labels)
 
 
 def train(model: nn.Module, device: Device = CPU, seed: int = 0, **options: object) -> nn.Module:
@@ -93,7 +93,7 @@ def test_the_network_comes_back_in_eval_mode_and_is_the_one_that_was_given() -> 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_training(bad: float) -> None:
     with pytest.raises(TrainingDiverged, match="must stay finite"):
-        fit(network(), view_set(), lambda logits, *rest: logits.sum() * bad, TrainConfig(epochs=1), CPU, seed=0)
+        fit(network(), view_set(), lambda logits, batch: logits.sum() * bad, TrainConfig(epochs=1), CPU, seed=0)
 
 
 def test_a_learning_rate_that_is_far_too_high_diverges() -> None:
@@ -116,9 +116,9 @@ def test_a_rest_of_one_image_does_not_end_the_training(count: int) -> None:
     model = STUDENTS["airbench"](classes=CLASSES, channels=1, image_size=SIZE, width=0.0625)
     seen: list[int] = []
 
-    def loss(logits: Tensor, labels: Tensor, indices: Tensor, view: int) -> Tensor:
-        seen.extend(indices.tolist())
-        return F.cross_entropy(logits.float(), labels)
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        seen.extend(batch.indices.tolist())
+        return cross_entropy(logits, batch)
 
     fit(model, view_set(count), loss, TrainConfig(epochs=1, batch_size=16), CPU, seed=0)
     assert sorted(seen) == list(range(count))
@@ -127,10 +127,10 @@ def test_a_rest_of_one_image_does_not_end_the_training(count: int) -> None:
 def test_epochs_cycle_through_the_views_and_every_image_is_seen_once_in_each() -> None:
     seen: dict[int, list[int]] = {}
 
-    def loss(logits: Tensor, labels: Tensor, indices: Tensor, view: int) -> Tensor:
-        seen.setdefault(len(seen) - 1 if seen and len(seen[len(seen) - 1]) < 96 else len(seen), []).extend(indices.tolist())
-        views.append(view)
-        return F.cross_entropy(logits.float(), labels)
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        seen.setdefault(len(seen) - 1 if seen and len(seen[len(seen) - 1]) < 96 else len(seen), []).extend(batch.indices.tolist())
+        views.append(batch.view)
+        return cross_entropy(logits, batch)
 
     views: list[int] = []
     fit(network(), view_set(), loss, TrainConfig(epochs=3, batch_size=48), CPU, seed=0)
@@ -145,7 +145,28 @@ def test_averaged_weights_are_between_start_and_end() -> None:
     assert (between - first).norm() < (last - first).norm()
 
 
-@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw", "muon"])
+def test_every_optimiser_lowers_the_loss(optimiser: str) -> None:
+    losses: list[float] = []
+    config = TrainConfig(epochs=6, batch_size=16, optimiser=optimiser, lr=0.01, schedule="linear")  # type: ignore[arg-type]
+    fit(network(), view_set(), cross_entropy, config, CPU, seed=0, on_epoch=lambda *numbers: losses.append(numbers[-1]))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_images_are_small_early_and_whole_at_the_end() -> None:
+    sizes: list[int] = []
+
+    def look(logits: Tensor, batch: Batch) -> Tensor:
+        sizes.append(batch.images.shape[-1])
+        return cross_entropy(logits, batch)
+
+    config = TrainConfig(epochs=4, batch_size=16, lr=0.05, early_size=SIZE // 2, early_share=0.5)
+    fit(network(), view_set(), look, config, CPU, seed=0)
+    half = len(sizes) // 2
+    assert sizes == [SIZE // 2] * half + [SIZE] * half
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "linear", "cosine", "step"])
 def test_every_schedule_trains(schedule: str) -> None:
     model = network()
     before = state(model)
@@ -159,7 +180,7 @@ def test_weight_decay_acts_on_weights_and_not_on_norms_or_biases() -> None:
     fit(
         model,
         view_set(),
-        lambda logits, *rest: 0.0 * logits.sum(),
+        lambda logits, batch: 0.0 * logits.sum(),
         TrainConfig(epochs=1, lr=0.1, weight_decay=0.5, batch_size=16),
         CPU,
         seed=0,
@@ -186,3 +207,44 @@ def test_the_precision_of_this_cpu(amp: str, dtype: torch.dtype | None) -> None:
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"hardware\.device must be a device of this machine"):
         open_device(HardwareConfig(device=name))
+
+
+def _rates(**options: object) -> list[float]:
+    """The learning rate of every step of a run of 48."""
+    config = TrainConfig(**{"lr": 1.0, "schedule": "step", **options})  # type: ignore[arg-type]
+    return [_schedule(config, 48)(step) for step in range(48)]
+
+
+def test_the_published_steps_are_at_150_180_and_210_of_240_epochs() -> None:
+    assert [step / 48 * 240 for step in range(1, 48) if _rates()[step] != _rates()[step - 1]] == [150, 180, 210]
+    assert _rates()[-1] == pytest.approx(1e-3)
+
+
+def test_steps_are_where_the_marks_are() -> None:
+    assert [step / 48 for step in range(1, 48) if _rates(marks=(0.5, 0.25))[step] != _rates(marks=(0.5, 0.25))[step - 1]] == [0.25, 0.5]
+    assert set(_rates(marks=())) == {1.0}
+
+
+@pytest.mark.parametrize("mark", [0.0, 1.0])
+def test_a_mark_is_inside_the_run(mark: float) -> None:
+    with pytest.raises(ValueError, match="marks"):
+        TrainConfig(marks=(0.5, mark))
+
+
+def test_sgd_looks_ahead_unless_told_not_to() -> None:
+    """Nesterov 1983: the two differ after the second step, and not without momentum."""
+    ahead, behind = (state(train(network(), nesterov=nesterov)) for nesterov in (True, False))
+    assert not same(ahead, behind)
+    ahead, behind = (state(train(network(), nesterov=nesterov, momentum=0.0)) for nesterov in (True, False))
+    assert same(ahead, behind)
+
+
+def test_a_loss_knows_how_much_of_the_run_is_done() -> None:
+    done: list[float] = []
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        done.append(batch.progress)
+        return cross_entropy(logits, batch)
+
+    fit(network(), view_set(), loss, TrainConfig(epochs=1.5, batch_size=16), CPU, seed=0)
+    assert done == pytest.approx([(step + 1) / 9 for step in range(9)])

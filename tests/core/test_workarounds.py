@@ -63,3 +63,29 @@ with safe_convolutions(model, torch.device("cpu")):
         model(torch.randn(count, 8, 32, 32).to(memory_format=torch.channels_last)).sum().backward()
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_a_strided_kernel_on_one_cell_gets_the_gradient_of_its_middle_and_zeros_around_it_in_bfloat16(kernel: int) -> None:
+    """Without the workaround the ring around the middle is whatever the memory held."""
+    layer = nn.Conv2d(48, 48, kernel, stride=2, padding=kernel // 2, bias=False)
+    for _ in range(10):
+        junk = [torch.full((layer.weight.numel(),), torch.nan, dtype=kind) for kind in (torch.bfloat16, torch.float32) for _ in range(4)]
+        del junk  # freed memory that the kernel may be given
+        images = torch.randn(20, 48, 1, 1).contiguous(memory_format=torch.channels_last).requires_grad_()
+        layer.zero_grad()
+        with safe_convolutions(layer, CPU), torch.autocast("cpu", dtype=torch.bfloat16):
+            layer(images).float().square().mean().backward()
+        assert layer.weight.grad is not None
+        middle = layer.weight.grad[..., kernel // 2, kernel // 2].abs().sum()
+        assert middle > 0
+        assert layer.weight.grad.abs().sum() == pytest.approx(float(middle), rel=1e-4)
+    assert layer.stride == (2, 2)
+
+
+def test_a_strided_kernel_keeps_its_stride_on_larger_maps() -> None:
+    layer, images = nn.Conv2d(2, 3, 3, stride=2, padding=1), torch.randn(1, 2, 7, 7)
+    expected = layer(images)
+    with safe_convolutions(layer, CPU):
+        layer(images[..., :1, :1])
+        torch.testing.assert_close(layer(images), expected)
