@@ -1,20 +1,26 @@
 """Augmentation as a plan: view v of image i is the same in every trial, so that teacher logits can be kept.
 
-`ViewedSet` holds a training split on the device as uint8 and yields augmented, normalised batches with one gather.
+A resident training split lies on the device as uint8 and gives augmented, normalised batches with one gather; a streamed one
+(core/stream.py) decodes them ahead of the training.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
 from core.config import ViewsConfig
-from core.data.types import DataInfo, ImageSet
+from core.data.files import ImageFiles
+from core.data.types import DataInfo, Images, ImageSet
 
 Moves = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Order = Iterable[tuple[torch.Tensor, int]]
+"""Image indices int64 (B,) on the CPU and view of every batch, in the order in which they will be asked for."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,38 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
     return torch.tensor(mean, device=device).view(1, -1, 1, 1), torch.tensor(std, device=device).view(1, -1, 1, 1)
 
 
+class ViewedSet(Protocol):
+    """A training split of N images and the plan of its V views; batches are float32 (B, C, H, W), channels-last, on the device of the
+    labels."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """int64 (N,)"""
+
+    @property
+    def normalise(self) -> Normalisation: ...
+
+    @property
+    def plan(self) -> ViewsConfig: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: torch.Tensor, view: int) -> torch.Tensor:
+        """View `view` of the images at `indices`: a pure function of both and the seed."""
+
+    def plain(self, indices: torch.Tensor) -> torch.Tensor:
+        """The images at `indices` without augmentation."""
+
+    def batches(self, order: Order) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        """(images, indices, view) of every batch of `order`, the indices on the device too."""
+
+
 @dataclass(frozen=True)
-class ViewedSet:
-    """A resident training split of N images and the plan of its V views."""
+class ResidentViews:
+    """A training split in the memory of the device."""
 
     padded: torch.Tensor
     """uint8 (N, H + 2 shift, W + 2 shift, C), reflected at the border."""
@@ -54,7 +89,7 @@ class ViewedSet:
         return len(self.labels)
 
     def batch(self, indices: torch.Tensor, view: int) -> torch.Tensor:
-        """View `view` of the images at `indices`: float32 (B, C, H, W), channels-last."""
+        """View `view` of the images at `indices`."""
         if view not in self._kept:
             self._kept[view] = self._moves(view)
         flip, top, left = self._kept[view]
@@ -65,10 +100,16 @@ class ViewedSet:
         return self.normalise(cut.permute(0, 3, 1, 2))
 
     def plain(self, indices: torch.Tensor) -> torch.Tensor:
-        """The images at `indices` without augmentation: float32 (B, C, H, W)."""
+        """The images at `indices` without augmentation."""
         pad = self.plan.shift
         inner = self.padded[indices, pad : pad + self.size, pad : pad + self.size]
         return self.normalise(inner.permute(0, 3, 1, 2))
+
+    def batches(self, order: Order) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        """(images, indices, view) of every batch of `order`, gathered when asked for."""
+        for indices, view in order:
+            on_device = indices.to(self.labels.device, non_blocking=True)
+            yield self.batch(on_device, view), on_device, view
 
     def _moves(self, view: int) -> Moves:
         """Flip (bool), row and column offset of every image in this view, each (N,).
@@ -83,14 +124,24 @@ class ViewedSet:
         return flip.to(device), offsets[0].to(device), offsets[1].to(device)
 
 
-def viewed(images: ImageSet, normalise: Normalisation, plan: ViewsConfig, seed: int, device: torch.device) -> ViewedSet:
+def viewed(images: Images, normalise: Normalisation, plan: ViewsConfig, seed: int, device: torch.device) -> ViewedSet:
+    """The views of a training split, for a training on `device`."""
+    if isinstance(images, ImageFiles):
+        from core.stream import StreamedViews  # late: it builds on this module
+
+        return StreamedViews(images, images.labels.to(device), normalise, plan, seed)
+    assert isinstance(images, ImageSet), type(images)
+    return _resident(images, normalise, plan, seed, device)
+
+
+def _resident(images: ImageSet, normalise: Normalisation, plan: ViewsConfig, seed: int, device: torch.device) -> ResidentViews:
     """Put a training split on `device` and pad it for the plan's shifts."""
     pad = min(plan.shift, images.images.shape[-1] - 1)
     plan = plan.model_copy(update={"shift": pad})
     # reflect padding is not implemented for uint8; chunks keep the float copy small
     chunks = [F.pad(part.float(), (pad,) * 4, mode="reflect").to(torch.uint8) for part in images.images.split(4096)]
     padded = torch.cat(chunks).permute(0, 2, 3, 1).contiguous().to(device)
-    return ViewedSet(padded, images.labels.to(device), images.images.shape[-1], normalise, plan, seed)
+    return ResidentViews(padded, images.labels.to(device), images.images.shape[-1], normalise, plan, seed)
 
 
 def normalisation_of(info: DataInfo) -> Normalisation:

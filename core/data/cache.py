@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
+from core.files import made_once
 
 Arrays = dict[str, np.ndarray]
 
@@ -28,8 +29,11 @@ def cached_arrays(path: Path, build: Callable[[], Arrays]) -> Arrays:
     """
     arrays = _read(path)
     if arrays is None:
-        arrays = build()
-        _write(path, arrays)
+        with made_once(path):
+            arrays = _read(path)
+            if arrays is None:
+                arrays = build()
+                _write(path, arrays)
     return arrays
 
 

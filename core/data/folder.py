@@ -1,31 +1,28 @@
-"""Any folder of images as resident tensors: decoded in parallel once, then read from one cache file."""
+"""Any folder of images: decoded in parallel once and then read from one cache file, or left as files where that is too much."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from core.config import DataConfig
 from core.data.cache import Arrays, cached_arrays
+from core.data.files import image_files, in_threads, unreadable_files
 from core.data.images import GREY_MODES, decode_image, image_header
 from core.data.listing import Entry, Listing, list_images, require_images
 from core.data.types import ImageSet, RawData
 from core.errors import UserError
 
-T = TypeVar("T")
-
 FORMAT = 1
 """Raised whenever the decoding changes, so that caches of another decoder are not read."""
 DEFAULT_SIZE, LARGEST_SHARED_SIZE, SMALLEST_SIZE = 32, 64, 4
-CHUNK = 256
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +35,52 @@ def load_folder(config: DataConfig, cache_dir: Path) -> RawData:
     """
     if config.dir is None:
         raise UserError("the data set 'folder' needs a folder, but none is named; give --data-dir FOLDER")
-    listing = list_images(config.dir)
+    return load_listing(list_images(config.dir), config, cache_dir)
+
+
+def load_listing(listing: Listing, config: DataConfig, cache_dir: Path) -> RawData:
+    """The listed images: resident up to `config.resident_gb` of pixels, else streamed. Errors as of `load_folder`."""
+    limit = config.resident_gb * 1e9
+    count = len(listing.train) + len(listing.test or ())
+    if count * (config.channels or 3) * (config.image_size or LARGEST_SHARED_SIZE) ** 2 > limit:  # else no header needs to be read
+        size, channels = _kept_shape(listing, config, cache_dir)
+        if count * channels * size**2 > limit:
+            return streamed(listing, config, cache_dir, size, channels)
+    return _resident(listing, config, cache_dir)
+
+
+def streamed(listing: Listing, config: DataConfig, cache_dir: Path, size: int, channels: int) -> RawData:
+    """The listed images as files of that size. Only `config.skip_bad` decodes all of them, once; else a bad one is named when met."""
+    if config.skip_bad:
+        listing = _without_bad(listing, config, cache_dir, size, channels)
+    train, test = (
+        None if entries is None else image_files(listing.root, entries, size, channels, config.workers)
+        for entries in (listing.train, listing.test)
+    )
+    assert train is not None
+    return RawData(train, test, listing.classes)
+
+
+def _without_bad(listing: Listing, config: DataConfig, cache_dir: Path, size: int, channels: int) -> Listing:
+    """The listing without files that cannot be decoded."""
+
+    def find() -> Arrays:
+        reasons = unreadable_files(listing.root, (*listing.train, *(listing.test or ())), size, channels)
+        return {"reasons": np.array([reason or "" for reason in reasons], dtype=np.str_)}
+
+    reasons = cached_arrays(cache_dir / f"unreadable-{cache_key(listing, config)}.npz", find)["reasons"].tolist()
+    _report_bad([reason for reason in reasons if reason], skip_bad=True)
+    sound = [not reason for reason in reasons]
+    train = tuple(entry for entry, keep in zip(listing.train, sound, strict=False) if keep)
+    test = tuple(entry for entry, keep in zip(listing.test or (), sound[len(listing.train) :], strict=True) if keep)
+    require_images(train, listing.classes, listing.root / "train")
+    if listing.test is not None:
+        require_images(test, listing.classes, listing.root / "test")
+    return replace(listing, train=train, test=None if listing.test is None else test)
+
+
+def _resident(listing: Listing, config: DataConfig, cache_dir: Path) -> RawData:
+    """The listed images, decoded once and kept in `cache_dir`."""
 
     def decode() -> Arrays:
         arrays = _decode_listing(listing, config)
@@ -85,7 +127,16 @@ def _decode(root: Path, entries: Sequence[Entry], size: int, channels: int) -> t
             return str(error)
         return None
 
-    return images, _in_threads(decode, range(len(entries)))
+    return images, in_threads(decode, range(len(entries)))
+
+
+def _kept_shape(listing: Listing, config: DataConfig, cache_dir: Path) -> tuple[int, int]:
+    """`_shape`, which reads every header, from `cache_dir` where it is known."""
+    if config.image_size is not None and config.channels is not None:
+        return config.image_size, config.channels
+    kept = cached_arrays(cache_dir / f"shape-{cache_key(listing, config)}.npz", lambda: {"shape": np.array(_shape(listing, config))})
+    size, channels = kept["shape"].tolist()
+    return size, channels
 
 
 def _shape(listing: Listing, config: DataConfig) -> tuple[int, int]:
@@ -93,7 +144,7 @@ def _shape(listing: Listing, config: DataConfig) -> tuple[int, int]:
     if config.image_size is not None and config.channels is not None:
         return config.image_size, config.channels
     paths = [listing.root / entry.path for entry in (*listing.train, *(listing.test or ()))]
-    headers = [header for header in _in_threads(_header, paths) if header is not None]
+    headers = [header for header in in_threads(_header, paths) if header is not None]
     sizes = {size for size, _ in headers}
     channels = 1 if headers and all(mode in GREY_MODES for _, mode in headers) else 3
     return config.image_size or _shared_size(sizes, listing.root), config.channels or channels
@@ -117,20 +168,6 @@ def _shared_size(sizes: set[tuple[int, int]], root: Path) -> int:
             f" set data.image_size={DEFAULT_SIZE} to enlarge them"
         )
     return width
-
-
-def _in_threads(work: Callable[..., T], items: Sequence[int] | Sequence[Path]) -> list[T]:
-    """`work` of every item, in order. Threads suffice: Pillow decodes outside the interpreter's lock."""
-    from joblib import Parallel, delayed
-
-    def run(start: int) -> list[T]:
-        return [work(item) for item in items[start : start + CHUNK]]
-
-    with warnings.catch_warnings():
-        # Pillow warns about odd metadata, once per file; an image that is really damaged is reported as such.
-        warnings.simplefilter("ignore")
-        chunks = Parallel(n_jobs=-1, prefer="threads")(delayed(run)(start) for start in range(0, len(items), CHUNK))
-    return [result for chunk in chunks for result in chunk]
 
 
 def _report_bad(bad: list[str], skip_bad: bool) -> None:

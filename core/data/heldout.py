@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from core.config import DataConfig
-    from core.data.types import ImageSet
+    from core.data.types import Images
 
 
-def load_test_data(config: DataConfig, cache_dir: Path) -> ImageSet:
+def load_test_data(config: DataConfig, cache_dir: Path) -> Images:
     """Test split of the set `config.name`: its own, else the `test_fraction` that `load_search_data` leaves out with the same config."""
     from core.data.splits import load_raw, split_test
 

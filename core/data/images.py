@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +63,21 @@ def decode_image(path: Path, image_size: int, channels: int) -> np.ndarray:
         raise unreadable(path, error) from error
 
 
+def load_upright(path: Path, channels: int) -> Image.Image:
+    """The whole picture in its own size, upright, as `decode_image` sees it: mode L (`channels` 1) or RGB (3).
+
+    Raises UserError naming a file that cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            turn = _UPRIGHT.get(_orientation(image))
+            plain = _eight_bits(image).convert("L" if channels == 1 else "RGB")
+            return plain if turn is None else plain.transpose(turn)
+    except _DAMAGE as error:
+        raise unreadable(path, error) from error
+
+
 def image_header(path: Path) -> tuple[tuple[int, int], str]:
     """(width, height) and Pillow's mode from the file's header alone. Raises UserError naming a file that cannot be opened."""
     try:
@@ -88,6 +106,14 @@ def unreadable(path: Path, error: BaseException) -> UserError:
     else:
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split()) or type(error).__name__
     return UserError(f"an image must be readable, but {path} is not: {reason}")
+
+
+@contextmanager
+def quiet_decoder() -> Iterator[None]:
+    """Pillow warns about odd metadata, once per file; an image that is really damaged is reported as such."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -122,6 +148,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_array(image: Image.Image, channels: int) -> np.ndarray:
+    """uint8 (channels, H, W)"""
     if channels == 1:
         return np.array(image.convert("L"))[None]
     return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))

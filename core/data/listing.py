@@ -43,14 +43,30 @@ def is_image_folder(root: Path) -> bool:
         return False
 
 
-def list_images(root: Path) -> Listing:
-    """All image files by extension; hidden ones are ignored. Raises UserError for every layout that cannot be trained on."""
+def list_images(root: Path, heldout: Sequence[str] = ("test", "val")) -> Listing:
+    """All image files by extension; hidden ones are ignored. The first folder of `heldout` that is there is the test split.
+
+    Raises UserError for every layout that cannot be trained on.
+    """
     if not root.is_dir():
         raise UserError(f"an image folder must exist, but {root} is {'a file' if root.exists() else 'missing'}; expected {LAYOUT}")
     try:
-        return _list_splits(root) if _has_train_split(root) else _list_alone(root)
+        return _list_splits(root, heldout) if _has_train_split(root) else _list_alone(root)
     except OSError as error:
         raise UserError(f"an image folder must be readable, but {error.filename or root} is not: {error.strerror or error}") from error
+
+
+def list_unlabelled(root: Path) -> Listing:
+    """Every image file below `root`, whatever its folders are called, as one class. Raises UserError when there is none."""
+    if not root.is_dir():
+        raise UserError(f"an image folder must exist, but {root} is {'a file' if root.exists() else 'missing'}; name a folder of images")
+    try:
+        entries = tuple(sorted(_walk(root, root, 0)))
+    except OSError as error:
+        raise UserError(f"an image folder must be readable, but {error.filename or root} is not: {error.strerror or error}") from error
+    if not entries:
+        raise UserError(f"an image folder must hold images, but {root} has none; add files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return Listing(root, ("unlabelled",), entries, None)
 
 
 def require_images(entries: Sequence[Entry], classes: Sequence[str], where: Path) -> None:
@@ -64,8 +80,8 @@ def require_images(entries: Sequence[Entry], classes: Sequence[str], where: Path
         )
 
 
-def _list_splits(root: Path) -> Listing:
-    heldout = next((name for name in ("test", "val") if (root / name).is_dir()), None)
+def _list_splits(root: Path, names: Sequence[str]) -> Listing:
+    heldout = next((name for name in names if (root / name).is_dir()), None)
     classes = _classes(root / "train")
     if heldout is not None:
         _require_equal(classes, tuple(_folders(root / heldout)), root, heldout)

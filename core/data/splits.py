@@ -12,7 +12,7 @@ import torch
 
 from core.config import DataConfig
 from core.data import DATASETS
-from core.data.types import DataInfo, ImageSet, RawData, SearchData
+from core.data.types import DataInfo, Images, ImageSet, RawData, SearchData
 from core.errors import UserError
 from core.tables import lookup
 
@@ -27,12 +27,13 @@ def load_raw(config: DataConfig, cache_dir: Path) -> RawData:
 def split_search(raw: RawData, config: DataConfig) -> SearchData:
     """Training and search split. The test images stay out, and the search split does not depend on `train_limit`."""
     rest = raw.train if raw.test is not None else raw.train.subset(_cut_test(raw, config)[0])
-    train_at, search_at = cut(rest.labels.numpy(), config.search_fraction, raw.classes, (config.seed, 1), "search")
-    train, search = rest.subset(_limited(train_at, rest, config)), rest.subset(search_at)
-    return SearchData(_describe(train, search, raw.classes, config), train, search)
+    groups, names = _groups(rest, raw)
+    train_at, search_at = cut(groups, config.search_fraction, names, (config.seed, 1), "search")
+    train, search = rest.subset(_limited(train_at, groups, config)), rest.subset(search_at)
+    return SearchData(_describe(train, search, raw, config), train, search)
 
 
-def split_test(raw: RawData, config: DataConfig) -> ImageSet:
+def split_test(raw: RawData, config: DataConfig) -> Images:
     """The set's own test split, else the one cut off by seed."""
     return raw.test if raw.test is not None else raw.train.subset(_cut_test(raw, config)[1])
 
@@ -69,7 +70,14 @@ def allot(counts: np.ndarray, total: int) -> np.ndarray:
 
 
 def _cut_test(raw: RawData, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    return cut(raw.train.labels.numpy(), config.test_fraction, raw.classes, (config.seed, 0), "test")
+    groups, names = _groups(raw.train, raw)
+    return cut(groups, config.test_fraction, names, (config.seed, 0), "test")
+
+
+def _groups(images: Images, raw: RawData) -> tuple[np.ndarray, Sequence[str]]:
+    """Group of every image (N,) and names of the groups, each of which is on all sides of a cut: classes, or all as one without labels."""
+    labels = images.labels.numpy()
+    return (labels, raw.classes) if raw.labelled else (np.zeros_like(labels), ("unlabelled",))
 
 
 def _draw(labels: np.ndarray, quotas: np.ndarray, seed: tuple[int, int]) -> np.ndarray:
@@ -80,10 +88,10 @@ def _draw(labels: np.ndarray, quotas: np.ndarray, seed: tuple[int, int]) -> np.n
     return np.sort(np.concatenate(drawn))
 
 
-def _limited(indices: np.ndarray, source: ImageSet, config: DataConfig) -> np.ndarray:
+def _limited(indices: np.ndarray, groups: np.ndarray, config: DataConfig) -> np.ndarray:
     if config.train_limit is None or config.train_limit >= len(indices):
         return indices
-    labels = source.labels.numpy()[indices]
+    labels = groups[indices]
     counts = np.bincount(labels)
     if config.train_limit < len(counts):
         raise UserError(
@@ -93,16 +101,17 @@ def _limited(indices: np.ndarray, source: ImageSet, config: DataConfig) -> np.nd
     return indices[_draw(labels, allot(counts, config.train_limit), (config.seed, 2))]
 
 
-def _describe(train: ImageSet, search: ImageSet, classes: tuple[str, ...], config: DataConfig) -> DataInfo:
-    mean, std = channel_statistics(train.images)
+def _describe(train: Images, search: Images, raw: RawData, config: DataConfig) -> DataInfo:
+    mean, std = channel_statistics(train.survey())
     return DataInfo(
         name=config.name,
-        classes=classes,
-        channels=train.images.shape[1],
-        image_size=train.images.shape[-1],
+        classes=raw.classes,
+        channels=train.shape[0],
+        image_size=train.shape[-1],
         mean=mean,
         std=std,
-        digest=_digest(train, search, classes, config.seed),
+        digest=_digest(train, search, raw.classes, config.seed),
+        labelled=raw.labelled,
     )
 
 
@@ -118,31 +127,35 @@ def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[f
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
-def _digest(train: ImageSet, search: ImageSet, classes: tuple[str, ...], seed: int) -> str:
+def _digest(train: Images, search: Images, classes: tuple[str, ...], seed: int) -> str:
     content = hashlib.sha256(repr((classes, seed)).encode())
     for split in (train, search):
-        content.update(repr(tuple(split.images.shape)).encode())
-        content.update(split.images.contiguous().numpy().data)
-        content.update(split.labels.numpy().data)
+        for part in split.content():
+            content.update(part)
     return content.hexdigest()[:16]
 
 
 def _check(raw: RawData, name: str) -> None:
     """Refuse what a registered loader got wrong before it costs a study."""
     for split, images in (("train", raw.train), ("test", raw.test)):
-        broken = _broken_law(images, len(raw.classes)) if images is not None else None
+        broken = _broken_law(images, raw) if images is not None else None
         if broken is not None:
             raise UserError(f"{broken}, but the {split} split of data set {name!r} breaks that; correct its loader")
-    if raw.test is not None and raw.test.images.shape[1:] != raw.train.images.shape[1:]:
+    if raw.test is not None and raw.test.shape != raw.train.shape:
         raise UserError(f"train and test images must have one shape, but those of data set {name!r} differ; correct its loader")
 
 
-def _broken_law(split: ImageSet, classes: int) -> str | None:
-    images, labels = split.images, split.labels
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
-        return f"images must be square uint8 (N, 1 or 3, S, S), not {images.dtype} {tuple(images.shape)}"
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or len(labels) == 0:
-        return f"labels must be int64 of the images' number and not none, not {labels.dtype} {tuple(labels.shape)}"
-    if classes < 2 or labels.min() < 0 or labels.max() >= classes:
-        return f"labels must be 0..{classes - 1} of at least 2 classes, not {labels.min()}..{labels.max()}"
+def _broken_law(split: Images, raw: RawData) -> str | None:
+    if isinstance(split, ImageSet):  # what is decoded when asked for has the asked shape
+        images = split.images
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape[2] != images.shape[3]:
+            return f"images must be square uint8 (N, 1 or 3, S, S), not {images.dtype} {tuple(images.shape)}"
+        if len(images) != len(split.labels):
+            return f"labels must be of the images' number, {len(images)}, not {len(split.labels)}"
+    labels, classes = split.labels, len(raw.classes)
+    if labels.dtype != torch.int64 or labels.ndim != 1 or len(labels) == 0:
+        return f"labels must be int64 (N,) and not none, not {labels.dtype} {tuple(labels.shape)}"
+    first, last = (0, classes - 1) if raw.labelled else (-1, -1)
+    if classes < 2 or labels.min() < first or labels.max() > last:
+        return f"labels must be {first}..{last} of at least 2 classes, not {labels.min()}..{labels.max()}"
     return None

@@ -1,9 +1,10 @@
-"""CIFAR-10 from archives in the real binary layout, and no network."""
+"""CIFAR-10 and CIFAR-100 from archives in the real binary layout, and no network."""
 
 import hashlib
 import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -11,29 +12,41 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from core.config import DataConfig
-from core.data import cifar
-from core.data.cifar import CLASSES, TEST_FILE, TRAIN_FILES, URL, load_cifar10, parse_records
+from core.data.cifar import CIFAR10, CIFAR100, Archive, load_cifar, parse_records
 from core.data.types import RawData
 from core.errors import UserError
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FINE = tuple(f"fine_{number}" for number in range(100))
+TEST_FILE = CIFAR10.test
 
-def batch(seed: int, number: int = 20) -> bytes:
-    records = np.random.RandomState(seed).randint(0, 256, (number, 3073), dtype=np.uint8)
-    records[:, 0] = np.arange(number) % 10
+
+def batch(seed: int, number: int = 20, archive: Archive = CIFAR10) -> bytes:
+    records = np.random.RandomState(seed).randint(0, 256, (number, archive.record), dtype=np.uint8)
+    records[:, archive.label_bytes - 1] = np.arange(number) % archive.classes
     return records.tobytes()
 
 
-BATCHES = {name: batch(seed) for seed, name in enumerate((*TRAIN_FILES, TEST_FILE))}
+BATCHES = {name: batch(seed) for seed, name in enumerate((*CIFAR10.train, CIFAR10.test))} | {
+    CIFAR10.names: "\n".join((*CLASSES, "", "")).encode()  # ends with an empty line, as published
+}
+BATCHES100 = {
+    "train.bin": batch(0, 300, CIFAR100),
+    "test.bin": batch(1, 100, CIFAR100),
+    "fine_label_names.txt": "\n".join((*FINE, "")).encode(),
+    "coarse_label_names.txt": b"aquatic_mammals\n",
+}
 
 
-def write_archive(root: Path, batches: dict[str, bytes] = BATCHES) -> Path:
-    path = root / "cifar-10-binary.tar.gz"
+def write_archive(root: Path, batches: dict[str, bytes] = BATCHES, archive: Archive = CIFAR10) -> Path:
+    path = root / archive.name
     with tarfile.open(path, "w:gz") as tar:
-        for name, content in {"batches.meta.txt": b"airplane\n", "readme.html": b"", **batches}.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+        for name, content in {"readme.html": b"", **batches}.items():
+            member = tarfile.TarInfo(f"{archive.folder}/{name}")
             member.size = len(content)
             tar.addfile(member, BytesIO(content))
     return path
@@ -48,12 +61,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def load(root: Path | None, **options: object) -> RawData:
-    return load_cifar10(DataConfig.model_validate({"name": "cifar10", "dir": root, **options}), Path("unused"))
+def load(root: Path | None, archive: Archive = CIFAR10, **options: object) -> RawData:
+    return load_cifar(archive, DataConfig.model_validate({"name": "cifar10", "dir": root, **options}), Path("unused"))
 
 
 def test_records_are_a_label_and_three_planes() -> None:
-    images, labels = parse_records(BATCHES["data_batch_1.bin"], "data_batch_1.bin")
+    images, labels = parse_records(CIFAR10, BATCHES["data_batch_1.bin"], "data_batch_1.bin")
     assert images.shape == (20, 3, 32, 32)
     assert labels.tolist() == [i % 10 for i in range(20)]
     assert images[1].tobytes() == BATCHES["data_batch_1.bin"][3074:6146]
@@ -66,7 +79,7 @@ def test_the_archive_and_its_unpacked_files_are_the_same_data(tmp_path: Path) ->
     assert packed.classes == CLASSES
     assert packed.train.images.shape == (100, 3, 32, 32)
     assert packed.test is not None
-    assert packed.test.images.numpy().tobytes() == parse_records(BATCHES[TEST_FILE], "")[0].tobytes()
+    assert packed.test.images.numpy().tobytes() == parse_records(CIFAR10, BATCHES[TEST_FILE], "")[0].tobytes()
     for other in (unpacked, flat):
         assert (other.train.images == packed.train.images).all()
         assert (other.train.labels == packed.train.labels).all()
@@ -105,16 +118,19 @@ def test_an_image_folder_is_read_in_its_place(tmp_path: Path) -> None:
         for index in range(3):
             Image.new("RGB", (32, 32), (index, 0, 0)).save(tmp_path / "set" / name / f"{index}.jpg")
     config = DataConfig(name="cifar10", dir=tmp_path / "set")
-    assert load_cifar10(config, tmp_path / "cache").classes == ("cat", "dog")
+    assert load_cifar(CIFAR10, config, tmp_path / "cache").classes == ("cat", "dog")
 
 
 @pytest.mark.usefixtures("no_network")
-def test_without_archive_and_network_it_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("archive", [CIFAR10, CIFAR100])
+def test_without_archive_and_network_it_says_which_file_to_put_where(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        load(None)
+        load(None, archive)
     message = str(caught.value)
-    for part in (URL, "c32a1d4ab5d03f1284b67883e8d87530", "data/cifar-10-binary.tar.gz", "--data-dir at an image folder"):
+    for part in (archive.url, archive.md5, f"data/{archive.name}", "--data-dir at an image folder"):
         assert part in message
     assert "\n" not in message
     assert list((tmp_path / "data").iterdir()) == []
@@ -152,27 +168,50 @@ def test_an_archive_that_lacks_a_batch_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", batch(0)[:-1]])
 def test_a_batch_of_another_length_is_refused(content: bytes) -> None:
     with pytest.raises(UserError, match=r"records of 3073 bytes, but batch has"):
-        parse_records(content, "batch")
+        parse_records(CIFAR10, content, "batch")
 
 
 def test_a_label_beyond_nine_is_refused() -> None:
     with pytest.raises(UserError, match=r"labels must be 0\.\.9, but batch has 10"):
-        parse_records(b"\x0a" + batch(0)[1:], "batch")
+        parse_records(CIFAR10, b"\x0a" + batch(0)[1:], "batch")
+
+
+def test_the_fine_label_of_cifar_100_counts_and_its_names_come_from_the_archive(tmp_path: Path) -> None:
+    write_archive(tmp_path, BATCHES100, CIFAR100)
+    raw = load(tmp_path, CIFAR100)
+    assert raw.classes == FINE
+    assert raw.train.labels.tolist() == [i % 100 for i in range(300)]
+    assert raw.train.take(torch.tensor([1])).numpy().tobytes() == BATCHES100["train.bin"][3074 + 2 : 2 * 3074]
+    assert raw.test is not None
+    assert len(raw.test) == 100
+
+
+def test_names_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:
+    write_archive(tmp_path, BATCHES100 | {"fine_label_names.txt": b"apple\nbee\n"}, CIFAR100)
+    with pytest.raises(UserError, match=r"CIFAR-100 has 100 classes, but fine_label_names\.txt names 2; fetch cifar-100"):
+        load(tmp_path, CIFAR100)
+
+
+def test_a_superclass_is_no_label_and_a_fine_label_beyond_99_is_refused() -> None:
+    record = bytearray(batch(0, 1, CIFAR100))
+    record[0] = 200
+    parse_records(CIFAR100, bytes(record), "batch")
+    record[1] = 100
+    with pytest.raises(UserError, match=r"CIFAR-100 labels must be 0\.\.99, but batch has 100"):
+        parse_records(CIFAR100, bytes(record), "batch")
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An archive in the folder of a local web server, and its address and MD5 in place of the official ones."""
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Archive]]:
+    """An archive in the folder of a local web server, and what the loader knows of it."""
     folder = tmp_path / "served"
     folder.mkdir()
     path = write_archive(folder)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(folder)))
-    monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{server.server_port}/{path.name}")
-    monkeypatch.setattr(cifar, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield path
+    yield path, replace(CIFAR10, site=f"http://127.0.0.1:{server.server_port}", md5=hashlib.md5(path.read_bytes()).hexdigest())
     server.shutdown()
     thread.join()
     server.server_close()
@@ -183,19 +222,21 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_missing_archive_is_downloaded_once(served: Path, tmp_path: Path) -> None:
+def test_a_missing_archive_is_downloaded_once(served: tuple[Path, Archive], tmp_path: Path) -> None:
+    path, archive = served
     root = tmp_path / "root"
     root.mkdir()
-    assert len(load(root).train) == 100
-    assert [path.name for path in root.iterdir()] == [served.name]
-    served.unlink()
-    assert len(load(root).train) == 100
+    assert len(load(root, archive).train) == 100
+    assert [entry.name for entry in root.iterdir()] == [path.name]
+    path.unlink()
+    assert len(load(root, archive).train) == 100
 
 
-def test_a_download_with_another_md5_is_refused_and_not_kept(served: Path, tmp_path: Path) -> None:
+def test_a_download_with_another_md5_is_refused_and_not_kept(served: tuple[Path, Archive], tmp_path: Path) -> None:
+    path, archive = served
     root = tmp_path / "root"
     root.mkdir()
-    served.write_bytes(served.read_bytes() + b"\0")
+    path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(UserError, match=r"download failed \(File not found or corrupted"):
-        load(root)
+        load(root, archive)
     assert list(root.iterdir()) == []
