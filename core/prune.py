@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from core.errors import TrialError, UserError
 from core.layers import LayerInfo, dry_run, evaluating, layer_infos
+from core.prune_attention import attention_heads, head_dims, norm_pruners, weakest_heads
 from core.prune_shuffle import ShuffledCut, shuffled_cut, shuffles
 from core.tables import lookup, nearest
 
@@ -35,6 +36,7 @@ def prune_channels(
     `ratios` gives the share to remove, in [0, 1), per layer name; a layer not named keeps all. Layers that must agree (residual adds,
     depthwise convolutions) use the ratio of the first of them to run. What remains is rounded to the nearest multiple of `round_to`, at
     least one and at most what was there; fewer channels than `round_to` stay. The network's input and outputs are never touched.
+    Attention loses whole heads, `round_to` permitting (core/prune_attention.py).
     Between two grouped convolutions a channel shuffle is followed (core/prune_shuffle.py); channels that pass a split, or groups that a
     concatenation moves apart, stay whole.
     Shapes depend on architecture, ratios and `round_to` alone. Gradients are dropped; train or eval mode is kept.
@@ -110,7 +112,13 @@ def trace(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[tp.Depen
     example = torch.zeros(1, *input_shape, device=first.device, dtype=first.dtype)
     entered = Entered(model, example)
     graph = tp.DependencyGraph()
-    graph.build_dependency(entered, example_inputs=example, forward_fn=lambda network, images: network(images), verbose=False)
+    graph.build_dependency(
+        entered,
+        example_inputs=example,
+        forward_fn=lambda network, images: network(images),
+        customized_pruners=norm_pruners(model),
+        verbose=False,
+    )
     return graph, entered.entry
 
 
@@ -125,6 +133,7 @@ def choose_cuts(
 ) -> list[Cut | ShuffledCut]:
     """One cut per coupled group, rooted at the first of its layers to run. Groups that hold the network's input or outputs stay whole."""
     rank = tp.importance.GroupMagnitudeImportance(p=norm, normalizer=None)
+    heads = head_dims(model)
     seen: set[nn.Module] = set()
     cuts: list[Cut | ShuffledCut] = []
     if not any(model.get_submodule(info.name) in graph.module2node for info in layers):
@@ -140,19 +149,32 @@ def choose_cuts(
         ratio = ratios.get(info.name, 0.0)
         if not ratio or any(node.module is entry or not node.outputs for node in produced) or any(map(untracked, group.items)):
             continue
-        cut = choose_cut(graph, group, layer, rank, ratio, round_to)
+        cut = choose_cut(graph, group, layer, rank, ratio, round_to, heads.get(layer, 0))
         cuts += [cut] if cut else []
     return cuts
 
 
 def choose_cut(
-    graph: tp.DependencyGraph, group: tp.Group, layer: nn.Module, rank: Callable[[tp.Group], Tensor | None], ratio: float, round_to: int
+    graph: tp.DependencyGraph,
+    group: tp.Group,
+    layer: nn.Module,
+    rank: Callable[[tp.Group], Tensor | None],
+    ratio: float,
+    round_to: int,
+    head_dim: int,
 ) -> Cut | ShuffledCut | None:
-    """What leaves one coupled group, None for nothing."""
+    """What leaves one coupled group, None for nothing. `head_dim`: channels of one head of an attention that may lose heads, else 0."""
     if shuffles(group):
         return shuffled_cut(graph, group, rank, lambda channels, blocks: remaining(channels, blocks, ratio, round_to))
     scores = rank(group)
-    channels = () if scores is None else choose_channels(graph, group, scores, ratio, round_to)
+    heads = attention_heads(group)
+    if scores is None or ((heads > 1 or head_dim) and len(scores) != heads * head_dim):
+        return None
+    if head_dim:
+        left = kept(heads, ratio, round_to // math.gcd(round_to, head_dim))
+        channels = weakest_heads(scores, head_dim, left)
+    else:
+        channels = choose_channels(graph, group, scores, ratio, round_to)
     return Cut(layer, channels) if channels else None
 
 

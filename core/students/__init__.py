@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,6 +92,39 @@ def deep_resnet(*, classes: int, channels: int = 3, image_size: int = 32, width:
     return DeepResNet(classes=classes, channels=channels, image_size=image_size, width=width, depth=depth)
 
 
+def hybrid_serial(
+    *,
+    classes: int,
+    channels: int = 3,
+    image_size: int = 32,
+    width: float = 1.0,
+    stages: Sequence[int] = (32, 64, 128),
+    depth: int = 3,
+    positions: Literal["learned", "sincos"] = "learned",
+) -> nn.Module:
+    """A CNN whose map is the tokens of a transformer; see core/students/hybrid.py."""
+    from core.students.hybrid import HybridSerial
+
+    return HybridSerial(
+        classes=classes, channels=channels, image_size=image_size, width=width, stages=stages, depth=depth, positions=positions
+    )
+
+
+def hybrid_parallel(
+    *,
+    classes: int,
+    channels: int = 3,
+    image_size: int = 32,
+    width: float = 1.0,
+    stages: Sequence[int] = (32, 64, 128),
+    depth: int = 2,
+) -> nn.Module:
+    """Convolution and attention side by side on coarse maps; see core/students/hybrid.py."""
+    from core.students.hybrid import HybridParallel
+
+    return HybridParallel(classes=classes, channels=channels, image_size=image_size, width=width, stages=stages, depth=depth)
+
+
 STUDENTS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": partial(resnet, depth=8),
     "resnet14": partial(resnet, depth=14),
@@ -118,4 +151,7 @@ STUDENTS: dict[str, Callable[..., nn.Module]] = {
     "shufflenet_v2": shufflenet_v2,
     "light_cnn": light_cnn,
     "airbench": airbench,
+    "hybrid_serial": hybrid_serial,
+    "hybrid_serial_sincos": partial(hybrid_serial, positions="sincos"),
+    "hybrid_parallel": hybrid_parallel,
 }

@@ -55,11 +55,14 @@ def load_own_model(spec: str, *, classes: int, channels: int, image_size: int) -
 def load_weights(model: nn.Module, path: Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None) -> None:
     """Load a `.safetensors` file, or a torch state dict (read with `weights_only`), into `model` in place; nothing is loaded on an error.
 
-    Accepts {"state_dict" | "model_state_dict" | "model": ...} around it and "module." before every key; `rename` maps another
-    layout's keys. UserError when it does not fit.
+    `rename` maps another layout's keys. UserError when it does not fit.
     """
-    state = unwrap(read_state(path), path)
-    state = rename(state) if rename else state
+    state = read_weights(path)
+    load_state(model, rename(state) if rename else state, str(path))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict into `model` in place; nothing is loaded on an error. UserError, which names `source`, when it does not fit."""
     expected = model.state_dict()
     # BatchNorm's step counter is missing from old files and changes no result.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
@@ -71,7 +74,7 @@ def load_weights(model: nn.Module, path: Path, rename: Callable[[dict[str, Tenso
     ]
     problems = [listing("missing", missing), listing("unexpected", unexpected), listing("of another shape", shapes)]
     if any(problems):
-        raise UserError(f"the weights in {path} do not fit the model: {'; '.join(filter(None, problems))}")
+        raise UserError(f"the weights in {source} do not fit the model: {'; '.join(filter(None, problems))}")
     model.load_state_dict(state, strict=False)
 
 
@@ -152,6 +155,14 @@ def call(build: Callable[..., Any], keywords: Mapping[str, int]) -> Any:
     parameters = inspect.signature(build).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return build(**{key: value for key, value in keywords.items() if takes_all or key in parameters})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a `.safetensors` file, or in one of torch (read with `weights_only`).
+
+    Accepts {"state_dict" | "model_state_dict" | "model": ...} around it and "module." before every key. UserError when it holds none.
+    """
+    return unwrap(read_state(path), path)
 
 
 def read_state(path: Path) -> Any:

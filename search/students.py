@@ -1,0 +1,38 @@
+"""Whether the students of a space can be compressed at all, asked before the teacher trains."""
+
+from __future__ import annotations
+
+from core.candidate import SELF
+from core.cli import required
+from core.compress import check_compressible, check_prunable
+from core.config import Config
+from core.data.types import DataInfo
+from core.errors import UserError
+from core.students.zoo import in_zoo
+from core.teacher import build_network
+from search.space import Space, options
+
+ENDLESS = ("swin",)
+"""Starts of names on whose shifted windows Torch-Pruning 1.6.1 had not finished after nine minutes."""
+
+
+def check_students(space: Space, config: Config, info: DataInfo) -> None:
+    """Raises UserError for the first student, among `self` and those of a library, that cannot be planned, or cut where ratios ask it."""
+    cut = any(options(space.prune.ratio))
+    for name in options(space.student.name):
+        source = config.teacher.name if name == SELF and config.teacher.model is None else name
+        if name != SELF and not in_zoo(name):
+            continue
+        model = build_network(name, 1.0, config.teacher, info).eval()
+        if source == SELF:
+            check_compressible(model, info.shape)
+            continue
+        try:
+            check_compressible(model, info.shape)
+            if cut and source.partition(":")[2].startswith(ENDLESS):
+                raise UserError("Torch-Pruning does not come to an end on it; set prune.ratio to 0")
+            if cut:
+                with required("half of its channels must be removable, or prune.ratio 0"):
+                    check_prunable(model, info.shape)
+        except UserError as error:
+            raise UserError(f"{source} can be a teacher but no student of this space: {error}") from error
