@@ -3,15 +3,19 @@
 z: student logits (B, K); v: teacher logits (B, K); T: temperature.
 
 References:
-    KD      Hinton et al. 2015, arXiv 1503.02531
-    DKD     Zhao et al. 2022, arXiv 2203.08679
-    LSKD    Sun et al. 2024, arXiv 2403.01427
-    SDD     Wei et al. 2024, arXiv 2403.13512
+    KD          Hinton et al. 2015, arXiv 1503.02531
+    DKD         Zhao et al. 2022, arXiv 2203.08679
+    LSKD        Sun et al. 2024, arXiv 2403.01427
+    SDD         Wei et al. 2024, arXiv 2403.13512
+    Apprentice  Mishra and Marr 2018, arXiv 1711.05852
+    FitNets     Romero et al. 2015, arXiv 1412.6550
+    AT          Zagoruyko and Komodakis 2017, arXiv 1612.03928
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,6 +23,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.candidate import DistilPlan
+from core.methods import FEATURE_LOSSES, REGION_LOSSES
+
+__all__ = [
+    "DISTIL_LOSSES",
+    "FEATURE_LOSSES",
+    "REGION_LOSSES",
+    "apprentice_loss",
+    "at_loss",
+    "dkd_loss",
+    "hint_loss",
+    "kd_loss",
+    "region_logits",
+    "scales_of",
+    "sdd_loss",
+    "standardize_logits",
+]
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -86,17 +106,62 @@ def sdd_loss(
     return (rows.view(batch, regions) * weights).sum() / (regions * batch)
 
 
+def apprentice_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 * cross-entropy of the student with the teacher's softened answer, mean over the batch. (B, K), (B, K) -> scalar.
+
+    H(softmax(v / T), softmax(z / T)): `kd_loss` and the teacher's entropy, which trains nothing. Apprentice, eq. 1, third term.
+    """
+    _check(temperature)
+    log_student = F.log_softmax(_at_least_float32(student_logits) / temperature, 1)
+    teacher = F.softmax(_at_least_float32(teacher_logits) / temperature, 1)
+    return -(temperature**2) * (teacher * log_student).sum(1).mean()
+
+
+def hint_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Mean squared difference of feature maps (B, C, h, w) and (B, C, H, W) on the smaller grid -> scalar. FitNets, eq. 3."""
+    student, teacher = _on_one_grid(student_map, teacher_map)
+    return F.mse_loss(student, teacher)
+
+
+def at_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """Attention transfer between maps (B, C, h, w) and (B, D, H, W), on the smaller grid -> scalar.
+
+    Attention is the mean of squares over the channels, scaled to length 1 per image; its squared difference is averaged over cells
+    and batch, as in the authors' code. AT paper, eq. 2.
+    """
+    student, teacher = _on_one_grid(student_map, teacher_map)
+    return F.mse_loss(_attention(student), _attention(teacher))
+
+
+def _on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    pooled = [features if features.shape[2:] == size else F.adaptive_avg_pool2d(features, size) for features in (student, teacher)]
+    return _at_least_float32(pooled[0]), _at_least_float32(pooled[1])
+
+
+def _attention(features: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h * w), of length 1."""
+    return F.normalize(features.pow(2).mean(1).flatten(1))
+
+
+def _check(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be greater than 0, but got {temperature}")
+
+
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _kd_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    _check(temperature)
     log_student = F.log_softmax(_at_least_float32(student) / temperature, 1)
     log_teacher = F.log_softmax(_at_least_float32(teacher) / temperature, 1)
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(1)
 
 
 def _dkd_rows(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
+    _check(temperature)
     student, teacher = _at_least_float32(student) / temperature, _at_least_float32(teacher) / temperature
     target = F.one_hot(labels, student.shape[1]).bool()
     target_rows = _binary_kl(teacher, student, labels, target)
@@ -127,23 +192,45 @@ def _kd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> T
 
 
 def _dkd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
-    return dkd_loss(student, teacher, labels, plan.temperature, alpha=1.0, beta=8.0)
+    return dkd_loss(student, teacher, labels, plan.temperature, plan.alpha, plan.beta)
 
 
 def _lskd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
     return kd_loss(standardize_logits(student), standardize_logits(teacher), plan.temperature)
 
 
-def _sdd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
-    return sdd_loss(_regions(student), _regions(teacher), labels, plan.temperature)
+def _sdd(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    plan: DistilPlan,
+    *,
+    base: Literal["kd", "dkd"] = "kd",
+    standardize: bool = False,
+) -> Tensor:
+    return sdd_loss(
+        _regions(student),
+        _regions(teacher),
+        labels,
+        plan.temperature,
+        base=base,
+        standardize=standardize,
+        complementary_weight=plan.complementary_weight,
+        alpha=plan.alpha,
+        beta=plan.beta,
+    )
 
 
-def _sdd_lskd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
-    return sdd_loss(_regions(student), _regions(teacher), labels, plan.temperature, standardize=True)
+def _apprentice(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
+    return apprentice_loss(student, teacher, plan.temperature)
 
 
-def _sdd_dkd_lskd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
-    return sdd_loss(_regions(student), _regions(teacher), labels, plan.temperature, base="dkd", standardize=True)
+def _hint(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
+    return hint_loss(student, teacher)
+
+
+def _at(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
+    return at_loss(student, teacher)
 
 
 def _regions(logits: Tensor) -> Tensor:
@@ -157,13 +244,18 @@ DISTIL_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, DistilPlan], Tensor]]
     "dkd": _dkd,
     "lskd": _lskd,
     "sdd": _sdd,
-    "sdd_lskd": _sdd_lskd,
-    "sdd_dkd_lskd": _sdd_dkd_lskd,
+    "sdd_dkd": partial(_sdd, base="dkd"),
+    "sdd_lskd": partial(_sdd, standardize=True),
+    "sdd_dkd_lskd": partial(_sdd, base="dkd", standardize=True),
+    "apprentice": _apprentice,
+    "hint": _hint,
+    "at": _at,
 }
-"""name -> fn(student logits (B, K), teacher logits (B, K), labels (B,), plan) -> scalar; those of REGION_LOSSES take (B, K, N)."""
+"""name -> fn(student, teacher, labels (B,), plan) -> scalar; METHODS (core/methods.py) has the facts of each.
 
-REGION_LOSSES = ("sdd", "sdd_lskd", "sdd_dkd_lskd")
-"""Losses on the logits of every region of the feature map (`region_logits`)."""
+Student and teacher are logits (B, K); for REGION_LOSSES those of every region (B, K, N), see `region_logits`; for FEATURE_LOSSES the last
+feature maps (B, C, h, w), the student's with the teacher's channels for `hint`.
+"""
 
 
 def scales_of(grid: int) -> tuple[int, ...]:

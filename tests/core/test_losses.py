@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.losses import dkd_loss, kd_loss, region_logits, sdd_loss, standardize_logits
+from core.losses import apprentice_loss, at_loss, dkd_loss, hint_loss, kd_loss, region_logits, sdd_loss, standardize_logits
 
 REFERENCE = json.loads(Path(__file__).parents[1].joinpath("data", "losses_seed0.json").read_text(encoding="utf-8"))
 SCALES = {"M": [1, 2, 4]}
@@ -143,3 +143,78 @@ def test_dkd_with_both_weights_in_their_coupled_ratio_is_kd() -> None:
     label = torch.tensor([2])
     rest = 1.0 - torch.softmax(v / 3.0, 1)[0, 2].item()
     torch.testing.assert_close(dkd_loss(z, v, label, 3.0, 1.0, rest), kd_loss(z, v, 3.0))
+
+
+def test_apprentice_is_kd_and_the_teacher_s_entropy() -> None:
+    inputs = draw()
+    z, v = inputs["zs"].requires_grad_(), inputs["zt"]
+    log_teacher = torch.log_softmax(v / 2.0, 1)
+    entropy = -4.0 * (log_teacher.exp() * log_teacher).sum(1).mean()
+    torch.testing.assert_close(apprentice_loss(z, v, 2.0), kd_loss(z, v, 2.0) + entropy)
+    gradients = [torch.autograd.grad(loss(z, v, 2.0), z)[0] for loss in (apprentice_loss, kd_loss)]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_apprentice_of_a_certain_teacher_is_cross_entropy_with_its_class() -> None:
+    z, labels = draw()["zs"], torch.arange(8)
+    torch.testing.assert_close(
+        apprentice_loss(z, 1e4 * nn.functional.one_hot(labels, 100).double()), nn.functional.cross_entropy(z, labels)
+    )
+
+
+def test_a_hint_on_equal_grids_is_the_mean_squared_difference() -> None:
+    student, teacher = draw()["ft"], draw()["ft"].flip(0)
+    torch.testing.assert_close(hint_loss(student, teacher), (student - teacher).pow(2).mean())
+
+
+@pytest.mark.parametrize("loss", [hint_loss, at_loss])
+def test_maps_are_compared_on_the_smaller_grid_whoever_has_it(loss: Any) -> None:
+    fine = draw()["ft"]
+    coarse = nn.functional.adaptive_avg_pool2d(fine, 4)
+    other = coarse.flip(0)
+    torch.testing.assert_close(loss(fine, other), loss(coarse, other))
+    torch.testing.assert_close(loss(other, fine), loss(other, coarse))
+    assert loss(fine, coarse).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_attention_knows_where_and_not_how_strongly_nor_in_which_channel() -> None:
+    student, teacher = draw()["fs"], draw()["ft"]
+    known = at_loss(student, teacher)
+    torch.testing.assert_close(at_loss(3.0 * student, 0.2 * teacher), known)
+    torch.testing.assert_close(at_loss(student.flip(1), -teacher.roll(3, 1)), known)
+    assert at_loss(student.flip(2), teacher) != known
+
+
+def test_attention_is_that_of_the_authors_code() -> None:
+    """(F.normalize(x.pow(2).mean(1).view(N, -1)) - ...).pow(2).mean(), by numpy."""
+    maps = [draw()["fs"].numpy(), draw()["ft"][:, :, :4, :4].numpy()]
+    flat = [(features**2).mean(1).reshape(8, -1) for features in maps]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in flat]
+    assert at_loss(*map(torch.from_numpy, maps)).item() == pytest.approx(((unit[0] - unit[1]) ** 2).mean(), rel=1e-12)
+
+
+def test_a_map_of_zeros_has_finite_attention_and_gradients() -> None:
+    student = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    at_loss(student, torch.rand(2, 5, 4, 4)).backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_in_half_precision_does_not_overflow(dtype: torch.dtype) -> None:
+    student, teacher = (300.0 * torch.rand(4, 8, 4, 4)).to(dtype), (300.0 * torch.rand(4, 6, 4, 4)).to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(at_loss(student, teacher), at_loss(student.float(), teacher.float()))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
+    z, v, labels = draw()["zs"], draw()["zt"], torch.arange(8)
+    for call in (
+        lambda: kd_loss(z, v, temperature),
+        lambda: dkd_loss(z, v, labels, temperature, 1.0, 8.0),
+        lambda: sdd_loss(z[..., None], v[..., None], labels, temperature),
+        lambda: apprentice_loss(z, v, temperature),
+    ):
+        with pytest.raises(ValueError, match="temperature must be greater than 0, but got "):
+            call()

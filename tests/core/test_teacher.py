@@ -17,7 +17,8 @@ from core.errors import UserError
 from core.losses import REGION_LOSSES, region_logits
 from core.students import STUDENTS
 from core.students.own import save_weights
-from core.teacher import Teacher, TeacherLogits, check_regions, obtain_teacher, weights_digest
+from core.teacher import Teacher, obtain_teacher, weights_digest
+from core.teacher_logits import TeacherLogits, check_regions
 from core.train import Device, predict
 from core.views import Normalisation, viewed
 from tests.tiny_data import search_data
@@ -178,6 +179,13 @@ def test_a_network_of_other_classes_is_refused(tmp_path: Path) -> None:
     file.write_text(NET.format(activation="ReLU", more=" + 3"))
     with pytest.raises(UserError, match="one per class"):
         obtain(tmp_path, config(model=f"{file}:build"))
+
+
+def test_weights_of_other_channels_are_refused(tmp_path: Path) -> None:
+    coloured = STUDENTS["light_cnn"](classes=4, channels=3, image_size=8, width=0.25)
+    save_weights(coloured, tmp_path / "coloured.safetensors")
+    with pytest.raises(UserError, match=r"do not fit the model: .*of another shape"):
+        obtain(tmp_path, config(weights=tmp_path / "coloured.safetensors"))
 
 
 # --- its logits ------------------------------------------------------------------------------------------------------

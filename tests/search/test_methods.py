@@ -1,0 +1,159 @@
+"""Every distillation method through the command: what goes together runs, what does not is one line before anything trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.config import Config, ViewsConfig
+from core.data.types import DataInfo
+from core.errors import UserError
+from core.yaml_io import parse
+from search.methods import check_answers
+from search.space import Space
+from tests.search.studies import DOT, ROOT, SPACE, begun, command, load, refused, search, sets
+from tests.search.test_setup import message
+
+Capture = pytest.CaptureFixture[str]
+FEW = ["data.train_limit=150", "parent.train.epochs=1", "teacher.train.epochs=1", "finetune.epochs=1", "student.width=0.25"]
+TWO = ["more_teachers=[{name: light_cnn, width: 0.5, train: {epochs: 1}}]"]
+
+
+def refusal(*settings: str) -> str:
+    return message("--space", SPACE, *sets(settings))
+
+
+def record(study: str) -> dict:
+    return json.loads(load(study).trials[0].user_attrs["record"])
+
+
+def account(study: str) -> dict:
+    return json.loads(Path("runs", study, "run.json").read_text())
+
+
+def test_a_parent_learns_from_logits_of_whole_images() -> None:
+    for loss in ("sdd", "sdd_dkd", "hint", "at"):
+        assert refusal(f"parent.distil.loss={loss}") == (
+            "parent.distil.loss must look at logits of the whole image (ce, kd, dkd, lskd, apprentice), "
+            f"but got {loss}; choose one of those"
+        )
+
+
+@pytest.mark.parametrize("loss", ["lskd", "sdd_lskd", "sdd_dkd_lskd", "[kd, lskd]"])
+def test_losses_that_standardise_do_not_take_mixed_probabilities(loss: str) -> None:
+    said = refusal(f"distil.loss={loss}", *TWO, "teacher_mix.rule=probabilities")
+    assert said.startswith("teacher_mix.rule probabilities goes with losses that do not standardise logits, but distil.loss may be ")
+    assert said.endswith("; take the rule logits or another loss")
+
+
+def test_feature_losses_take_one_teacher() -> None:
+    assert refusal("distil.loss=[kd, at]", *TWO) == (
+        "hint and at learn from the feature map of one teacher, but there are 2 and distil.loss may be at; leave more_teachers out"
+    )
+
+
+def test_averaged_views_have_no_regions_and_need_kept_logits() -> None:
+    assert refusal("distil.loss=sdd", "views.average=true").startswith("views.average goes with losses on whole images, as regions of ")
+    said = refusal("views.average=true", "views.cache=off")
+    assert said == "views.average needs kept logits, but views.cache is off; set it to on, or leave average out"
+
+
+def test_the_mix_names_the_teachers_it_weighs() -> None:
+    law = "`teacher_mix` must have one weight for `teacher` and each of `more_teachers`, but has 3 for 2 teacher(s); state all or none"
+    assert law in refusal(*TWO, "teacher_mix.weights=[1, 1, 1]")
+    assert "must be greater than 0, but got 0" in refusal(*TWO, "teacher_mix.weights=[1, 0]")
+    assert "unknown student 'resnet21', did you mean 'resnet" in refusal("more_teachers=[{name: resnet21}]")
+    assert "--weights must be a file, but there is no gone.pth" in refusal("more_teachers=[{name: resnet20, weights: gone.pth}]")
+
+
+def info(size: int) -> DataInfo:
+    return DataInfo("wide", tuple(map(str, range(1000))), 3, size, (0.5,) * 3, (0.2,) * 3, "0" * 16)
+
+
+def test_room_for_the_logits_is_asked_for_before_a_teacher_trains(tmp_path: Path) -> None:
+    space = parse(Space, {"student": {"name": "resnet8"}, "distil": {"loss": "sdd", "grid": 4}}, "x.yaml")
+    with pytest.raises(UserError, match=r"need 512,000,000,001,024 bytes and .* set views\.cache=off"):
+        check_answers(space, Config(), info(32), 2_000_000_000, tmp_path)
+    check_answers(space, Config(), info(224), 2_000_000_000, tmp_path)  # those of large images are not kept
+    check_answers(space, Config(views=ViewsConfig(cache="off")), info(32), 2_000_000_000, tmp_path)
+    with pytest.raises(UserError, match=r"those of images of 224 pixels are not kept; set views\.cache=on"):
+        check_answers(space, Config(views=ViewsConfig(average=True)), info(224), 100, tmp_path)
+
+
+@pytest.mark.usefixtures("dot")
+def test_a_student_without_feature_maps_is_refused_in_words(empty: Path, capfd: Capture) -> None:
+    said = refused(search(capfd, *command("--trials", "1", settings=[*DOT, *FEW, "student.width=1", "distil.loss=at"])))
+    law = "feature distillation needs a network with features(x) -> map and a linear classifier"
+    assert said == f"{law}, but the teacher dot has none; use kd, dkd or lskd"
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [("hint", []), ("sdd_dkd", ["distil.grid=2"]), ("kd", [*TWO, "teacher_mix.rule=probabilities", "views.cache=off"])],
+)
+def test_a_trial_learns_by_it_from_beginning_to_end(loss: str, settings: list[str], empty: Path, capfd: Capture) -> None:
+    answer = search(capfd, *command("--trials", "1", study="one", settings=[*FEW, f"distil.loss={loss}", *settings]))
+    assert answer.code == 0, answer
+    assert begun(load("one")) == ["COMPLETE"]
+    assert ("teacher light_cnn: " in answer.out) is (TWO[0] in settings)
+    assert record("one")["candidate"]["distil"]["loss"] == loss
+    train = account("one")["data"]["train"]
+    seen = account("one")["teacher_forward_images"]
+    # the parent's epoch, and two with the student: live ones for both teachers, or for one beside the kept logits of one view
+    assert seen == {"hint": 3 * train + 2, "sdd_dkd": train, "kd": 6 * train}[loss]
+
+
+@pytest.mark.parametrize(("scheme", "parent"), [("b", False), ("c", True)])
+def test_apprentice_is_a_recipe_that_runs_in_which_nothing_varies(scheme: str, parent: bool, empty: Path, capfd: Capture) -> None:
+    space = str(ROOT / "spaces" / "recipes" / f"apprentice_{scheme}.yaml")
+    few = [*FEW[:-1], "teacher.name=resnet8", "quantise.train.epochs=2", "runtime.max_s=0.1", "runtime.warmup_s=0.02", "finetune.epochs=0"]
+    answer = search(capfd, "--space", space, "--trials", "1", *sets(few))
+    assert answer.code == 0, answer
+    found = record(f"apprentice_{scheme}")
+    plan = found["candidate"]["distil"]
+    assert plan | {"loss": "apprentice", "temperature": 1.0, "weight": 0.5, "ce_weight": 0.5} == plan
+    assert ("parent" in found["seconds"]) is parent
+    assert load(f"apprentice_{scheme}").trials[0].params == {}
+
+
+def test_the_recipes_train_in_low_precision_only() -> None:
+    from core.yaml_io import load_config
+
+    for name in ("apprentice_b", "apprentice_c"):
+        for data in ("", "_cifar10"):
+            config = load_config(str(ROOT / "configs" / "recipes" / f"{name}{data}.yaml"), [], ROOT)
+            assert (config.finetune.epochs, config.quantise.train.epochs > 0) == (0, True)
+            assert config.data.name == (data[1:] or "digits")
+            assert config.parent.distil.loss == ("ce" if name.endswith("c") else "kd")
+
+
+PAIRS = sorted(path.stem for path in (ROOT / "spaces" / "recipes").glob("*.yaml") if not path.stem.startswith("apprentice"))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_published_pair_trains_its_student_as_published(name: str) -> None:
+    from core.yaml_io import load_config
+    from search.space import load_space
+
+    space = load_space(ROOT / "spaces" / "recipes" / f"{name}.yaml", [])
+    config = load_config(space.config, [], ROOT)
+    light = space.student.name in ("mobilenet_v2", "shufflenet_v1")
+    assert name == f"{config.teacher.name}_{space.student.name}"
+    assert (config.data.name, config.finetune.epochs, config.finetune.batch_size) == ("cifar100", 240, 64)
+    assert (config.finetune.lr, config.finetune.nesterov, config.finetune.schedule) == (0.01 if light else 0.05, False, "step")
+    assert (config.teacher.train.lr, config.teacher.train.epochs, config.quantise.train.epochs) == (0.05, 240, 0)
+    short = load_config(str(ROOT / "configs" / "recipes" / f"{config.teacher.name}_cifar10{'_light' if light else ''}.yaml"), [], ROOT)
+    assert (short.data.name, short.teacher.name) == ("cifar10", config.teacher.name)
+
+
+def test_a_published_pair_runs_in_float_and_unpruned_on_few_images(empty: Path, capfd: Capture) -> None:
+    space = str(ROOT / "spaces" / "recipes" / "resnet32x4_resnet8x4.yaml")
+    few = [*FEW[:-1], "teacher.name=resnet8", "quantise.train.epochs=0", "runtime.max_s=0.1", "runtime.warmup_s=0.02", "finetune.epochs=1"]
+    answer = search(capfd, "--space", space, "--config", "digits", "--trials", "1", *sets([*few, "data.image_size=16"]))
+    assert answer.code == 0, answer
+    found = record("resnet32x4_resnet8x4")
+    assert found["candidate"]["distil"]["loss"] == "sdd"
+    assert found["measurement"]["mean_bits"] == 16
+    assert load("resnet32x4_resnet8x4").trials[0].params == {}
