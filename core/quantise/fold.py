@@ -1,4 +1,4 @@
-"""Batch norm into the layer before it: the integers stay, scales and bias take over."""
+"""Batch norm into the layer before it: integers and indices stay, scales and bias take over."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from core.quantise.integer import IntegerWeight, per_channel, storable, to_integers
+from core.quantise.integer import per_channel
+from core.quantise.stored import StoredWeight
 from core.quantise.trace import trace
 
 Layer = nn.Conv2d | nn.Linear
 Norm = nn.BatchNorm2d | nn.BatchNorm1d
 
 
-def fold_batch_norms(traced: fx.GraphModule, weights: Mapping[str, IntegerWeight]) -> dict[str, IntegerWeight]:
+def fold_batch_norms(traced: fx.GraphModule, weights: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
     """Take every batch norm that follows a layer of `weights` out of the graph; the weights with new scales and signs.
 
     Biases change in place. A norm stays where its layer has other users or is called more than once.
@@ -72,8 +73,8 @@ def _calls(traced: fx.GraphModule) -> Counter[str]:
     return Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
 
 
-def _fold(layer: Layer, norm: Norm, weight: IntegerWeight) -> IntegerWeight:
-    """y = g (n s x + b - mean) / std + beta, so s' = s |g| / std and n' = n sign(g); the bias follows."""
+def _fold(layer: Layer, norm: Norm, weight: StoredWeight) -> StoredWeight:
+    """y = g (w x + b - mean) / std + beta, so w' = w g / std; the bias follows."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
@@ -82,6 +83,4 @@ def _fold(layer: Layer, norm: Norm, weight: IntegerWeight) -> IntegerWeight:
     factor = gain / torch.sqrt(variance + norm.eps)
     bias = layer.bias if layer.bias is not None else torch.zeros_like(variance)
     layer.bias = nn.Parameter((shift + (bias - mean) * factor).detach())
-    latent = weight.values.float() * per_channel(torch.sign(factor), weight.values)
-    scales = storable((weight.scales * factor.abs()).detach(), weight.bits)
-    return to_integers(latent * per_channel(scales, latent), scales, weight.bits)
+    return weight.scaled(factor.detach())

@@ -19,8 +19,8 @@ from torch import fx, nn
 
 from core.candidate import ShapePlan
 from core.quantise.fold import fold_batch_norms
-from core.quantise.integer import IntegerWeight
 from core.quantise.layers import ActivationQuantiser, IntegerConv2d, IntegerLinear
+from core.quantise.stored import StoredWeight
 from core.quantise.trace import trace
 
 Grid = Literal["uint8_relu", "int8"]
@@ -37,11 +37,15 @@ PASSES = (
     *(nn.Flatten, torch.flatten, "flatten", "view", "reshape", torch.reshape, torch.unsqueeze, torch.squeeze, "contiguous"),
     nn.ZeroPad2d,
 )
+REORDERINGS = (
+    *(operator.getitem, "split", torch.split, "chunk", torch.chunk, nn.ChannelShuffle, torch.channel_shuffle),
+    *("transpose", torch.transpose, "permute", torch.permute),
+)
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
 
 def build_graph(
-    model: nn.Module, weights: Mapping[str, IntegerWeight], plan: ShapePlan, grid: Grid, input_shape: tuple[int, int, int]
+    model: nn.Module, weights: Mapping[str, StoredWeight], plan: ShapePlan, grid: Grid, input_shape: tuple[int, int, int]
 ) -> fx.GraphModule:
     """The quantised network: eval mode, on the CPU, activations not yet calibrated. `input_shape` is (C, H, W).
 
@@ -113,7 +117,7 @@ def _shape(node: fx.Node) -> torch.Size:
     return getattr(node.meta.get("tensor_meta"), "shape", torch.Size())
 
 
-def _replace(traced: fx.GraphModule, name: str, weight: IntegerWeight, *, as_conv: bool) -> None:
+def _replace(traced: fx.GraphModule, name: str, weight: StoredWeight, *, as_conv: bool) -> None:
     layer = traced.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     new = IntegerConv2d(layer, weight) if isinstance(layer, nn.Conv2d) else IntegerLinear(layer, weight, as_conv=as_conv)
@@ -181,7 +185,7 @@ def _non_negative(traced: fx.GraphModule, node: fx.Node) -> bool:
     if _is(traced, node, RELUS):
         return True
     inputs = node.all_input_nodes
-    if any(_is(traced, node, kinds) for kinds in (MAX_POOLS, MEAN_POOLS, PASSES, (ActivationQuantiser,))):
+    if any(_is(traced, node, kinds) for kinds in (MAX_POOLS, MEAN_POOLS, PASSES, REORDERINGS, (ActivationQuantiser,))):
         return _non_negative(traced, inputs[0])
     # an added number, or a factor alpha, may be negative
     tensors_only = (

@@ -6,7 +6,8 @@ packed file keeps two bytes per channel and nothing is lost by it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,16 @@ class IntegerWeight:
     def dequantised(self) -> Tensor:
         """float32, the shape of `values`."""
         return self.values.float() * per_channel(self.scales, self.values)
+
+    def scaled(self, factor: Tensor) -> IntegerWeight:
+        """Times `factor` (out,): scales take its size, integers its sign; the lowest integer has no opposite and is clipped."""
+        signed = self.values.float() * per_channel(torch.sign(factor), self.values)
+        scales = storable((self.scales * factor.abs()).detach(), self.bits)
+        return to_integers(signed * per_channel(scales, signed), scales, self.bits)
+
+    def as_kernel(self) -> IntegerWeight:
+        """Of a linear layer: as a 1x1 convolution's, (out, in, 1, 1)."""
+        return replace(self, values=self.values[..., None, None])
 
 
 def limits(bits: int) -> tuple[int, int]:
@@ -53,15 +64,26 @@ def to_integers(weight: Tensor, scales: Tensor, bits: int) -> IntegerWeight:
     return IntegerWeight(values.to(torch.int16), scales, bits)
 
 
+def largest_of(rows: Tensor, share: float) -> Tensor:
+    """Per row of (rows, n) the magnitude that `share` in (0, 1] of the row does not exceed: 1.0 is the largest."""
+    magnitudes = rows.abs()
+    if share >= 1.0:
+        return magnitudes.amax(1)
+    return magnitudes.kthvalue(max(1, math.ceil(share * rows.shape[1])), dim=1).values
+
+
 def best_scales(weight: Tensor, bits: int, steps: int = 60) -> Tensor:
-    """Scales (out,) of least squared rounding error, on a grid of shrink factors 1.0 down to 0.2 of the largest weight."""
+    """Scales (out,) of least squared rounding error, on a grid of shrink factors 1.0 down to 0.2 of the largest weight.
+
+    And of the factor with which the largest weight is the lowest level: what is on a grid already stays as it is.
+    """
     low, high = limits(bits)
     flat = weight.detach().flatten(1).float()
     largest = flat.abs().amax(1).clamp_min(SMALLEST_SCALE * high)
     if bits > 8:
         return largest / high
     best, best_error = largest / high, torch.full_like(largest, torch.inf)
-    for factor in torch.linspace(1.0, 0.2, steps).tolist():
+    for factor in (*torch.linspace(1.0, 0.2, steps).tolist(), high / -low):
         scales = factor * largest / high
         rounded = torch.round(flat / scales[:, None]).clamp(low, high) * scales[:, None]
         error = (rounded - flat).square().sum(1)

@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.quantise.integer import SMALLEST_SCALE, IntegerWeight, per_channel
+from core.config import RangeConfig
+from core.quantise.integer import SMALLEST_SCALE, IntegerWeight, largest_of, per_channel
+from core.quantise.stored import StoredWeight, half
 
 OPSET = 21
+LEAST_ERROR = RangeConfig()
 _exporting: ContextVar[bool] = ContextVar("exporting", default=False)
 
 
@@ -38,45 +41,50 @@ def _dequantise(values: Tensor, scales: Tensor, zero: Tensor, axis: int | None =
 
 
 class _IntegerLayer(nn.Module):
-    """Weights as integers (out, ...) with scales (out,) and a bias in float. 16-bit integers are exported dequantised:
-    no runtime takes INT16 weights for a convolution."""
+    """Weights as integers (out, ...) with scales (out,) and a bias in float. 16-bit integers and codebooks are exported
+    dequantised: no runtime takes INT16 weights or a table for a convolution."""
 
     weight: Tensor
     scale: Tensor
     bias: Tensor
     zero: Tensor
-    integers: Tensor
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: IntegerWeight) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: StoredWeight) -> None:
         super().__init__()
+        self.has_bias = layer.bias is not None
+        self.register_buffer("bias", half(layer.bias) if layer.bias is not None else torch.zeros(len(weight.scales)))
+        self.take(weight)
+
+    def take(self, weight: StoredWeight) -> None:
+        """Compute with `weight` from now on."""
+        self.stored: StoredWeight = weight
         self.bits = weight.bits
+        self.on_grid = isinstance(weight, IntegerWeight) and weight.bits <= 8
         self.register_buffer("scale", weight.scales.clone())
-        bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(weight.scales))
-        self.register_buffer("bias", bias.clamp(-65504.0, 65504.0).half().float())
-        if weight.bits > 8:
-            self.register_buffer("weight", weight.dequantised())
-            self.register_buffer("integers", weight.values.clone())
-        else:
+        if isinstance(weight, IntegerWeight) and self.on_grid:
             self.register_buffer("weight", weight.values.to(torch.int8))
             self.register_buffer("zero", torch.zeros(len(weight.scales), dtype=torch.int8))
+        else:
+            self.register_buffer("weight", weight.dequantised())
 
     def float_weight(self) -> Tensor:
         """float32 (out, ...): what the engine multiplies with."""
-        if self.bits > 8:
+        if not self.on_grid:
             return self.weight
         if _exporting.get():
             return _dequantise(self.weight, self.scale, self.zero, axis=0)
         return self.weight.float() * per_channel(self.scale, self.weight)
 
     def integer_values(self) -> Tensor:
-        """int8 or int16 (out, ...)."""
-        return self.integers if self.bits > 8 else self.weight
+        """int8 or int16 (out, ...), of a layer on a grid of at most 16 bits."""
+        assert isinstance(self.stored, IntegerWeight)
+        return self.weight if self.on_grid else self.stored.values
 
 
 class IntegerConv2d(_IntegerLayer):
     """Conv2d on integer weights."""
 
-    def __init__(self, layer: nn.Conv2d, weight: IntegerWeight) -> None:
+    def __init__(self, layer: nn.Conv2d, weight: StoredWeight) -> None:
         super().__init__(layer, weight)
         self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
         self.padding = cast(tuple[int, int], layer.padding)  # or "same": conv2d takes both
@@ -94,10 +102,8 @@ class IntegerLinear(_IntegerLayer):
     """Linear on integer weights. With `as_conv` it keeps (out, in, 1, 1) integers and is a 1x1 convolution on (B, in, 1, 1):
     TensorRT-RTX builds no FP32 or INT8 Gemm for SM75."""
 
-    def __init__(self, layer: nn.Linear, weight: IntegerWeight, *, as_conv: bool) -> None:
-        if as_conv:
-            weight = IntegerWeight(weight.values[..., None, None], weight.scales, weight.bits)
-        super().__init__(layer, weight)
+    def __init__(self, layer: nn.Linear, weight: StoredWeight, *, as_conv: bool) -> None:
+        super().__init__(layer, weight.as_kernel() if as_conv else weight)
         self.as_conv = as_conv
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,9 +149,20 @@ class ActivationQuantiser(nn.Module):
         # the division of the ONNX operator, not a multiplication by the reciprocal: ties fall on the same side
         return torch.round(x / self.scale).clamp(self.low, self.high) * self.scale
 
-    def fit_scale(self, steps: int = 40) -> None:
-        """Choose the scale of least squared error over the sample, on shrink factors 1.0 down to 0.2 of the largest value."""
+    def fit_scale(self, rule: RangeConfig = LEAST_ERROR) -> None:
+        """Choose the scale over the sample, as `rule` says."""
         values = torch.cat(self.samples)
+        if rule.range == "mse":
+            best = self._least_error(values)
+        else:
+            share = 1.0 if rule.range == "minmax" else rule.percentile / 100
+            best = largest_of(values[None], share)[0].clamp_min(1e-6) / self.high
+        # a float16 value: two bytes in the packed file, whatever was trained
+        self.scale.copy_(best.clamp(SMALLEST_SCALE, 65504.0).half())
+        self.samples = []
+
+    def _least_error(self, values: Tensor, steps: int = 40) -> Tensor:
+        """The scale of least squared error on shrink factors 1.0 down to 0.2 of the largest value."""
         largest = values.abs().max().clamp_min(1e-6)
         best, best_error = largest / self.high, torch.tensor(torch.inf)
         for factor in torch.linspace(1.0, 0.2, steps).tolist():
@@ -153,9 +170,7 @@ class ActivationQuantiser(nn.Module):
             error = ((values / scale).round_().clamp_(self.low, self.high).mul_(scale) - values).square_().mean()
             if error < best_error:
                 best, best_error = scale, error
-        # a float16 value: two bytes in the packed file, whatever was trained
-        self.scale.copy_(best.clamp(SMALLEST_SCALE, 65504.0).half())
-        self.samples = []
+        return best
 
 
 def activation_quantisers(model: nn.Module) -> list[ActivationQuantiser]:

@@ -8,28 +8,39 @@ Departure: steps start at the grid's least squared error, not at 2 mean|w| / sqr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from core.quantise.integer import IntegerWeight, best_scales, limits, per_channel, to_integers
+from core.quantise.ptq import rounded
+from core.quantise.setting import Finetune, Penalty, Setting, plain_layer, weight_of
 
-Finetune = Callable[[nn.Module], object]
-"""Trains the network in place."""
+DEFAULT = Setting()
 
 
-def lsq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune) -> dict[str, IntegerWeight]:
+def lsq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune, setting: Setting = DEFAULT) -> dict[str, IntegerWeight]:
     """Train `model` in place with every layer's weight on its grid; return the integers of every layer.
 
     `bits` maps names of Conv2d and Linear layers to 2-8 or 16; 16-bit layers train in float and are rounded afterwards.
     """
+    return train_on_grids(model, bits, finetune, setting)
+
+
+def train_on_grids(
+    model: nn.Module, bits: Mapping[str, int], finetune: Finetune, setting: Setting, penalty: Penalty | None = None
+) -> dict[str, IntegerWeight]:
+    """`lsq`, with `penalty` in the loss: it may look at the chains that `grids` lists."""
     trained = {name: depth for name, depth in bits.items() if depth <= 8}
     for name, depth in trained.items():
-        parametrize.register_parametrization(_plain(model, name), "weight", StepQuantiser(_weight(model, name), depth))
-    finetune(model)
+        parametrize.register_parametrization(plain_layer(model, name), "weight", StepQuantiser(weight_of(model, name), depth))
+    if penalty is None:
+        finetune(model)
+    else:
+        finetune(model, penalty)
     integers = {}
     for name, depth in bits.items():
         if name in trained:
@@ -38,29 +49,14 @@ def lsq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune) -> dict[s
             integers[name] = to_integers(chain.original, chain[0].step.abs(), depth)
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         else:
-            integers[name] = _rounded(_weight(model, name), depth)
+            integers[name] = rounded(weight_of(model, name), depth, setting.config.ptq)
     return integers
 
 
-def ptq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune) -> dict[str, IntegerWeight]:
-    """Round to the grid of least squared error, no training. Same contract as `lsq`."""
-    return {name: _rounded(_weight(model, name), depth) for name, depth in bits.items()}
-
-
-def _rounded(weight: Tensor, bits: int) -> IntegerWeight:
-    return to_integers(weight, best_scales(weight, bits), bits)
-
-
-def _weight(model: nn.Module, name: str) -> Tensor:
-    return cast(Tensor, model.get_submodule(name).weight)
-
-
-def _plain(model: nn.Module, name: str) -> nn.Module:
-    """The layer, its weight freed of what the user's network computes it by (weight norm): one grid, one latent weight."""
-    layer = model.get_submodule(name)
-    if parametrize.is_parametrized(layer, "weight"):
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    return layer
+def grids(model: nn.Module) -> list[tuple[Tensor, StepQuantiser]]:
+    """(latent weight, its grid) of every layer that trains on one."""
+    chains = [module for module in model.modules() if isinstance(module, parametrize.ParametrizationList)]
+    return [(chain.original, chain[0]) for chain in chains if isinstance(chain[0], StepQuantiser)]
 
 
 class StepQuantiser(nn.Module):

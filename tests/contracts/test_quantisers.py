@@ -1,19 +1,28 @@
-"""What every entry of QUANTISERS promises: fn(model, bits per layer, finetune) -> integers per layer."""
+"""What every entry of QUANTISERS promises: fn(model, bits per layer, finetune, setting) -> stored weight per layer."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core.candidate import WEIGHT_BITS
+from core.config import BrecqConfig, QuantiseConfig
 from core.quantise import QUANTISERS
 from core.quantise.graph import build_graph
-from core.quantise.integer import limits
+from core.quantise.integer import IntegerWeight, limits
+from core.quantise.setting import Setting
+from core.quantise.stored import CodebookWeight, StoredWeight, half
 from tests.tiny_nets import SHAPE, Residual, images, plan_of, settled
 
 every_quantiser = pytest.mark.parametrize("name", QUANTISERS)
 BITS = dict(zip(("stem", "conv1", "conv2", "project", "head"), (8, 2, 3, 5, 16), strict=True))
+SETTING = Setting(QuantiseConfig(brecq=BrecqConfig(iterations=20)), images=images(32), rate_weight=0.1)
 
 
 def network() -> nn.Module:
@@ -21,39 +30,51 @@ def network() -> nn.Module:
     return settled(Residual())
 
 
-def untrained(model: nn.Module) -> nn.Module:
+def untrained(model: nn.Module, penalty: object = None) -> nn.Module:
     return model
 
 
+def stored(name: str, model: nn.Module, bits: Mapping[str, int] = BITS) -> Mapping[str, StoredWeight]:
+    return QUANTISERS[name](model, bits, untrained, SETTING)
+
+
 @every_quantiser
-def test_every_layer_gets_integers_of_its_bits_and_shape(name: str) -> None:
+def test_every_layer_gets_a_weight_of_its_shape_and_of_no_more_values_than_its_bits_tell_apart(name: str) -> None:
     model = network()
     shapes = {layer: model.get_submodule(layer).weight.shape for layer in BITS}
-    integers = QUANTISERS[name](model, BITS, untrained)
-    assert set(integers) == set(BITS)
-    for layer, bits in BITS.items():
-        low, high = limits(bits)
-        assert integers[layer].bits == bits
-        assert integers[layer].values.shape == shapes[layer]
-        assert integers[layer].scales.shape == shapes[layer][:1]
-        assert low <= int(integers[layer].values.min()) <= int(integers[layer].values.max()) <= high
-        assert (integers[layer].scales > 0).all()
-        assert not integers[layer].scales.requires_grad
+    found = stored(name, model)
+    assert list(found) == list(BITS)
+    for layer, weight in found.items():
+        assert weight.dequantised().shape == shapes[layer]
+        assert weight.scales.shape == shapes[layer][:1]
+        assert weight.bits == (32 if name == "float" else BITS[layer])
+        assert not weight.dequantised().requires_grad
+        for channel in weight.dequantised():
+            assert len(channel.unique()) <= 2**weight.bits
+        if isinstance(weight, IntegerWeight):
+            low, high = limits(weight.bits)
+            assert low <= int(weight.values.min()) <= int(weight.values.max()) <= high
+            assert (weight.scales > 0).all()
 
 
 @every_quantiser
-def test_scales_up_to_eight_bits_fit_a_half_float(name: str) -> None:
-    integers = QUANTISERS[name](network(), BITS, untrained)
-    assert all(torch.equal(weight.scales.half().float(), weight.scales) for weight in integers.values() if weight.bits <= 8)
+def test_scales_and_values_up_to_eight_bits_fit_a_half_float(name: str) -> None:
+    for weight in stored(name, network()).values():
+        if weight.bits <= 8:
+            assert torch.equal(half(weight.scales), weight.scales)
+        if isinstance(weight, CodebookWeight):
+            assert torch.equal(half(weight.codebook), weight.codebook)
+            assert (weight.codebook.diff() >= 0).all()
 
 
 @every_quantiser
-def test_layers_keep_their_names_and_types(name: str) -> None:
+def test_layers_keep_their_names_and_types_and_can_be_trained_on(name: str) -> None:
     model = network()
     before = {layer: type(module) for layer, module in model.named_modules()}
-    QUANTISERS[name](model, BITS, untrained)
+    stored(name, model)
     assert {layer: type(module) for layer, module in model.named_modules()} == before
     assert all(isinstance(model.get_submodule(layer).weight, nn.Parameter) for layer in BITS)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @every_quantiser
@@ -64,12 +85,52 @@ def test_the_quantised_network_nears_the_float_one_as_bits_grow(name: str, bits:
     with torch.no_grad():
         expected = model(x)
         plan = plan_of(model, bits=bits, execution="float")  # type: ignore[arg-type]
-        integers = QUANTISERS[name](model, {layer.name: bits for layer in plan.layers}, untrained)
-        error = (build_graph(model, integers, plan, "uint8_relu", SHAPE)(x) - expected).norm() / expected.norm()
+    found = stored(name, model, {layer.name: bits for layer in plan.layers})
+    with torch.no_grad():
+        error = (build_graph(model, found, plan, "uint8_relu", SHAPE)(x) - expected).norm() / expected.norm()
     assert error < {2: 2.0, 3: 0.6, 4: 0.3, 5: 0.15, 6: 0.08, 7: 0.04, 8: 0.02, 16: 0.002}[bits]
 
 
 @every_quantiser
-def test_equal_networks_get_equal_integers(name: str) -> None:
-    first, second = (QUANTISERS[name](network(), BITS, untrained) for _ in range(2))
-    assert all(torch.equal(first[layer].values, second[layer].values) for layer in BITS)
+def test_the_error_of_the_weights_falls_with_every_bit(name: str) -> None:
+    weight = network().conv2.weight.detach()
+    errors = [float((stored(name, network(), {"conv2": bits})["conv2"].dequantised() - weight).norm()) for bits in WEIGHT_BITS]
+    assert all(more <= fewer for fewer, more in pairwise(errors))
+    assert errors[-1] <= 1e-4 * weight.norm()
+
+
+@every_quantiser
+def test_quantising_what_is_quantised_changes_nothing(name: str) -> None:
+    model = network()
+    first = stored(name, model)
+    again = copy.deepcopy(model)
+    for layer, weight in first.items():
+        again.get_submodule(layer).weight.data.copy_(weight.dequantised())
+    second = stored(name, again)
+    for layer, weight in first.items():
+        torch.testing.assert_close(second[layer].dequantised(), weight.dequantised(), rtol=1e-6, atol=0)
+
+
+@every_quantiser
+def test_equal_networks_get_equal_weights(name: str) -> None:
+    first, second = (stored(name, network()) for _ in range(2))
+    assert all(torch.equal(first[layer].dequantised(), second[layer].dequantised()) for layer in BITS)
+
+
+@every_quantiser
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_factor_per_channel_scales_the_weight(name: str, sign: float) -> None:
+    factor = sign * torch.linspace(0.5, 2.0, 12)
+    weight = stored(name, network())["conv2"]
+    expected: Tensor = weight.dequantised() * factor.view(-1, 1, 1, 1)
+    scale = weight.scales * factor.abs() if isinstance(weight, IntegerWeight) and sign < 0 else torch.zeros(12)
+    moved = (weight.scaled(factor).dequantised() - expected).abs()
+    # the lowest integer has no opposite: it moves by one step
+    assert (moved <= scale.view(-1, 1, 1, 1) * 1.001 + 1e-3 * expected.abs()).all()
+
+
+def test_a_setting_without_images_is_refused_by_the_quantiser_that_needs_them() -> None:
+    from core.errors import UserError
+
+    with pytest.raises(UserError, match="calibration_images"):
+        QUANTISERS["brecq"](network(), BITS, untrained, replace(SETTING, images=None))

@@ -9,7 +9,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from core.config import TrainConfig
 from core.quantise.integer import limits, per_channel
-from core.quantise.lsq import StepQuantiser, lsq, ptq
+from core.quantise.lsq import StepQuantiser, lsq
+from core.quantise.ptq import ptq
 from core.students import STUDENTS
 from core.train import Device, fit
 from tests.tiny_data import view_set
@@ -107,7 +108,7 @@ def test_the_training_loop_trains_steps_in_bf16_and_with_averaged_weights(ema: f
     data = view_set()
 
     def finetune(model: nn.Module) -> nn.Module:
-        return fit(model, data, lambda logits, labels, *rest: nn.functional.cross_entropy(logits.float(), labels), config, device, seed=0)
+        return fit(model, data, lambda logits, batch: nn.functional.cross_entropy(logits.float(), batch.labels), config, device, seed=0)
 
     integers = lsq(model, bits, finetune)
     with torch.no_grad():

@@ -1,0 +1,149 @@
+"""What a quantisation-aware step costs: python benchmarks/qat_step.py [--student resnet20] [--batch 128] [--rounds 9]
+
+One network as each quantiser trains it, on one resident batch, in turn, round after round, so that a drift of the machine meets all:
+
+    float     forward, backward and SGD of the plain network, eager, in the precision that training has here
+    lsq       weights on learned grids        rate      the same, with the coded bits in the loss
+    codebook  shared values
+
+Prints the ratio of each to `float` of the same round, as median and range over the rounds, and the bar of the project: lsq <= 1.1.
+Writes benchmarks/results/qat_step.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+from core.config import HardwareConfig  # noqa: E402
+from core.files import write_atomically  # noqa: E402
+from core.hardware import device_facts  # noqa: E402
+from core.layers import layer_infos  # noqa: E402
+from core.quantise import QUANTISERS  # noqa: E402
+from core.quantise.setting import Penalty, Setting  # noqa: E402
+from core.students import STUDENTS  # noqa: E402
+from core.train import Device, open_device  # noqa: E402
+
+SHAPE = (3, 32, 32)
+TRAINED = ("lsq", "rate", "codebook")
+BAR = {"lsq": 1.1}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--student", default="resnet20", choices=sorted(STUDENTS))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each way in a round")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "qat_step.json")
+    args = parser.parse_args(argv)
+    device = open_device(HardwareConfig())
+    # the steps run inside one another's fine-tuning, so that every way is set up as a trial sets it up
+    ways: dict[str, Callable[[int], float]] = {"float": step_timer(network(args.student), device, args.batch)}
+    collect(list(TRAINED), ways, args.student, args.bits, args.batch, device, lambda: measure(ways, args))
+    return 0
+
+
+def collect(
+    names: list[str],
+    ways: dict[str, Callable[[int], float]],
+    student: str,
+    bits: int,
+    batch: int,
+    device: Device,
+    run: Callable[[], None],
+) -> None:
+    """Enter the fine-tuning of every quantiser of `names`, note how to time its step, then `run`."""
+    if not names:
+        return run()
+    name, *others = names
+    model = network(student)
+
+    def finetune(prepared: nn.Module, penalty: Penalty | None = None) -> None:
+        ways[name] = step_timer(prepared, device, batch, penalty)
+        collect(others, ways, student, bits, batch, device, run)
+
+    layers = {info.name: bits for info in layer_infos(model, SHAPE)}
+    QUANTISERS[name](model, layers, finetune, Setting(rate_weight=0.1))
+    return None
+
+
+def network(student: str) -> nn.Module:
+    """With the same weights every time."""
+    torch.manual_seed(0)
+    return STUDENTS[student](classes=10)
+
+
+def step_timer(model: nn.Module, device: Device, batch: int, penalty: Penalty | None = None) -> Callable[[int], float]:
+    """fn(steps) -> seconds of a training step, on one batch that is there already."""
+    model = model.to(device.device).to(memory_format=torch.channels_last).train()
+    optimiser = torch.optim.SGD(
+        [each for each in model.parameters() if each.requires_grad], lr=1e-4, momentum=0.9, nesterov=True, fused=True
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, *SHAPE, generator=generator).to(device.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,), generator=generator).to(device.device)
+
+    def timed(steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            with device.autocast():
+                loss = F.cross_entropy(model(images).float(), labels)
+                if penalty is not None:
+                    loss = loss + penalty()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        if device.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / steps
+
+    return timed
+
+
+def measure(ways: dict[str, Callable[[int], float]], args: argparse.Namespace) -> None:
+    """Time all ways in turn, print the ratios and write them."""
+    for way in ways.values():
+        way(3)
+    seconds = {name: [] for name in ways}
+    for _ in range(args.rounds):
+        for name, way in ways.items():
+            seconds[name].append(way(args.steps))
+    rows = {name: row(name, found, seconds["float"]) for name, found in seconds.items()}
+    for name, found in rows.items():
+        low, high = found["ratio_range"]
+        bar = f"  bar {found['bar']:.1f}" if found["bar"] else ""
+        print(f"{name:10} {found['ms']:8.2f} ms  {found['ratio']:.3f} x float ({low:.3f} to {high:.3f}){bar}")
+    facts = {"student": args.student, "batch": args.batch, "bits": args.bits, "rounds": args.rounds, "steps": args.steps}
+    threads = torch.get_num_threads()
+    result = {**facts, "threads": threads, "torch": torch.__version__, "device": device_facts(), "rows": rows}
+    print(write_atomically(args.out, json.dumps(result, indent=1) + "\n"))
+
+
+def row(name: str, found: list[float], plain: list[float]) -> dict[str, object]:
+    """Median step in ms, and its ratio to the float step of the same round."""
+    ratios = [one / other for one, other in zip(found, plain, strict=True)]
+    return {
+        "ms": round(1e3 * statistics.median(found), 3),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_range": [round(min(ratios), 4), round(max(ratios), 4)],
+        "bar": BAR.get(name),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""INT8 by NNCF's post-training quantisation of the exported ONNX file: its ranges, its placement of Q/DQ, its bias correction.
+
+For comparison with what is ours. Its weights are int8 initialisers, as decision 3 wants them; activations are symmetric on the runtime's
+grid: unsigned with zero point 0 where NNCF saw nothing negative, or signed everywhere (`int8`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from core.candidate import ShapePlan
+from core.pack import QTensor
+from core.pack import Tensor as Packed
+from core.quantise.graph import Grid, build_graph
+from core.quantise.ptq import keep_float
+from core.quantise.setting import untrained
+
+
+@dataclass(frozen=True)
+class Int8Model:
+    """A quantised file, what its packed weights are, and a module that computes what it says."""
+
+    model: onnx.ModelProto
+    tensors: dict[str, Packed]
+    simulation: nn.Module
+
+
+def nncf(model: nn.Module, plan: ShapePlan, images: Tensor, grid: Grid) -> Int8Model:
+    """Quantise the layers of `plan` that execute in INT8; the others stay in float32. `images`: float32 (N, C, H, W)."""
+    from core.export import INPUT, export_onnx  # late: export imports this package
+
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    names = {layer.name: layer.weight_bits for layer in plan.layers}
+    in_float = plan.model_copy(update={"layers": tuple(layer.model_copy(update={"execution": "float"}) for layer in plan.layers)})
+    # a trained network is channels-last, and exports other reshapes than its draft did
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    graph = build_graph(model, keep_float(model, names, untrained), in_float, grid, shape)
+    exported = export_onnx(graph, shape)
+    batches = [{INPUT: part.numpy()} for part in images.split(1)]
+    quantised = _quantised(exported, batches, [layer.name for layer in plan.layers if layer.execution != "int8"])
+    tensors = _named_as_packed(quantised, grid)
+    return Int8Model(quantised, tensors, Literally(quantised))
+
+
+def _quantised(exported: onnx.ModelProto, batches: list[dict[str, np.ndarray]], float_layers: list[str]) -> onnx.ModelProto:
+    import nncf as library  # late: it takes seconds
+
+    weights = {f"{name}.weight" for name in float_layers}
+    ignored = [node.name for node in exported.graph.node if weights & set(node.input)]
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            found: onnx.ModelProto = library.quantize(
+                exported,
+                library.Dataset(batches),
+                preset=library.QuantizationPreset.PERFORMANCE,
+                subset_size=len(batches),
+                ignored_scope=library.IgnoredScope(names=ignored),
+            )
+    finally:
+        logging.disable(level)
+    return found
+
+
+def _named_as_packed(model: onnx.ModelProto, grid: Grid) -> dict[str, Packed]:
+    """Give all constants the names that the packed file has for them, in place, and return what it keeps: integers, scales, floats."""
+    constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    renamed: dict[str, str] = {}
+    tensors: dict[str, Packed] = {}
+    points = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    for index, node in enumerate(points):
+        values, scale, zero = node.input
+        if values in constants:
+            stem = values.removeprefix("q_output_").rpartition("weight")[0]
+            renamed[values] = f"{stem}weight"
+            scales = np.broadcast_to(constants[scale].reshape(-1), constants[values].shape[:1])
+            tensors[f"{stem}weight"] = QTensor(constants[values], scales.astype(np.float32), 8)
+            assert not constants[zero].any(), "symmetric weights have the zero point 0"
+        elif scale in renamed:
+            continue
+        else:
+            stem = f"quantise_{index}."
+            if grid == "int8" and constants[zero].dtype == np.uint8:
+                # NNCF has no configuration that is signed everywhere: the same range on the signed grid
+                constants[zero] = constants[zero].astype(np.int8)
+                constants[scale] = constants[scale] * np.float32(255 / 127)
+        renamed |= {scale: f"{stem}scale", zero: f"{stem}zero"}
+    _rename(model, constants, renamed)
+    scales_of_weights = {f"{name.removesuffix('weight')}scale" for name in tensors}
+    for each in model.graph.initializer:
+        if each.data_type == onnx.TensorProto.FLOAT and each.name not in scales_of_weights:
+            tensors[each.name] = numpy_helper.to_array(each)
+    return tensors
+
+
+def _rename(model: onnx.ModelProto, constants: dict[str, np.ndarray], renamed: dict[str, str]) -> None:
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+    for given in [given for given in model.graph.input if given.name in constants]:
+        model.graph.input.remove(given)  # a constant that a caller may change is none to a runtime
+    del model.graph.value_info[:]
+    for each in model.graph.initializer:
+        each.CopyFrom(numpy_helper.from_array(constants[each.name], renamed.get(each.name, each.name)))
+
+
+class Literally(nn.Module):
+    """An ONNX file, every Q/DQ computed as it is written, nothing fused: what the engines of runtimes are compared with."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        super().__init__()
+        import onnxruntime  # late: heavy
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (B, C, H, W) -> logits (B, K)."""
+        name = self.session.get_inputs()[0].name
+        return torch.from_numpy(self.session.run(None, {name: images.numpy()})[0])

@@ -1,0 +1,125 @@
+"""Deep Compression's quantiser against its paper."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from core.quantise.codebook import SharedWeight, cluster, codebook, keep_largest, nearest_of
+from core.quantise.setting import Setting
+from core.quantise.stored import CodebookWeight
+from tests.tiny_nets import CLASSES, Residual, images, plan_of, settled
+
+
+def weight(seed: int = 0) -> Tensor:
+    return torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_centroids_start_evenly_spaced_between_the_smallest_and_the_largest_weight() -> None:
+    values = weight().flatten()
+    torch.testing.assert_close(cluster(values, 8, iterations=0), torch.linspace(float(values.min()), float(values.max()), 8))
+
+
+@pytest.mark.parametrize("count", [4, 8])  # no cluster runs empty: scikit-learn would move it
+def test_clusters_are_those_of_scikit_learn_from_the_same_start(count: int) -> None:
+    values = weight().flatten()
+    start = cluster(values, count, iterations=0).double().reshape(-1, 1).numpy()
+    expected = KMeans(count, init=start, n_init=1, max_iter=300, tol=0, algorithm="lloyd").fit(values.double().reshape(-1, 1).numpy())
+    found = cluster(values, count, iterations=300)
+    torch.testing.assert_close(found, torch.tensor(sorted(expected.cluster_centers_.flatten())).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_error_falls_with_every_iteration_and_centroids_stay_in_order() -> None:
+    values = weight().flatten()
+    errors = []
+    for iterations in range(6):
+        centroids = cluster(values, 16, iterations)
+        assert (centroids.diff() >= 0).all()
+        errors.append(float((centroids[nearest_of(centroids, values)] - values).square().sum()))
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in pairwise(errors))
+    assert errors[-1] < 0.9 * errors[0]
+
+
+def test_the_gradient_of_a_centroid_is_the_sum_over_its_weights() -> None:
+    shared = SharedWeight(weight(), torch.ones_like(weight(), dtype=torch.bool), 3, 20)
+    grad = weight(1)
+    shared(weight()).backward(grad)
+    assert shared.lengthened.grad is not None
+    summed = torch.stack([grad[shared.indices == index].sum() for index in range(8)])
+    torch.testing.assert_close(shared.lengthened.grad * shared.sizes.sqrt(), summed, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_of_sgd_moves_a_centroid_as_its_weights_would_on_average() -> None:
+    shared = SharedWeight(weight(), torch.ones_like(weight(), dtype=torch.bool), 3, 20)
+    before, grad = shared.centroids().detach(), weight(1)
+    shared(weight()).backward(grad)
+    torch.optim.SGD(shared.parameters(), lr=0.1).step()
+    mean = torch.stack([grad[shared.indices == index].mean() for index in range(8)])
+    torch.testing.assert_close(shared.centroids().detach(), before - 0.1 * mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.9])
+def test_a_ratio_prunes_that_share_and_the_smallest_weights(sparsity: float) -> None:
+    kept = keep_largest(weight(), Setting(sparsity=sparsity))
+    assert int((~kept).sum()) == int(sparsity * weight().numel())
+    if sparsity:
+        assert weight().abs()[~kept].max() <= weight().abs()[kept].min()
+
+
+def test_a_threshold_is_in_standard_deviations_and_never_prunes_a_whole_layer() -> None:
+    kept = keep_largest(3.0 * weight(), Setting(sparsity=1.0, sparsity_by="std"))
+    assert float((~kept).float().mean()) == pytest.approx(0.683, abs=0.03)
+    assert int(keep_largest(weight(), Setting(sparsity=100.0, sparsity_by="std")).sum()) == 1
+
+
+def train(model: nn.Module, penalty: object = None) -> nn.Module:
+    model.train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    x, y = images(32), torch.arange(32) % CLASSES
+    for _ in range(6):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    return model.eval()
+
+
+def test_pruned_weights_stay_zero_through_both_trainings_and_the_others_share_what_bits_allow() -> None:
+    torch.manual_seed(0)
+    model = settled(Residual())
+    bits = {layer.name: 3 for layer in plan_of(model).layers}
+    zeros = {name: ~keep_largest(model.get_submodule(name).weight, Setting(sparsity=0.6)) for name in bits}
+    seen: list[Tensor] = []
+
+    def finetune(network: nn.Module, penalty: object = None) -> nn.Module:
+        train(network)
+        seen.append(network.get_submodule("conv2").weight.detach().clone())
+        return network
+
+    found = codebook(model, bits, finetune, Setting(sparsity=0.6))
+    assert len(seen) == 2
+    assert all((each[zeros["conv2"]] == 0).all() for each in seen)
+    for name, kept in found.items():
+        assert isinstance(kept, CodebookWeight)
+        values = kept.dequantised()
+        assert (values[zeros[name]] == 0).all()
+        assert (values[~zeros[name]] != 0).all()
+        assert len(values.unique()) <= 8
+    torch.testing.assert_close(found["conv2"].dequantised(), seen[1], rtol=2e-3, atol=1e-6)
+
+
+def test_training_moves_the_shared_values_and_no_weight_to_another_cluster() -> None:
+    torch.manual_seed(0)
+    model = settled(Residual())
+    bits = {layer.name: 2 for layer in plan_of(model).layers}
+    before = codebook(model, bits, lambda network: network)
+    after = codebook(model, bits, train)
+    for name in bits:
+        first, second = before[name], after[name]
+        assert isinstance(first, CodebookWeight)
+        assert isinstance(second, CodebookWeight)
+        assert torch.equal(first.indices, second.indices)
+        assert not torch.equal(first.codebook, second.codebook)

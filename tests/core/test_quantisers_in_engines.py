@@ -1,0 +1,109 @@
+"""Every quantiser through the stages of a candidate: structure and size are the draft's, and the engine computes what is simulated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from core.candidate import Candidate, GroupPlan
+from core.compress import draft, quantise, refit, resolve
+from core.config import BrecqConfig, QuantiseConfig
+from core.errors import EngineMismatch, UserError
+from core.layers import evaluating
+from core.pack import unpack
+from core.quantise import MODEL_QUANTISERS, QUANTISERS
+from core.quantise.setting import Setting
+from core.runtimes import RUNTIMES, EngineOptions
+from core.students import STUDENTS
+from tests.core.test_networks_in_engines import agree
+from tests.tiny_nets import CLASSES, SHAPE, images, settled
+
+RUNTIME = RUNTIMES["onnxruntime"]()
+SETTING = Setting(QuantiseConfig(brecq=BrecqConfig(iterations=10)), rate_weight=0.1)
+NAMES = [*QUANTISERS, *MODEL_QUANTISERS]
+COUNT = 200
+
+
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    return settled(STUDENTS["resnet8"](classes=CLASSES, image_size=8, width=0.5))
+
+
+def candidate(name: str) -> Candidate:
+    groups = (GroupPlan(weight_bits=8), GroupPlan(weight_bits=4), GroupPlan(weight_bits=16, execution="float"), GroupPlan(weight_bits=3))
+    return Candidate(student="resnet8", width=0.5, groups=groups, quantiser=name)
+
+
+def untrained(model: nn.Module, penalty: object = None) -> nn.Module:
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_engine_computes_what_is_simulated_and_the_draft_had_its_structure_and_size(name: str, tmp_path: Path) -> None:
+    model = student()
+    pruned, plan = resolve(model, candidate(name), SHAPE, RUNTIME)
+    drafted = draft(pruned, plan, SHAPE, RUNTIME, name)
+    compressed, simulation = quantise(model, drafted, name, untrained, images(64), RUNTIME, SETTING)
+    assert compressed.structure == drafted.structure
+    assert len(compressed.packed) == len(drafted.packed)
+    x = images(COUNT, seed=9)
+    engine = RUNTIME.load(str(compressed.save(tmp_path)), EngineOptions(batch=COUNT, threads=1, precision="f32"))
+    with torch.no_grad():
+        expected = simulation(x)
+    actual = torch.from_numpy(engine.run(x.numpy()))
+    agree(RUNTIME.name, actual, expected)
+
+
+@pytest.mark.parametrize("name", ["ptq", "codebook"])
+def test_a_draft_leaves_the_network_as_it_was(name: str) -> None:
+    model = student()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    pruned, plan = resolve(model, candidate(name), SHAPE, RUNTIME)
+    draft(pruned, plan, SHAPE, RUNTIME, name)
+    assert all(torch.equal(value, before[key]) for key, value in pruned.state_dict().items())
+
+
+def test_what_a_quantiser_cannot_do_is_in_the_plan() -> None:
+    plans = {name: resolve(student(), candidate(name), SHAPE, RUNTIME)[1] for name in NAMES}
+    assert {layer.weight_bits for layer in plans["float"].layers} == {32}
+    assert {layer.execution for layer in plans["codebook"].layers} == {layer.execution for layer in plans["float"].layers} == {"float"}
+    assert {layer.weight_bits for layer in plans["nncf"].layers if layer.execution == "int8"} == {8}
+    assert plans["lsq"] == plans["ptq"] == plans["rate"] == plans["brecq"]
+
+
+@pytest.mark.parametrize("name", ["lsq", "codebook"])
+def test_packed_weights_go_to_another_grid_bit_for_bit(name: str) -> None:
+    model = student()
+    pruned, plan = resolve(model, candidate(name), SHAPE, RUNTIME)
+    compressed, _ = quantise(model, draft(pruned, plan, SHAPE, RUNTIME, name), name, untrained, images(64), RUNTIME, SETTING)
+    again, graph = refit(pruned, plan, unpack(compressed.packed), images(64), RUNTIME, name)
+    assert again.packed == compressed.packed
+    with torch.no_grad():
+        assert torch.isfinite(graph(images(4))).all()
+
+
+def test_a_whole_file_goes_to_no_other_runtime() -> None:
+    pruned, plan = resolve(student(), candidate("nncf"), SHAPE, RUNTIME)
+    with pytest.raises(UserError, match="nncf made this file whole"):
+        refit(pruned, plan, {}, images(8), RUNTIME, "nncf")
+
+
+def test_nncf_keeps_the_signed_grid_where_a_runtime_wants_it() -> None:
+    import onnx
+
+    pruned, plan = resolve(student(), candidate("nncf"), SHAPE, RUNTIME)
+    made = MODEL_QUANTISERS["nncf"](pruned, plan, images(8), "int8")
+    zeros = [each.data_type for each in made.model.graph.initializer if each.name.endswith(".zero")]
+    assert zeros
+    assert set(zeros) == {onnx.TensorProto.INT8}
+
+
+def test_a_network_whose_file_got_another_structure_than_its_draft_is_refused() -> None:
+    model = student()
+    pruned, plan = resolve(model, candidate("nncf"), SHAPE, RUNTIME)
+    float_draft = draft(pruned, resolve(model, candidate("float"), SHAPE, RUNTIME)[1], SHAPE, RUNTIME, "float")
+    with evaluating(model), pytest.raises(EngineMismatch, match="another one"):
+        quantise(model, float_draft.__class__(plan, float_draft.model, b"", 0, 0), "nncf", untrained, images(8), RUNTIME)
