@@ -1,0 +1,147 @@
+"""How small do codings make the integers of trained networks? python benchmarks/coding.py [--nncodec PYTHON]
+
+Reads every file of benchmarks/quantised_networks.py (runs/.cache/coding/*.npz), writes benchmarks/results/coding.json: bytes of the
+integers raw (float32), bit-packed, at the sum of the layers' order-0 entropies, by Huffman, by the context coder and by NNCodec, the
+ISO/IEC 15938-17 coder, on the same integers. Every stream is read back and compared. `--nncodec` names the python of an environment
+of its own with `pip install nncodec==2.1.3`; without it, that column stays as it was written before.
+
+Bars: the coded stream with its guesses <= 1.01 x entropy, <= Huffman, <= NNCodec; all other bytes of the file, with a scale and a bias
+in fp16 for every channel, <= 4 bytes per channel + 1 KB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from core.cli import run_main  # noqa: E402
+from core.errors import UserError  # noqa: E402
+from core.files import write_atomically  # noqa: E402
+from core.hardware import device_facts  # noqa: E402
+from core.pack import QTensor, Tensor, coding_of, floor_bytes, pack, unpack  # noqa: E402
+from core.pack.report import sizes_of  # noqa: E402
+from search.summary import versions  # noqa: E402
+
+FOLDER = Path("runs", ".cache", "coding")
+RESULT = ROOT / "benchmarks" / "results" / "coding.json"
+NNCODEC = """
+import contextlib, io, json, sys, time
+import numpy as np
+from nncodec import nnc
+file = np.load(sys.argv[1])
+layers = [name for name in file.files if not name.startswith("bits/")]
+tensors = {str(index): file[name].astype(np.int32) for index, name in enumerate(layers)}
+best = None
+for skipping in (False, True):
+    start = time.perf_counter()
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = bytearray(nnc.compress(tensors, row_skipping=skipping, param_opt=True, return_bitstream=True))
+        back = nnc.decompress(data)
+    assert all((back[name] == tensors[name]).all() for name in tensors)
+    found = {"bytes": len(data), "seconds": round(time.perf_counter() - start, 2)}
+    best = found if best is None or found["bytes"] < best["bytes"] else best
+print(json.dumps(best))
+"""
+"""The smaller of its two settings, lossless on integers; its bytes hold shapes and (short) names too, some 20 a layer."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure every network, write the file, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--nncodec", type=Path, help="python of an environment with nncodec")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args(argv)
+    paths = sorted(args.folder.glob("*.npz"))
+    if not paths:
+        raise UserError(f"{args.folder} must hold integers of networks, but is empty; run benchmarks/quantised_networks.py first")
+    before = json.loads(args.out.read_text())["networks"] if args.out.is_file() else {}
+    networks = {path.stem: measure(path, args.nncodec, before.get(path.stem, {})) for path in paths}
+    result = {"networks": networks, "device": device_facts(), "versions": versions()}
+    write_atomically(args.out, json.dumps(result, indent=1) + "\n")
+    for name, row in networks.items():
+        print(f"{name:16} {json.dumps({key: row[key] for key in row if key != 'bars'})}")
+        print(f"{'':16} {json.dumps(row['bars'])}")
+    return 0
+
+
+def measure(path: Path, nncodec: Path | None, before: dict[str, Any]) -> dict[str, Any]:
+    """Bytes of one network's integers in every coding, and whether the bars hold."""
+    tensors = read(path)
+    packed = pack(tensors)
+    start = time.perf_counter()
+    data = pack(tensors, "coded")
+    packing = time.perf_counter() - start
+    start = time.perf_counter()
+    back = unpack(data)
+    reading = time.perf_counter() - start
+    assert coding_of(data) == "coded"
+    assert all(same(tensors[name], back[name]) and same(tensors[name], unpack(pack(tensors, "huffman"))[name]) for name in tensors)
+    sizes = [each for each, tensor in zip(sizes_of(tensors).values(), tensors.values(), strict=True) if isinstance(tensor, QTensor)]
+    channels = sum(len(tensor.scales) for tensor in tensors.values() if isinstance(tensor, QTensor))
+    rest = floor_bytes(packed)
+    row: dict[str, Any] = {
+        "weights": sum(tensor.values.size for tensor in tensors.values() if isinstance(tensor, QTensor)),
+        "raw": sum(each.raw for each in sizes),
+        "packed": sum(each.packed for each in sizes),
+        "entropy": round(sum(each.entropy for each in sizes)),
+        "huffman": sum(each.huffman for each in sizes),
+        "coded": len(data) - rest,
+        "nncodec": run_nncodec(path, nncodec) if nncodec else before.get("nncodec"),
+        "rest": rest,
+        "channels": channels,
+        "pack_s": round(packing, 2),
+        "unpack_s": round(reading, 2),
+    }
+    coded = row["coded"]
+    row["bars"] = {
+        "coded/entropy": round(coded / row["entropy"], 4),
+        "coded/huffman": round(coded / row["huffman"], 4),
+        "coded/nncodec": round(coded / row["nncodec"]["bytes"], 4) if row["nncodec"] else None,
+        "rest within 4 bytes per channel + 1 KB": rest <= 4 * channels + 1000,
+    }
+    return row
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """A network's tensors as a search would pack them; scales and biases are placeholders in fp16, since only their bytes count."""
+    tensors: dict[str, Tensor] = {}
+    with np.load(path) as file:
+        for name in (name for name in file.files if not name.startswith("bits/")):
+            ones = np.ones(len(file[name]), np.float32)
+            tensors |= {f"{name}.weight": QTensor(file[name], ones, int(file[f"bits/{name}"])), f"{name}.bias": ones}
+    return tensors
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Bit for bit."""
+    arrays = [(each.values, each.scales) if isinstance(each, QTensor) else (each,) for each in (first, second)]
+    return all(left.shape == right.shape and left.tobytes() == right.tobytes() for left, right in zip(*arrays, strict=True))
+
+
+def run_nncodec(path: Path, python: Path) -> dict[str, Any]:
+    """Bytes and seconds of the other coder, in its own environment."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "run.py"
+        script.write_text(NNCODEC)
+        done = subprocess.run([str(python), str(script), str(path.resolve())], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"--nncodec must name a python with nncodec, but {python} says: {done.stderr.strip().splitlines()[-1]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))
