@@ -9,19 +9,31 @@ import hashlib
 import json
 import os
 import platform
+import shutil
+import subprocess
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.runtimes import Runtime
 
 ISA_FLAGS = {
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
 }
 """Instruction sets that decide which kernels a runtime picks."""
+INT8_FLAGS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
+"""Those that multiply INT8 directly; without one, INT8 layers are often slower than float ones, and sums may saturate."""
+GPU_FIELDS = ("name", "compute_cap", "driver_version")
+SMI_LIMIT_S = 20
 
 
-def device_fingerprint(threads: int, runtime: str, version: str) -> tuple[dict[str, Any], str]:
+def device_fingerprint(threads: int, runtime: str, version: str, *, on_gpu: bool = False) -> tuple[dict[str, Any], str]:
     """The facts that latencies depend on, and 12 hex digits of them. `version` counts to its minor number."""
     facts = device_facts() | {"threads": threads, "runtime": runtime, "runtime_version": ".".join(version.split(".")[:2])}
+    if on_gpu:  # for those alone: a CPU's latencies stay comparable when a card is added
+        facts |= gpu() or {}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return facts, digest[:12]
 
@@ -32,24 +44,77 @@ def device_facts() -> dict[str, Any]:
     return {"cpu": model, "isa": sorted(ISA_FLAGS & flags), "machine": platform.machine(), "cores": os.cpu_count() or 1}
 
 
+@lru_cache(maxsize=1)
+def gpu() -> dict[str, str] | None:
+    """Name, compute capability ("SM89") and driver of the first NVIDIA GPU that this process may use, or None.
+
+    By nvidia-smi, which comes with the driver: asking CUDA itself would open the device in a process that only looks.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    command = shutil.which("nvidia-smi")
+    if command is None or (visible is not None and visible.strip() in ("", "-1")):
+        return None
+    chosen = [] if visible is None else ["-i", visible.split(",")[0].strip()]
+    query = [command, *chosen, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=SMI_LIMIT_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):  # a driver that does not answer is no GPU
+        return None
+    return _first_gpu(answer)
+
+
+def _first_gpu(answer: str) -> dict[str, str] | None:
+    """The first line of nvidia-smi's CSV; None where it lists no device."""
+    fields = [field.strip() for field in answer.strip().partition("\n")[0].split(",")]
+    if len(fields) != len(GPU_FIELDS):
+        return None
+    name, capability, driver = fields
+    return {"gpu": name, "compute_capability": f"SM{capability.replace('.', '')}", "driver": driver}
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Print this device and the inference runtimes that are installed on it."""
+    """Print this device, and for every inference runtime what it can do here, or what is missing."""
     from core.cli import Parser  # late, as what follows: the measuring child imports this module and is no command
 
     Parser(prog="python -m core.hardware", description=main.__doc__).parse_args(argv)
     from core.runtimes import RUNTIMES  # late: the fingerprint itself depends on nothing
 
-    facts = device_facts()
+    facts, card = device_facts(), gpu()
     print(f"cpu      {facts['cpu']}, {facts['cores']} cores, {facts['machine']}")
     print(f"isa      {' '.join(facts['isa']) or 'none of those that matter here'}")
+    print(
+        f"int8     {' '.join(sorted(INT8_FLAGS & {*facts['isa']})) or 'no instructions for it: INT8 layers may be slower than float ones'}"
+    )
+    print(f"gpu      {', '.join(card.values()) if card else 'none that nvidia-smi shows'}")
     for make in RUNTIMES.values():
         runtime = make()
-        if runtime.version is None:
-            print(f"runtime  {runtime.name} is not installed: pip install {runtime.pip_name}")
-        else:
-            digest = device_fingerprint(1, runtime.name, runtime.version)[1]
-            print(f"runtime  {runtime.name} {runtime.version}, fingerprint at 1 thread {digest}")
+        print(f"runtime  {runtime.name} {runtime.version or 'is not installed'}")
+        for line in _abilities(runtime):
+            print(f"         {line}")
     return 0
+
+
+def _abilities(runtime: Runtime) -> list[str]:
+    """What an installed runtime can do on this machine; else what is missing."""
+    from core.runtimes import why_not_here
+
+    if runtime.version is None:
+        return [f"pip install {runtime.pip_name}"]
+    reason = why_not_here(runtime)
+    lines = [
+        f"layers in INT8 or {', '.join(runtime.precisions)}; activations {runtime.activation_grid}; "
+        f"depthwise in {'INT8 or float' if runtime.depthwise_int8 else 'float'}; {_channels(runtime)}"
+    ]
+    if runtime.build:
+        lines.append(f"builds engines without a GPU for {', '.join(runtime.compute_capabilities)}")
+    if reason is None:
+        digest = device_fingerprint(1, runtime.name, runtime.version, on_gpu=runtime.device == "cuda")[1]
+        lines.append(f"fingerprint at 1 thread {digest}")
+    return lines if reason is None else [*lines, f"does not run here: {reason}"]
+
+
+def _channels(runtime: Runtime) -> str:
+    return "any channels" if runtime.channel_multiple == 1 else f"channels best in multiples of {runtime.channel_multiple}"
 
 
 def _read_cpuinfo() -> str:

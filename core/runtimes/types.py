@@ -11,7 +11,7 @@ import numpy as np
 
 from core.errors import EngineBuildError, UserError
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "f16"]
 
 
 class Artifact(TypedDict):
@@ -29,6 +29,8 @@ class EngineOptions:
     batch: int
     threads: int
     precision: Precision
+    cache: str | None = None
+    """Folder where a runtime may keep what it learnt of this device (timings, compiled kernels); None: nowhere."""
 
 
 class Engine(Protocol):
@@ -42,6 +44,28 @@ class Engine(Protocol):
 
     def artifact(self) -> Artifact:
         """What the runtime made of the model; may build a second engine to find out."""
+
+
+class DeviceTimed(Engine, Protocol):
+    """An engine on a device with a clock of its own, which the host's clock would blur."""
+
+    def time_ns(self) -> int:
+        """Nanoseconds on the device of one call on the images of the last `run`, which stay on the device."""
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A serialised engine, what the builder made of the model, and what it warned of."""
+
+    plan: bytes
+    artifact: Artifact
+    warnings: tuple[str, ...]
+
+
+class Build(Protocol):
+    """Builds an engine of an ONNX file for compute capabilities such as "SM89", on a machine that need not have them."""
+
+    def __call__(self, path: str, options: EngineOptions, compute_capability: tuple[str, ...]) -> BuiltEngine: ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,14 @@ class Runtime:
     """Engine of an ONNX file; the runtime's own exceptions pass through (core/engines.py meets them)."""
     precisions: tuple[Precision, ...] = ("f32",)
     pip_name: str = ""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """What it computes on. A CUDA runtime that is installed can still be without a GPU: `core.hardware.gpu` tells."""
+    channel_multiple: int = 1
+    """Channel counts that INT8 kernels want; others are padded. A hint for `prune.round_to`, no law."""
+    compute_capabilities: tuple[str, ...] = ()
+    """Those that `build` knows."""
+    build: Build | None = None
+    """None: engines are built where they run only."""
 
 
 def installed_version(*distributions: str) -> str | None:

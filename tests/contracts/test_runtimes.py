@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from core.errors import EngineBuildError, MissingRuntime, UserError
-from core.runtimes import RUNTIMES, EngineOptions, Runtime, check_precision, resolve_runtime
+from core.hardware import gpu
+from core.runtimes import (
+    RUNTIMES,
+    EngineOptions,
+    Runtime,
+    building_runtime,
+    check_precision,
+    on_grid,
+    resolve_runtime,
+    why_not_here,
+)
 from core.runtimes.types import installed_version
 from tests.tiny_onnx import CLASSES, IMAGES, Classifier, save_model
 
@@ -20,9 +31,15 @@ ONE = EngineOptions(batch=1, threads=1, precision="f32")
 @pytest.fixture(params=sorted(RUNTIMES))
 def runtime(request: pytest.FixtureRequest) -> Runtime:
     entry = RUNTIMES[request.param]()
-    if entry.version is None:
-        pytest.skip(f"{entry.name} is not installed here")
+    reason = why_not_here(entry)
+    if reason is not None:
+        pytest.skip(reason)
     return entry
+
+
+def classifier(runtime: Runtime) -> Classifier:
+    """Quantised on the runtime's own grid."""
+    return Classifier(quantised=True, signed=runtime.activation_grid == "int8")
 
 
 @pytest.mark.parametrize("name", sorted(RUNTIMES))
@@ -32,6 +49,9 @@ def test_an_entry_describes_itself(name: str) -> None:
     assert entry.activation_grid in ("uint8_relu", "int8")
     assert "f32" in entry.precisions
     assert entry.pip_name
+    assert entry.device in ("cpu", "cuda")
+    assert entry.channel_multiple >= 1
+    assert (entry.build is None) == (not entry.compute_capabilities)
 
 
 def test_a_float_engine_computes_the_model(runtime: Runtime, tmp_path: Path) -> None:
@@ -44,7 +64,7 @@ def test_a_float_engine_computes_the_model(runtime: Runtime, tmp_path: Path) -> 
 
 
 def test_an_int8_engine_computes_the_simulated_grid(runtime: Runtime, tmp_path: Path) -> None:
-    model = Classifier(quantised=True)
+    model = classifier(runtime)
     engine = runtime.load(str(model.save(tmp_path / "m.onnx")), EngineOptions(batch=len(IMAGES), threads=1, precision="f32"))
     logits, expected = engine.run(IMAGES), model.logits(IMAGES)
     np.testing.assert_allclose(logits, expected, atol=0.05)  # a value on the edge of two levels may round either way
@@ -54,7 +74,9 @@ def test_an_int8_engine_computes_the_simulated_grid(runtime: Runtime, tmp_path: 
 def test_an_artifact_counts_the_layers_that_run_in_int8(runtime: Runtime, tmp_path: Path) -> None:
     plain = runtime.load(str(Classifier().save(tmp_path / "f.onnx")), ONE).artifact()
     assert plain == {"precision": "f32", "int8_layers": 0, "layers": 3}
-    quantised = runtime.load(str(Classifier(quantised=True).save(tmp_path / "q.onnx")), ONE).artifact()
+    if runtime.name == "onnxruntime_cuda":
+        return  # its CUDA kernels compute quantised layers in float
+    quantised = runtime.load(str(classifier(runtime).save(tmp_path / "q.onnx")), ONE).artifact()
     assert quantised["layers"] == 3
     assert quantised["int8_layers"] is not None
     assert quantised["int8_layers"] >= 2
@@ -90,14 +112,52 @@ def test_a_model_with_open_image_size_is_refused(runtime: Runtime, tmp_path: Pat
         runtime.load(str(save_model(tmp_path / "open.onnx", nodes, [], size="side")), ONE)
 
 
-def test_auto_resolves_to_an_installed_runtime() -> None:
+def test_a_runtime_gives_the_same_logits_in_every_precision_it_has(runtime: Runtime, tmp_path: Path) -> None:
+    model = Classifier()
+    for precision in runtime.precisions:
+        engine = runtime.load(str(model.save(tmp_path / "m.onnx")), EngineOptions(batch=len(IMAGES), threads=1, precision=precision))
+        logits = engine.run(IMAGES)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(logits, model.logits(IMAGES), atol=1e-4 if precision == "f32" else 0.1)
+
+
+def test_auto_resolves_to_a_runtime_that_runs_here() -> None:
     name = resolve_runtime("auto")
-    assert RUNTIMES[name]().version
-    assert name == "openvino" or RUNTIMES["openvino"]().version is None
+    assert why_not_here(RUNTIMES[name]()) is None
+    if gpu() is None and RUNTIMES["openvino"]().version:
+        assert name == "openvino"
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpu.cache_clear()
+    yield
+    gpu.cache_clear()
+
+
+@pytest.mark.parametrize("name", [name for name, entry in RUNTIMES.items() if entry().device == "cuda"])
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_runtime_is_refused_in_one_line_where_there_is_no_gpu(name: str) -> None:
+    with pytest.raises(MissingRuntime, match="needs an NVIDIA GPU" if RUNTIMES[name]().version else "pip install") as refused:
+        resolve_runtime(name)
+    assert "\n" not in str(refused.value)
+
+
+def test_only_a_runtime_that_builds_elsewhere_takes_targets() -> None:
+    with pytest.raises(UserError, match="only tensorrt_rtx builds engines for GPUs that are not here, but the runtime is openvino"):
+        building_runtime("openvino", ("SM89",))
+
+
+def test_a_runtime_takes_the_signed_grid_but_tensorrt_takes_no_unsigned_one() -> None:
+    assert on_grid(RUNTIMES["openvino"](), "int8").activation_grid == "int8"
+    for name in ("tensorrt", "tensorrt_rtx"):
+        with pytest.raises(UserError, match=r"symmetric INT8 activations only, but runtime\.activation_grid is uint8_relu"):
+            on_grid(RUNTIMES[name](), "uint8_relu")
 
 
 def test_an_unknown_runtime_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown runtime 'openvin', did you mean 'openvino'\?.*onnxruntime, openvino"):
+    with pytest.raises(UserError, match=r"unknown runtime 'openvin', did you mean 'openvino'\?.*onnxruntime.*openvino"):
         resolve_runtime("openvin")
 
 
@@ -109,6 +169,7 @@ def test_a_runtime_that_is_not_installed_names_its_install_line(monkeypatch: pyt
 
 
 def test_the_table_imports_no_runtime_and_no_torch() -> None:
-    code = "import sys, core.engine_child; print({'torch', 'openvino', 'onnxruntime', 'pydantic'} & set(sys.modules))"
+    late = {"torch", "openvino", "onnxruntime", "tensorrt_rtx_bindings", "tensorrt", "onnx", "pydantic"}
+    code = f"import sys, core.engine_child; print({late!r} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -1,0 +1,38 @@
+"""TensorRT for RTX: TensorRT's API, compiled on the user's GPU at the first call, and built anywhere, also without a GPU."""
+
+from __future__ import annotations
+
+from core.runtimes.types import BuiltEngine, Engine, EngineOptions, Runtime, installed_version
+
+NAME = "tensorrt_rtx"
+MODULE = "tensorrt_rtx_bindings"
+BINDINGS = ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings")
+
+
+def runtime() -> Runtime:
+    """The table entry."""
+    return Runtime(
+        name=NAME,
+        version=installed_version(*BINDINGS),
+        activation_grid="int8",
+        depthwise_int8=False,
+        load=_load,
+        precisions=("f32", "f16", "bf16"),
+        pip_name="tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
+        device="cuda",
+        channel_multiple=32,
+        compute_capabilities=("SM75", "SM80", "SM86", "SM89", "SM120", "SM121"),
+        build=_build,
+    )
+
+
+def _load(path: str, options: EngineOptions) -> Engine:
+    from core.runtimes.trt_run import TrtEngine
+
+    return TrtEngine(MODULE, NAME, str(runtime().version), path, options)
+
+
+def _build(path: str, options: EngineOptions, compute_capability: tuple[str, ...]) -> BuiltEngine:
+    from core.runtimes.trt_build import build
+
+    return build(MODULE, NAME, path, options, compute_capability)[0]
