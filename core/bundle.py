@@ -1,8 +1,10 @@
-"""A bundle: one folder that holds a compressed model and everything needed to run it. It is data, never code.
+"""A bundle: one folder that holds a compressed model and everything needed to run it. This program reads it as data, never as code.
 
-    model.onnx  weights.pack  candidate.yaml  measurement.json  labels.json  preprocessing.json  README.md  bundle.json
+    model.onnx  weights.pack  candidate.yaml  measurement.json  labels.json  preprocessing.json  bundle.json
+    README.md  MODEL_CARD.md  verify.py  requirements.txt
 
-`bundle.json` is the manifest: format version, runtime, and the SHA-256 of every other file.
+`bundle.json` is the manifest: format version, runtime, and the SHA-256 of every other file. `verify.py` is core/bundle_verify.py: it checks
+the bundle where this program is not installed, with what requirements.txt lists.
 """
 
 from __future__ import annotations
@@ -21,16 +23,24 @@ import numpy as np
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from core import bundle_verify
+from core.bundle_card import model_card
 from core.bundle_readme import readme
 from core.candidate import Candidate, Frozen
 from core.errors import UserError
+from core.runtimes.types import installed_version
 from core.yaml_io import load_yaml, parse
 
 FORMAT = "paretopress-bundle"
-VERSION = 1
+VERSION = 2
 MANIFEST = "bundle.json"
-FILES = ("model.onnx", "weights.pack", "candidate.yaml", "measurement.json", "labels.json", "preprocessing.json", "README.md")
-Precision = Literal["f32", "bf16"]
+FILES = (
+    *("model.onnx", "weights.pack", "candidate.yaml", "measurement.json", "labels.json", "preprocessing.json"),
+    *("README.md", "MODEL_CARD.md", "verify.py", "requirements.txt"),
+)
+VERIFIED_WITH = {"openvino": "openvino"}
+"""Runtime -> what verify.py runs a bundle in; others by ONNX Runtime, which reads every grid."""
+Precision = Literal["f32", "bf16", "f16"]
 
 
 class Preprocessing(Frozen):
@@ -57,7 +67,7 @@ class Manifest(Frozen):
     """What bundle.json holds. `files`: name -> SHA-256 in hex."""
 
     format: Literal["paretopress-bundle"] = "paretopress-bundle"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     runtime: str
     precision: Precision = "f32"
     files: dict[str, str]
@@ -112,6 +122,9 @@ def write_bundle(
         "labels.json": to_json(list(labels)),
         "preprocessing.json": to_json(preprocessing.model_dump(mode="json")),
         "README.md": readme(runtime, labels, preprocessing.image_size, readme_facts or {}).encode(),
+        "MODEL_CARD.md": model_card(candidate, measurement, labels, runtime).encode(),
+        "verify.py": Path(bundle_verify.__file__).read_bytes(),
+        "requirements.txt": requirements(runtime).encode(),
     }
     digests = {name: digest(content) for name, content in contents.items()}
     manifest = Manifest(runtime=runtime, precision=precision, files=digests)
@@ -119,6 +132,12 @@ def write_bundle(
         replace_folder(path, {**contents, MANIFEST: to_json(manifest.model_dump(mode="json"))})
     except OSError as error:
         raise UserError(f"a bundle needs a folder that can be written, but {error}; free space or choose another folder") from error
+
+
+def requirements(runtime: str) -> str:
+    """What verify.py and the README's snippet need, in the versions installed here."""
+    names = dict.fromkeys((VERIFIED_WITH.get(runtime, "onnxruntime"), "onnxruntime", "numpy", "pillow"))
+    return "".join(f"{name}=={installed}\n" for name in names if (installed := installed_version(name)) is not None)
 
 
 def read_bundle(path: Path) -> Bundle:

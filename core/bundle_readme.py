@@ -21,6 +21,12 @@ From the root of a paretopress checkout, DIR being this folder:
     python -m core.predict --bundle DIR photos/ --csv out.csv # a whole folder
     ls photos/*.png | python -m core.predict --bundle DIR -   # paths on standard input, answered one by one
 
+## Check it
+
+    pip install -r requirements.txt
+    python verify.py            # digests, size and latency on your machine, beside what is stated here
+    python verify.py images/    # accuracy too; images/ has a folder per class
+
 ## Run it with ONNX Runtime alone
 
 `pip install onnxruntime pillow numpy`, save these lines as `classify.py` in this folder, then `python classify.py photo.png`:
@@ -36,11 +42,13 @@ Images of another size than {size}x{size} are scaled on the shorter side and cro
 | File | What it is |
 |---|---|
 | `model.onnx` | the network; input `images` float32 (batch, channels, height, width), output `logits` (batch, classes) |
-| `weights.pack` | the same weights, bit-packed: the size that the search counted (`python -m core.pack inspect weights.pack`) |
+| `weights.pack` | the same weights without loss: the size that the search counted (`python -m core.pack inspect weights.pack`) |
 | `candidate.yaml` | the choices that led to this network |
 | `measurement.json` | accuracy, size and latency, with the machine and the versions they were measured on |
 | `labels.json` | names of the classes, in the order of the logits |
 | `preprocessing.json` | size, channels, mean and std: x = (pixel / 255 - mean) / std |
+| `MODEL_CARD.md` | what it is for, what it was made of, how good it is, what was not tried |
+| `verify.py`, `requirements.txt` | derive size, accuracy and latency anew, and what that needs |
 | `bundle.json` | format version, runtime, SHA-256 of every file; change a file and the bundle is refused |
 """
 

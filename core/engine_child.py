@@ -3,11 +3,14 @@
     python -m core.engine_child     JSON lines on stdin, one JSON line on stdout for each
 
 Requests: {"op": "ping"}
-          {"op": "latency", "model", "runtime", "options": {batch, threads, precision}, "timing": {warmup_s, max_s}}
+          {"op": "latency", "model", "runtime", "options": {batch, threads, precision, cache}, "timing": {warmup_s, max_s, quiet_ms},
+           "reference": path of core/reference.py's network}
           {"op": "predict", "model", "runtime", "options", "images": path.npy, "out": path.npy}
+          {"op": "build", "model", "runtime", "options", "compute_capability": ["SM89"], "out": path}
 Answers:  {"ok": {...}} or {"error": "user" | "engine", "message"}
 
-It imports numpy and its runtime only, and ends with its parent or at the end of stdin. Its parent is core/engines.py.
+It imports numpy and its runtime only (TensorRT's needs onnx, and torch for memory and streams), and ends with its parent or at the
+end of stdin. Its parent is core/engines.py.
 """
 
 from __future__ import annotations
@@ -18,13 +21,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from core.errors import UserError
-from core.latency import time_calls
-from core.runtimes import Engine, EngineOptions, check_precision, installed_runtime
+from core.files import write_atomically
+from core.latency import Timed, time_calls
+from core.machine import conditions, read_machine
+from core.runtimes import Engine, EngineOptions, building_runtime, check_precision, installed_runtime
 
 PR_SET_PDEATHSIG = 1
 
@@ -55,12 +64,26 @@ def _ping(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _latency(request: dict[str, Any]) -> dict[str, Any]:
-    """Time one engine on seeded normal images: denormals and zeros would be timed differently from real ones."""
+    """Time one engine beside the reference network's."""
     engine = _load(request)
+    reference = _reference(request["runtime"], request["reference"], EngineOptions(**request["options"]))
+    before = read_machine()
+    timing = time_calls(_timed(engine), reference, **request["timing"])
+    on_gpu = installed_runtime(request["runtime"]).device == "cuda"
+    return {"timing": timing, "conditions": conditions(before, on_gpu=on_gpu), "artifact": engine.artifact()}
+
+
+@lru_cache(maxsize=1)
+def _reference(runtime: str, path: str, options: EngineOptions) -> Timed:
+    """The reference network's call, kept for the next measurement. One image, one thread: threads that spin would disturb the candidate."""
+    return _timed(installed_runtime(runtime).load(path, replace(options, batch=1, threads=1)))
+
+
+def _timed(engine: Engine) -> Timed:
+    """A call of the engine on seeded normal images: denormals and zeros would be timed differently from real ones."""
     images = np.random.default_rng(0).standard_normal(engine.input_shape, dtype=np.float32)
     _run(engine, images)
-    timing = time_calls(lambda: _discard(engine.run(images)), **request["timing"])
-    return {**timing, "artifact": engine.artifact()}
+    return getattr(engine, "time_ns", None) or (lambda: _discard(engine.run(images)))  # DeviceTimed
 
 
 def _predict(request: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +99,17 @@ def _predict(request: dict[str, Any]) -> dict[str, Any]:
         logits.append(_run(engine, part)[: len(chunk)])
     np.save(request["out"], np.concatenate(logits))
     return {"artifact": engine.artifact()}
+
+
+def _build(request: dict[str, Any]) -> dict[str, Any]:
+    """Build an engine that need not run here, and write it to `out`."""
+    options, targets = EngineOptions(**request["options"]), tuple(request["compute_capability"])
+    runtime = building_runtime(request["runtime"], targets)
+    check_precision(runtime, options.precision)
+    assert runtime.build is not None
+    built = runtime.build(request["model"], options, targets)
+    write_atomically(Path(request["out"]), built.plan)
+    return {"artifact": built.artifact, "size_bytes": len(built.plan), "warnings": built.warnings}
 
 
 def _load(request: dict[str, Any]) -> Engine:
@@ -99,7 +133,12 @@ def _discard(logits: np.ndarray) -> None:
     """A timed call returns nothing."""
 
 
-OPS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"ping": _ping, "latency": _latency, "predict": _predict}
+OPS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "ping": _ping,
+    "latency": _latency,
+    "predict": _predict,
+    "build": _build,
+}
 
 
 def _claim_stdout() -> IO[str]:
@@ -113,6 +152,8 @@ def _die_with_parent(parent: int | None) -> None:
     """Ask Linux for SIGKILL when the parent ends: a hanging build never reads the end of stdin."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it closes us
     if sys.platform == "linux":
+        with suppress(OSError):  # where memory runs out, the kernel ends this process and not the search
+            Path("/proc/self/oom_score_adj").write_text("1000")
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         raise SystemExit(1)  # it ended before the line above

@@ -1,52 +1,82 @@
 """Engines from the outside: a host that has a child process build, time and run them, under a time limit.
 
+    python -m core.engines build MODEL.onnx --runtime tensorrt_rtx --sm 89     an engine for a GPU that need not be here
+
 A crash or a hang of a native library costs one request: the child is replaced and EngineBuildError says why.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import select
-import subprocess
-import sys
+import statistics
 import tempfile
-import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from core.candidate import EngineArtifact, LatencyReport
+from core.agent_client import AgentConnection
+from core.candidate import KB, EngineArtifact, LatencyReport
+from core.cli import Parser, required, run_main
 from core.config import RuntimeConfig
+from core.engine_process import Child, ChildLost, one_line
 from core.errors import EngineBuildError, MeasurementError, UserError
 from core.files import write_atomically
 from core.hardware import device_fingerprint
-from core.runtimes import check_precision, installed_runtime, resolve_runtime
+from core.measuring import measuring
+from core.runtimes import building_runtime, check_precision, on_grid, running_runtime
 
-ROOT = Path(__file__).resolve().parents[1]
-STDERR_LINES = 5
+QUIET_KEY = "quiet_ms"
+"""Entry of the latency cache: fingerprint and precision -> the reference network's quiet times in the latest stable measurements."""
+REMEMBERED = 9
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A serialised engine for one compute capability, what the builder made of the model and what it warned of."""
+
+    path: Path
+    size_bytes: int
+    artifact: EngineArtifact
+    warnings: tuple[str, ...]
 
 
 class EngineHost:
-    """One runtime on this machine, behind one long-lived child that starts with the first request.
+    """One runtime on this machine, behind one long-lived child that starts with the first request; with `runtime.agent` on another one.
 
-    `work_dir` holds the latency cache and, while the host is open, images on their way to the child.
+    `work_dir` holds the latency cache, what a GPU runtime learns of its device and, while the host is open, images on their way to
+    the child. With `targets` (compute capabilities) it builds engines for them, and has none to time or to run.
     The child ends with the thread that made the first request: keep a host within one thread.
     """
 
-    def __init__(self, runtime: RuntimeConfig, work_dir: Path) -> None:
-        """UserError for an unknown runtime or a precision it lacks, MissingRuntime for one that is not installed."""
+    def __init__(self, runtime: RuntimeConfig, work_dir: Path, targets: tuple[str, ...] = ()) -> None:
+        """UserError for an unknown runtime or a precision it lacks, MissingRuntime for one that is not installed or has no GPU."""
         self.config = runtime
-        self.runtime = installed_runtime(resolve_runtime(runtime.name))
+        self._agent = None if runtime.agent is None else AgentConnection(runtime)
+        if targets:
+            self.runtime = building_runtime(runtime.name, targets)
+        elif self._agent is not None:
+            self.runtime = self._agent.runtime
+        else:
+            self.runtime = running_runtime(runtime.name)
         check_precision(self.runtime, runtime.precision)
-        self.device, self.fingerprint = device_fingerprint(runtime.threads, self.runtime.name, str(self.runtime.version))
+        if runtime.activation_grid != "auto":
+            self.runtime = on_grid(self.runtime, runtime.activation_grid)
+        on_gpu = self.runtime.device == "cuda"
+        if self._agent is not None:
+            self.device, self.fingerprint = self._agent.device, self._agent.fingerprint
+        else:
+            self.device, self.fingerprint = device_fingerprint(
+                runtime.threads, self.runtime.name, str(self.runtime.version), on_gpu=on_gpu and not targets
+            )
         work_dir.mkdir(parents=True, exist_ok=True)
         self._cache = work_dir / "latency.json"
+        self._engine_cache = str(work_dir.resolve() / "engine-cache") if on_gpu else None
         self._folder = tempfile.TemporaryDirectory(dir=work_dir, prefix="engines-")
-        self._child: _Child | None = None
+        self._child: Child | None = None
 
     def __enter__(self) -> EngineHost:
         return self
@@ -63,20 +93,24 @@ class EngineHost:
         """Time one call of `batch` images of the ONNX file `model`, alone on this machine.
 
         A `key` names the model's structure: the same key on the same device, with the same options, is measured once
-        per `work_dir`. EngineBuildError when the engine cannot be built or run.
+        per `work_dir`. EngineBuildError when the engine cannot be built or run, MeasurementError when another measurement holds
+        the machine for longer than `runtime.wait_s`.
         """
         config = self.config
         entry = f"{key} {self.fingerprint} batch={config.batch} precision={config.precision}"
-        with FileLock(measurement_lock()):
+        with self._alone():
             cached = _read_cache(self._cache) if key is not None else {}
             if entry in cached:
                 return LatencyReport.model_validate(cached[entry])
-            report = self._measure(model)
-            if not report.stable:  # something else was busy; what wavers a second time is kept, and marked
-                report = self._measure(model)
+            report, _ = self._time(model)
             if key is not None:
-                _write_cache(self._cache, cached | {entry: report.model_dump(mode="json")})
+                _write_cache(self._cache, _read_cache(self._cache) | {entry: report.model_dump(mode="json")})
         return report
+
+    def time_model(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
+        """Time the ONNX file `model` now, and say what really ran. Errors as `latency`."""
+        with self._alone():
+            return self._time(model)
 
     def predict(self, model: Path, images: np.ndarray, batch: int = 64) -> tuple[np.ndarray, EngineArtifact]:
         """Logits (N, K) of float32 images (N, C, H, W), N >= 1, from the engine at the same precision as it is timed.
@@ -87,42 +121,88 @@ class EngineHost:
         assert images.dtype == np.float32, images.dtype
         assert images.ndim == 4, images.shape
         assert len(images) > 0, images.shape
-        source, target = Path(self._folder.name, "images.npy"), Path(self._folder.name, "logits.npy")
-        np.save(source, images)
         limit_s = self.config.timeout_s * max(1.0, len(images) / 1000)
-        answer = self._ask("predict", model, min(batch, len(images)), limit_s, images=str(source), out=str(target))
-        logits = np.load(target, allow_pickle=False)
+        if self._agent is not None:
+            logits, artifact = self._agent.predict(model, images, min(batch, len(images)), limit_s)
+        else:
+            logits, artifact = self._predict_here(model, images, min(batch, len(images)), limit_s)
         finite = np.isfinite(logits).all(axis=1)
         if not finite.all():
             raise MeasurementError(
                 f"an engine's logits must be finite, but those of {model} are not for {int((~finite).sum())} of {len(finite)} images"
             )
-        return logits, EngineArtifact(runtime=self.runtime.name, model_path=str(model), **answer["artifact"])
+        return logits, artifact
 
-    def _measure(self, model: Path) -> LatencyReport:
-        """A latency as the child measured it."""
+    def build(self, model: Path, target: str, out: Path) -> EngineFile:
+        """Build the engine of the ONNX file `model` for one compute capability ("SM89") into `out`. EngineBuildError when it cannot be."""
         config = self.config
-        timing = {"warmup_s": config.warmup_s, "max_s": config.max_s}
-        answer = self._ask("latency", model, config.batch, config.timeout_s, timing=timing)
-        return LatencyReport(
-            **{name: answer[name] for name in ("p50_ms", "p95_ms", "ci_ms", "samples", "stable")},
+        answer = self._ask("build", model, config.batch, config.timeout_s, compute_capability=[target], out=str(out.resolve()))
+        return EngineFile(out, answer["size_bytes"], self._artifact(model, answer), tuple(answer["warnings"]))
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Nobody else measures on this machine; an agent's machine sees to itself."""
+        return nullcontext() if self._agent is not None else measuring(self.config.wait_s)
+
+    def _time(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
+        """Measured, and a second time where something else was busy; what wavers again is kept, and marked."""
+        if self._agent is not None:
+            return self._agent.time_model(model)
+        measured = self._measure(model)
+        return measured if measured[0].stable else self._measure(model)
+
+    def _predict_here(self, model: Path, images: np.ndarray, batch: int, limit_s: float) -> tuple[np.ndarray, EngineArtifact]:
+        """Through the child, images and logits as files: pipes would copy them as text."""
+        source, target = Path(self._folder.name, "images.npy"), Path(self._folder.name, "logits.npy")
+        np.save(source, images)
+        answer = self._ask("predict", model, batch, limit_s, images=str(source), out=str(target))
+        return np.load(target, allow_pickle=False), self._artifact(model, answer)
+
+    def _measure(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
+        """A latency as the child measured it, beside the pinned reference network."""
+        config = self.config
+        device = f"{self.fingerprint} precision={config.precision}"
+        known = _read_cache(self._cache).get(QUIET_KEY, {})
+        levels = known.get(device, [])
+        timing = {"warmup_s": config.warmup_s, "max_s": config.max_s, "quiet_ms": statistics.median(levels) if levels else None}
+        answer = self._ask("latency", model, config.batch, config.timeout_s, timing=timing, reference=str(self._reference()))
+        artifact = self._artifact(model, answer)
+        report = LatencyReport(
+            **answer["timing"],
+            **answer["conditions"],
             batch=config.batch,
             threads=config.threads,
             runtime=self.runtime.name,
-            precision=answer["artifact"]["precision"],
+            precision=artifact.precision,
             fingerprint=self.fingerprint,
         )
+        if report.stable:
+            levels = [*levels, report.reference_ms][-REMEMBERED:]
+            _write_cache(self._cache, _read_cache(self._cache) | {QUIET_KEY: {**known, device: levels}})
+        return report, artifact
+
+    def _reference(self) -> Path:
+        """The file of the reference network."""
+        path = Path(self._folder.name, "reference.onnx")
+        if not path.exists():
+            from core.reference import write_reference  # late: onnx, which nothing else here needs
+
+            write_reference(path)
+        return path
+
+    def _artifact(self, model: Path, answer: dict[str, Any]) -> EngineArtifact:
+        return EngineArtifact(runtime=self.runtime.name, model_path=str(model), **answer["artifact"])
 
     def _ask(self, op: str, model: Path, batch: int, limit_s: float, **more: Any) -> dict[str, Any]:
         """The child's answer about one engine within `limit_s`, or the exception it stands for."""
-        options = {"batch": batch, "threads": self.config.threads, "precision": self.config.precision}
+        config = self.config
+        options = {"batch": batch, "threads": config.threads, "precision": config.precision, "cache": self._engine_cache}
         request = {"op": op, "model": str(Path(model).resolve()), "runtime": self.runtime.name, "options": options, **more}
         if self._child is None or not self._child.alive():
             self._replace_child()
-            self._child = _Child(Path(self._folder.name))
+            self._child = Child(Path(self._folder.name))
         try:
             answer = self._child.ask(request, limit_s)
-        except _ChildLost as error:
+        except ChildLost as error:
             self._replace_child()
             raise EngineBuildError(f"{self.runtime.name} {error} ({op} of {model}, limit {limit_s:g} s)") from error
         except BaseException:  # Ctrl-C in between: the answer that comes later would be taken for that of the next request
@@ -132,7 +212,7 @@ class EngineHost:
             return answer["ok"]
         if answer["error"] == "user":
             raise UserError(answer["message"])
-        raise EngineBuildError(f"{self.runtime.name} cannot build or run {model}: {_one_line(answer['message'])}")
+        raise EngineBuildError(f"{self.runtime.name} cannot build or run {model}: {one_line(answer['message'])}")
 
     def _replace_child(self) -> None:
         """Kill the child, if any; the next request starts another."""
@@ -141,80 +221,38 @@ class EngineHost:
         self._child = None
 
 
-def measurement_lock() -> Path:
-    """The file that whoever measures on this machine holds."""
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir(), f"paretopress-measure-{user}.lock")
+def main(argv: list[str]) -> int:
+    """Build engines of an ONNX file for GPUs that need not be here, one file each."""
+    parser = Parser(prog="python -m core.engines", description=main.__doc__)
+    build = parser.add_subparsers(dest="command", required=True).add_parser("build", help="build engines", description=main.__doc__)
+    build.add_argument("model", type=Path, metavar="MODEL.onnx", help="as a run or an export writes it for this runtime")
+    build.add_argument("--runtime", default="tensorrt_rtx", metavar="NAME", help="default %(default)s")
+    build.add_argument("--sm", action="append", required=True, metavar="N", help="compute capability without its point: 89; repeat it")
+    build.add_argument("--precision", default="f32", choices=("f32", "f16", "bf16"), help="of float layers (default %(default)s)")
+    build.add_argument("--batch", type=int, default=1, metavar="N", help="images per call (default %(default)s)")
+    build.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the model")
+    build.add_argument("--timeout-s", type=float, default=RuntimeConfig().timeout_s, metavar="S", help="default %(default)s")
+    args = parser.parse_args(argv)
+    if not args.model.is_file():
+        raise UserError(f"MODEL must be an ONNX file, but there is no {args.model}; name one")
+    if args.batch < 1 or not args.timeout_s > 0:
+        raise UserError(f"--batch must be at least 1 and --timeout-s above 0, but got {args.batch} and {args.timeout_s:g}; correct them")
+    targets = tuple(f"SM{number.upper().removeprefix('SM').replace('.', '')}" for number in args.sm)
+    config = RuntimeConfig(name=args.runtime, batch=args.batch, precision=args.precision, timeout_s=args.timeout_s)
+    folder = args.out or args.model.parent
+    with required("an engine"), tempfile.TemporaryDirectory() as work, EngineHost(config, Path(work), targets) as host:
+        for target in targets:
+            _describe(host.build(args.model, target, folder / f"{args.model.stem}.{target}.engine"))
+    return 0
 
 
-class _ChildLost(Exception):
-    """The child did not answer: the message says how it ended and its last words."""
-
-
-class _Child:
-    """One running core/engine_child.py."""
-
-    def __init__(self, folder: Path) -> None:
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # a file, not a pipe: nobody has to drain it
-        self._stderr = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (kill closes it)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "core.engine_child", str(os.getpid())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
-        self.pid = self._process.pid
-
-    def alive(self) -> bool:
-        """Whether it has not ended yet."""
-        return self._process.poll() is None
-
-    def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a request and wait for its answer; _ChildLost when none comes."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-        except BrokenPipeError as error:
-            raise _ChildLost(self._last_words()) from error
-        return json.loads(self._read_line(time.monotonic() + timeout_s))
-
-    def kill(self) -> None:
-        """End it now and close what belongs to it."""
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            if stream is not None:
-                stream.close()
-
-    def _read_line(self, deadline: float) -> bytes:
-        """The next line of its stdout."""
-        assert self._process.stdout is not None
-        poll = select.poll()
-        poll.register(self._process.stdout, select.POLLIN | select.POLLHUP)
-        line = b""
-        while not line.endswith(b"\n"):
-            if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-                raise _ChildLost("did not finish in time and was stopped; raise runtime.timeout_s if the model is that slow")
-            part = self._process.stdout.read(65536)
-            if not part:
-                raise _ChildLost(self._last_words())
-            line += part
-        return line
-
-    def _last_words(self) -> str:
-        """How it ended, and the last lines of its stderr."""
-        code = self._process.wait()
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()[-STDERR_LINES:]
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return f"{how}; its last words: {_one_line(' | '.join(lines)) or 'none'}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _describe(built: EngineFile) -> None:
+    """A line per engine, and its warnings: a layer that was meant for INT8 can fall back to float without an error."""
+    artifact = built.artifact
+    count = "layers unknown" if artifact.layers is None else f"{artifact.int8_layers} of {artifact.layers} layers in INT8"
+    print(f"{built.path}: {built.size_bytes / KB:.1f} KB, {count}, the others in {artifact.precision}")
+    for warning in dict.fromkeys(built.warnings):
+        print(f"  warning: {warning}")
 
 
 def _read_cache(path: Path) -> dict[str, Any]:
@@ -229,3 +267,7 @@ def _read_cache(path: Path) -> dict[str, Any]:
 def _write_cache(path: Path, reports: dict[str, Any]) -> None:
     """Whole or not at all."""
     write_atomically(path, json.dumps(reports, indent=1, sort_keys=True))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))

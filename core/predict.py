@@ -118,10 +118,10 @@ def is_hidden(relative: str) -> bool:
 
 def load_engine(bundle: Bundle, batch: int) -> Engine:
     """The bundle's model in the bundle's own runtime; never silently in another, whose numbers were not measured."""
-    from core.runtimes import EngineOptions, check_precision, installed_runtime
+    from core.runtimes import EngineOptions, check_precision, installed_runtime, resolve_runtime
 
     options = EngineOptions(batch=batch, threads=min(batch, len(os.sched_getaffinity(0))), precision=bundle.precision)
-    runtime = installed_runtime(bundle.runtime)
+    runtime = installed_runtime(resolve_runtime(bundle.runtime))
     check_precision(runtime, bundle.precision)
     try:
         engine = runtime.load(str(bundle.onnx), options)

@@ -168,8 +168,8 @@ def test_a_foreign_manifest_is_no_bundle(tmp_path: Path, text: str) -> None:
 def test_another_format_version_is_said_so(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "out")
     manifest = json.loads((bundle / MANIFEST).read_text())
-    (bundle / MANIFEST).write_text(json.dumps(manifest | {"version": 2}))
-    with pytest.raises(UserError, match=r"format version 1, but .* has 2"):
+    (bundle / MANIFEST).write_text(json.dumps(manifest | {"version": 1}))
+    with pytest.raises(UserError, match=r"format version 2, but .* has 1"):
         read_bundle(bundle)
 
 

@@ -19,8 +19,9 @@ import pytest
 from filelock import FileLock
 
 from core.config import RuntimeConfig
-from core.engines import EngineHost, measurement_lock
+from core.engines import EngineHost
 from core.errors import EngineBuildError, MeasurementError, UserError
+from core.measuring import measurement_lock, measuring
 from tests.tiny_onnx import CHANNELS, CLASSES, IMAGES, SIZE, Classifier, not_finite, unsupported
 
 QUICK = RuntimeConfig(name="onnxruntime", warmup_s=0.0, max_s=0.05)
@@ -188,6 +189,37 @@ def test_a_measurement_waits_for_the_one_that_runs_on_this_machine(host: EngineH
     host.latency(model)
     assert time.monotonic() >= released[0]
     other.join()
+
+
+def test_who_waits_too_long_is_told_who_measures(host: EngineHost, model: Path) -> None:
+    def hold(ready: threading.Event, done: threading.Event) -> None:
+        with measuring(5.0):
+            ready.set()
+            done.wait()
+
+    ready, done = threading.Event(), threading.Event()
+    other = threading.Thread(target=hold, args=(ready, done))
+    other.start()
+    ready.wait()
+    try:
+        with EngineHost(QUICK.model_copy(update={"wait_s": 0.1}), Path(host._folder.name)) as impatient:
+            law = rf"one measurement runs at a time.*that of process {os.getpid()} \(.*not ended within 0\.1 s"
+            with pytest.raises(MeasurementError, match=law):
+                impatient.latency(model)
+    finally:
+        done.set()
+        other.join()
+    assert host.latency(model).p50_ms > 0
+
+
+def test_stable_measurements_leave_the_quiet_time_of_the_reference_to_the_next(tmp_path: Path, model: Path) -> None:
+    with EngineHost(QUICK.model_copy(update={"max_s": 20.0}), tmp_path) as host:
+        report = host.latency(model)
+    assert report.stable, report
+    kept = json.loads((tmp_path / "latency.json").read_text())["quiet_ms"]
+    assert kept == {f"{report.fingerprint} precision=f32": [report.reference_ms]}
+    assert report.blocks >= 10
+    assert report.busy_cores is None or report.busy_cores >= 0
 
 
 def test_a_precision_that_the_runtime_lacks_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -1,0 +1,121 @@
+"""The other end of core/agent.py: engines that are built, timed and run on another machine, one HTTP request each."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import os
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from core.candidate import EngineArtifact, LatencyReport
+from core.config import RuntimeConfig
+from core.engine_process import one_line
+from core.errors import EngineBuildError, MeasurementError, UserError
+from core.runtimes import RUNTIMES
+from core.tables import lookup
+
+TOKEN_VARIABLE = "PARETOPRESS_AGENT_TOKEN"
+OPTIONS_HEADER, LENGTH_HEADER = "X-Runtime-Options", "X-Model-Length"
+OPTIONS = ("name", "batch", "threads", "precision", "warmup_s", "max_s", "timeout_s", "wait_s")
+"""Keys of `runtime` that travel."""
+MB = 1_000_000
+GRACE_S = 30.0
+"""For the way there and back, beyond what building and measuring may take."""
+CHUNK_BYTES = 16_000_000
+"""Most image bytes in one request: what a small device can hold."""
+
+
+class AgentConnection:
+    """One runtime configuration on the machine of one agent: `runtime`, `device` and `fingerprint` are its."""
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        """Ask the agent what it has. UserError when it is not there, refuses the token, or lacks the runtime."""
+        assert config.agent is not None
+        self._config, self._url = config, config.agent.rstrip("/")
+        self._token = os.environ.get(TOKEN_VARIABLE, "")
+        if not self._token:
+            raise UserError(f"runtime.agent needs the token that core.agent printed, but {TOKEN_VARIABLE} is not set; export it")
+        try:
+            facts = self._ask("device", b"", 2 * GRACE_S)
+            self.runtime = replace(lookup(RUNTIMES, "runtime", facts["runtime"])(), version=facts["version"])
+            self.device: dict[str, Any] = facts["device"]
+            self.fingerprint: str = facts["fingerprint"]
+            self._max_bytes: int = facts["max_bytes"]
+        except (EngineBuildError, MeasurementError, KeyError) as error:
+            raise UserError(f"runtime.agent must be the address of a running core.agent, but {self._url} is not: {error}") from error
+
+    def time_model(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
+        """As EngineHost.time_model, there."""
+        config = self._config
+        limit_s = 2 * config.timeout_s + config.wait_s + GRACE_S  # an unstable measurement is repeated
+        answer = self._ask("latency", _read(model), limit_s)
+        return LatencyReport.model_validate(answer["latency"]), self._artifact(model, answer)
+
+    def predict(self, model: Path, images: np.ndarray, batch: int, limit_s: float) -> tuple[np.ndarray, EngineArtifact]:
+        """Logits (N, K) of images float32 (N, C, H, W), sent in parts of at most CHUNK_BYTES."""
+        onnx = _read(model)
+        size = max(batch, CHUNK_BYTES // images[0].nbytes // batch * batch)
+        logits = []
+        for start in range(0, len(images), size):
+            buffer = io.BytesIO()
+            np.save(buffer, images[start : start + size])
+            answer = self._ask(
+                "predict", onnx + buffer.getvalue(), limit_s + self._config.wait_s + GRACE_S, length=len(onnx), options={"batch": batch}
+            )
+            logits.append(np.load(io.BytesIO(base64.b64decode(answer["logits"])), allow_pickle=False))
+        return np.concatenate(logits), self._artifact(model, answer)
+
+    def _artifact(self, model: Path, answer: dict[str, Any]) -> EngineArtifact:
+        return EngineArtifact.model_validate({**answer["engine"], "model_path": str(model)})
+
+    def _ask(self, what: str, body: bytes, limit_s: float, length: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """The agent's answer, or the exception that it stands for."""
+        if body and len(body) > self._max_bytes:
+            sizes = f"{self._max_bytes / MB:g} MB, but the model and its images have {len(body) / MB:.1f}"
+            raise EngineBuildError(f"the agent {self._url} takes requests up to {sizes}; start it with more --max-mb")
+        asked = {key: getattr(self._config, key) for key in OPTIONS} | (options or {})
+        headers = {
+            "Authorization": f"Bearer {self._token}",
+            "Content-Type": "application/octet-stream",
+            OPTIONS_HEADER: json.dumps(asked),
+            LENGTH_HEADER: str(len(body) if length is None else length),
+        }
+        try:
+            status, text = _post(self._url, f"/{what}", body, headers, limit_s)
+            answer = json.loads(text)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = one_line(str(error)) or type(error).__name__
+            raise EngineBuildError(f"the agent {self._url} did not answer ({reason}); see that core.agent runs there") from error
+        if status == http.client.OK:
+            return answer
+        message = f"the agent {self._url} refuses: {one_line(str(answer.get('message', status)))}"
+        raise {"user": UserError, "measurement": MeasurementError}.get(answer.get("error"), EngineBuildError)(message)
+
+
+def _post(url: str, path: str, body: bytes, headers: dict[str, str], limit_s: float) -> tuple[int, bytes]:
+    """Status and body of one POST. Not urllib: it would ask a proxy for a machine in the next room."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(str(parts.hostname), parts.port, timeout=limit_s)
+    try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # refused before all of the body was read: the answer says why
+            connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _read(model: Path) -> bytes:
+    try:
+        return model.read_bytes()
+    except OSError as error:
+        raise EngineBuildError(f"a model must be readable, but {model} is not: {error.strerror}") from error

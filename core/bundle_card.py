@@ -1,0 +1,81 @@
+"""The model card inside a bundle: what the network is for, what it was made of, how good it is, and what nobody has tried.
+
+References: Mitchell et al., Model Cards for Model Reporting, FAT* 2019 (its sections).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.candidate import KB, Candidate
+
+UNKNOWN = "not stated"
+
+
+def model_card(candidate: Candidate, measurement: Mapping[str, Any], labels: Sequence[str], runtime: str) -> str:
+    """Markdown. What `measurement` does not hold is said to be not stated."""
+    search, test = measurement.get("search", {}), measurement.get("test", {})
+    data = measurement.get("data", {})
+    made_of = f"{_number(search.get('parameters'), ',')} parameters, {_number(search.get('macs'), ',')} MACs"
+    images = f"{_number(data.get('train'), ',')} training images, {_number(data.get('search'), ',')} held out for all choices"
+    scales = f"Activation scales were chosen on {len(measurement.get('calibration', ()))} training images"
+    sections = {
+        "Model": [
+            f"An image classifier for {len(labels)} classes: `{candidate.student}` at width {candidate.width:g}, pruned, distilled from a "
+            f"larger network by `{candidate.distil.loss}`, its weights stored in {_number(search.get('mean_bits'), '.1f')} bits on average "
+            f"(`candidate.yaml`).",
+            f"Made for the runtime `{runtime}`. {made_of}.",
+        ],
+        "Use": [
+            "Meant for images like those it was trained on, decoded and normalised as `preprocessing.json` says.",
+            "It always names one of its classes, also for a picture of something else; its probabilities are not calibrated.",
+        ],
+        "Data": [
+            f"`{data.get('name', UNKNOWN)}`: {images}, {_number(test.get('images'), ',')} seen by the finished network alone.",
+            f"Digest {data.get('digest', UNKNOWN)}. {scales} (`calibration` in `measurement.json`).",
+        ],
+        "Results": [*_results(search, test, measurement.get("teacher", {})), *twin_lines(measurement.get("twins", ()))],
+        "Limits": [
+            "One split of one data set was measured: nothing is known of other cameras, places or times, nor of groups of people.",
+            "The front was chosen on the search split, so its accuracy there is a little too good; the test accuracy is the one to quote.",
+            "Latency belongs to the device in `measurement.json`; `python verify.py` measures it on yours.",
+        ],
+    }
+    return "# Model card\n\n" + "\n".join(
+        f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n" for title, lines in sections.items()
+    )
+
+
+def twin_lines(twins: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line per network that was timed beside the bundle's own, in the same runtime and minutes."""
+    lines = []
+    for twin in twins:
+        latency = twin["latency"]
+        low, high = latency["ci_ms"]
+        marks = "" if latency["stable"] else ", unstable"
+        lines.append(f"{twin['what']}: {latency['p50_ms']:.4f} ms (95 % interval {low:.4f} to {high:.4f}{marks})")
+    return lines
+
+
+def _results(search: Mapping[str, Any], test: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if test:
+        low, high = (100 * bound for bound in test["interval"])
+        lines.append(f"Test: {100 * test['accuracy']:.2f} % of {test['images']} images, 95 % interval {low:.2f} to {high:.2f}.")
+    if search:
+        latency = search["latency"]
+        lines.append(
+            f"Search split: {100 * search['accuracy']:.2f} % of {search['images']} images. {search['size_bytes'] / KB:.1f} KB. "
+            f"{latency['p50_ms']:.4f} ms a call of {latency['batch']} image(s) on {latency['threads']} thread(s)."
+        )
+    if teacher:
+        lines.append(
+            f"The teacher in float32, same runtime: {100 * teacher['accuracy']:.2f} % of the search split, "
+            f"{teacher['size_bytes'] / KB:.1f} KB, {teacher['latency']['p50_ms']:.4f} ms."
+        )
+    return lines or [UNKNOWN]
+
+
+def _number(value: float | None, form: str) -> str:
+    return UNKNOWN if value is None else format(value, form)

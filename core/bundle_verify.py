@@ -1,0 +1,203 @@
+"""Does this bundle still do what it says? python verify.py [IMAGES]     IMAGES: a folder of <class>/*.png, *.jpg ...
+
+Derives size, accuracy (on your images) and latency anew, puts them beside what the bundle states, and says what differs.
+It needs nothing but what requirements.txt lists. Exit code: 0 all agrees, 1 something differs, 2 it could not be checked.
+"""
+
+# Written into every bundle as verify.py, so it must not import this project.
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"}
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LATENCY_SLACK = 0.15
+"""On the same kind of machine a median may differ by this share: another day, another load."""
+BATCH = 50
+Row = tuple[str, str, str, bool | None]
+"""What, stated, found, and whether they agree; None: no verdict."""
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="?", type=Path, metavar="IMAGES", help="folder with a folder per class; without it no accuracy")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="to time the model (default %(default)s)")
+    args = parser.parse_args()
+    try:
+        manifest, measured = read("bundle.json"), read("measurement.json")
+        rows = [*check_files(manifest), check_size(measured), *check_latency(manifest, measured, args.seconds)]
+        if args.images is not None:
+            rows.append(check_accuracy(manifest, measured, args.images))
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        print(f"error: this bundle cannot be checked: {type(error).__name__}: {error}; pip install -r requirements.txt", file=sys.stderr)
+        return 2
+    for what, stated, found, agrees in rows:
+        print(f"{'DIFFERS' if agrees is False else '       ' if agrees is None else 'ok     '} {what:12} stated {stated:34} found {found}")
+    different = [what for what, _, _, agrees in rows if agrees is False]
+    print(f"differs: {', '.join(different)}" if different else "all that was checked agrees")
+    return 1 if different else 0
+
+
+def read(name: str) -> Any:
+    return json.loads((HERE / name).read_text(encoding="utf-8"))
+
+
+def check_files(manifest: dict[str, Any]) -> Iterator[Row]:
+    """A row for every file whose digest is another, or one for all."""
+    changed = [name for name, digest in manifest["files"].items() if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != digest]
+    if not changed:
+        yield "files", f"{len(manifest['files'])} digests", "the same", True
+    for name in changed:
+        yield name, "its digest", "another", False
+
+
+def check_size(measured: dict[str, Any]) -> Row:
+    found = (HERE / "weights.pack").stat().st_size
+    stated = measured.get("search", {}).get("size_bytes")
+    return "size", "nothing" if stated is None else f"{stated} bytes", f"{found} bytes", None if stated is None else stated == found
+
+
+def check_accuracy(manifest: dict[str, Any], measured: dict[str, Any], folder: Path) -> Row:
+    """On the images given; it agrees when the stated one lies in the 95 % interval of the found one, or the other way round."""
+    labels, inputs = read("labels.json"), read("preprocessing.json")
+    files = [(path, index) for index, label in enumerate(labels) for path in sorted((folder / label).glob("**/*"))]
+    files = [(path, index) for path, index in files if path.suffix.lower() in SUFFIXES]
+    if not files:
+        raise ValueError(f"{folder} must hold a folder of images per class ({', '.join(labels[:5])} ...), but has none")
+    run, right = load(manifest, BATCH, 1)[0], 0
+    for start in range(0, len(files), BATCH):
+        part = files[start : start + BATCH]
+        images = np.zeros((BATCH, inputs["channels"], inputs["image_size"], inputs["image_size"]), np.float32)
+        images[: len(part)] = [prepare(path, inputs) for path, _ in part]
+        right += int((run(images)[: len(part)].argmax(1) == [index for _, index in part]).sum())
+    found, stated = right / len(files), measured.get("test", {})
+    low, high = interval(right, len(files))
+    text = f"{100 * found:.2f} % of {len(files)} images"
+    if "accuracy" not in stated:
+        return "accuracy", "nothing", text, None
+    agrees = low <= stated["accuracy"] <= high or stated["interval"][0] <= found <= stated["interval"][1]
+    return "accuracy", f"{100 * stated['accuracy']:.2f} % of {stated['images']} test images", text, agrees
+
+
+def check_latency(manifest: dict[str, Any], measured: dict[str, Any], seconds: float) -> Iterator[Row]:
+    """Median of blocks. A verdict only on the same kind of processor; elsewhere the numbers are shown beside each other."""
+    stated = measured.get("latency") or measured.get("search", {}).get("latency") or {}
+    run, runtime, version = load(manifest, stated.get("batch", 1), stated.get("threads", 1))
+    inputs = read("preprocessing.json")
+    shape = (stated.get("batch", 1), inputs["channels"], inputs["image_size"], inputs["image_size"])
+    found = median_ms(run, np.random.default_rng(0).standard_normal(shape, dtype=np.float32), seconds)
+    yield "runtime", f"{manifest['runtime']} {measured.get('device', {}).get('runtime_version', '')}".strip(), f"{runtime} {version}", None
+    if "p50_ms" not in stated:
+        yield "latency", "nothing", f"{found:.4f} ms", None
+        return
+    here, there = processor(), measured.get("device", {}).get("cpu", "an unknown processor")
+    same = runtime == manifest["runtime"] and here == there and measured.get("device", {}).get("gpu") is None
+    note = "" if same else f" (on {here}, not {there})" if here != there else " (not the runtime it was measured in)"
+    agrees = abs(found - stated["p50_ms"]) <= LATENCY_SLACK * stated["p50_ms"] if same else None
+    yield "latency", f"{stated['p50_ms']:.4f} ms median", f"{found:.4f} ms{note}", agrees
+
+
+def load(manifest: dict[str, Any], batch: int, threads: int) -> tuple[Run, str, str]:
+    """A function of images (batch, C, H, W), and the runtime's name and version. Runtimes of GPUs are stood in for by ONNX Runtime."""
+    model = str(HERE / "model.onnx")
+    if manifest["runtime"] == "openvino":
+        import openvino
+
+        core = openvino.Core()
+        network = core.read_model(model)
+        network.reshape({network.input(0): [batch, *list(network.input(0).partial_shape)[1:]]})
+        properties = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": manifest.get("precision", "f32")}
+        if "CPU_DENORMALS_OPTIMIZATION" in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
+            properties["CPU_DENORMALS_OPTIMIZATION"] = True
+        if "DYNAMIC_QUANTIZATION_GROUP_SIZE" in core.get_property("CPU", "SUPPORTED_PROPERTIES"):
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        request = core.compile_model(network, "CPU", properties).create_infer_request()
+        return lambda x: np.array(next(iter(request.infer([x]).values()))), "openvino", openvino.__version__.split("-")[0]
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(["logits"], {"images": x})[0], "onnxruntime", onnxruntime.__version__
+
+
+def median_ms(run: Run, images: np.ndarray, seconds: float) -> float:
+    """Milliseconds a call: after a quarter of the time as warm-up, the median of calls of the rest."""
+    calls: list[float] = []
+    start = time.perf_counter()
+    while not calls or time.perf_counter() < start + seconds:
+        begin = time.perf_counter()
+        run(images)
+        if begin - start >= seconds / 4 or not calls:
+            calls.append(1000 * (time.perf_counter() - begin))
+    return statistics.median(calls)
+
+
+def prepare(path: Path, inputs: dict[str, Any]) -> np.ndarray:
+    """From a file to the network's input, float32 (C, size, size), as in training."""
+    size = inputs["image_size"]
+    with Image.open(path) as image:
+        image.draft(None, (2 * size, 2 * size))
+        image.load()
+        edge = min(image.size)
+        left, top = (image.width - edge) / 2, (image.height - edge) / 2
+        square = opaque(image)
+        if square.size != (size, size):
+            square = square.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + edge, top + edge))
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        square = (square if turn is None else square.transpose(turn)).convert("L" if inputs["channels"] == 1 else "RGB")
+    pixels = np.asarray(square, np.float32).reshape(size, size, inputs["channels"]).transpose(2, 0, 1)
+    mean, std = (np.asarray(inputs[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+    return (pixels / np.float32(255) - mean) / std
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """Mode L or RGB: 16 bits scaled to 8, transparency laid over white."""
+    if image.mode.startswith("I"):
+        return Image.fromarray(((np.clip(np.asarray(image).astype(np.int64), 0, 65535) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return image.convert("L" if image.mode in ("1", "L", "F") else "RGB")
+
+
+def interval(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927)."""
+    share = right / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return centre - half, centre + half
+
+
+def processor() -> str:
+    """As Linux names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "an unknown processor")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

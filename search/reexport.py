@@ -1,0 +1,95 @@
+"""A finished point on another runtime's grid, and the same network without quantisation: both rebuilt without training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.bundle import Preprocessing
+from core.candidate import Measurement
+from core.cli import required
+from core.compress import calibration_indices, recoded, refit, resolve
+from core.config import Config
+from core.data.types import SearchData
+from core.engines import EngineHost
+from core.export import export_onnx
+from core.files import write_atomically
+from core.pack import coding_of, unpack
+from core.teacher import build_network
+from core.views import Normalisation, viewed
+from objectives.accuracy import score
+from results.record import TrialRecord
+from search.final_score import answers
+
+
+def reexport(
+    record: TrialRecord, config: Config, data: SearchData, preprocessing: Preprocessing, engines: EngineHost, packed: Path, folder: Path
+) -> Measurement:
+    """Write model.onnx and weights.pack for the runtime of `engines` to `folder`, and measure all three objectives there.
+
+    Weights are taken over bit for bit, activation scales are calibrated on the training images of the search. Raises UserError when the
+    network cannot be rebuilt or the runtime refuses it.
+    """
+    assert record.candidate is not None
+    assert record.measurement is not None
+    normalise = Normalisation(preprocessing.mean, preprocessing.std)
+    dense = build_network(record.candidate.student, record.candidate.width, config.teacher, data.info).eval()
+    pruned, plan = resolve(dense, record.candidate, data.info.shape, engines.runtime)
+    train = viewed(data.train, normalise, config.views, config.seed, torch.device("cpu"))
+    calibration = train.plain(calibration_indices(len(train), config.quantise.calibration_images))
+    content = packed.read_bytes()
+    compressed, graph = refit(pruned, plan, unpack(content), calibration, engines.runtime, record.candidate.quantiser)
+    compressed = recoded(compressed, coding_of(content))
+    model = compressed.save(folder)
+    with required(f"the point must run in {engines.runtime.name}"):
+        labels = data.search.labels
+        if record.measurement.judged_by == "teacher":
+            labels = labels.new_tensor(answers(engines, folder.parents[1] / "teacher" / "model.onnx", preprocessing, data.search).argmax(1))
+        scored = score(engines, model, graph, map(normalise, data.search.chunks()), labels)
+        latency = engines.latency(model, key=compressed.structure)
+    changed = {"accuracy": scored.accuracy, "agreement": scored.agreement, "size_bytes": len(compressed.packed), "latency": latency}
+    return record.measurement.model_copy(update=changed | {"mean_bits": plan.mean_bits})
+
+
+def time_twins(record: TrialRecord, config: Config, data: SearchData, engines: EngineHost, model: Path) -> list[dict[str, Any]]:
+    """The point itself and the same shapes in float, one after the other in one runtime: {what, precision, engine, latency} each.
+
+    The float network comes at every precision that the runtime has. Raises UserError when it cannot be rebuilt.
+    """
+    assert record.candidate is not None
+    runtime = engines.runtime
+    with required("the point and its float twin must run to be compared"), tempfile.TemporaryDirectory() as work:
+        rows = [_timed("this model", engines, model)]
+        dense = build_network(record.candidate.student, record.candidate.width, config.teacher, data.info).eval()
+        pruned, _ = resolve(dense, record.candidate, data.info.shape, runtime)
+        path = write_atomically(Path(work, "float.onnx"), export_onnx(pruned, data.info.shape).SerializeToString())
+        for precision in runtime.precisions:
+            with _at(precision, engines, Path(work)) as host:
+                rows.append(_timed(f"the same network in float, {precision}", host, path))
+    return rows
+
+
+@contextmanager
+def _at(precision: str, engines: EngineHost, work: Path) -> Iterator[EngineHost]:
+    """A host of the same runtime at another float precision; `engines` itself where it has it."""
+    if engines.config.precision == precision:
+        yield engines
+        return
+    config = engines.config.model_copy(update={"name": engines.runtime.name, "precision": precision})
+    with EngineHost(config, work) as host:
+        yield host
+
+
+def _timed(what: str, engines: EngineHost, model: Path) -> dict[str, Any]:
+    latency, artifact = engines.time_model(model)
+    return {
+        "what": what,
+        "precision": artifact.precision,
+        "engine": artifact.model_dump(mode="json", exclude={"model_path"}),
+        "latency": latency.model_dump(mode="json"),
+    }

@@ -1,0 +1,126 @@
+"""`--remeasure`: a study that goes on with another device, its stored models timed there anew and nothing trained again.
+
+Optuna's finished trials cannot be changed, so the study is written anew under its own name. The former one stays in the database as
+`<name>-on-<former device>`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, TrialState
+
+from core.candidate import LatencyReport
+from core.cli import required
+from core.config import Config
+from core.engines import EngineHost
+from core.errors import InfeasibleCandidate, UserError
+from core.export import structure_key
+from objectives.budget import Limits
+from results.front import objectives
+from results.record import RECORD_KEY, TrialRecord, candidate_file, read_records
+from search.constraints import excesses
+from search.space import Constraints
+from search.study import DIRECTIONS, INPUTS_KEY, METRICS, REFERENCE_KEY, requeue
+from search.trial import VOLUME_KEY
+
+DEVICE = "device or runtime"
+"""Its name among a study's inputs."""
+SOFT = "constraints"
+"""Optuna's key of soft constraints, as `Trial.set_constraint` writes it."""
+ELSEWHERE_TOO = ("size_kb", "accuracy")
+"""How the reasons begin that hold on every device."""
+FORMER = "pruned on the former device, queued again"
+
+
+def remeasure(study: optuna.Study, constraints: Constraints, config: Config, folder: Path) -> tuple[optuna.Study, list[str]]:
+    """The study on this device, and what was done, in lines; the study itself where it has been here all the time.
+
+    A candidate that this device makes too slow for a hard limit becomes a pruned trial; one that the former device pruned, for its latency
+    or because others looked better, is queued again. Raises UserError when a stored model is missing or does not run here.
+    """
+    with EngineHost(config.runtime, folder) as engines:
+        former = study.user_attrs.get(INPUTS_KEY, {}).get(DEVICE)
+        if former in (None, engines.fingerprint) or not study.get_trials(deepcopy=False):
+            return study, []
+        records = {record.number: record for record in read_records(study)}
+        with required("a stored model must run on this device to be timed here"):
+            latencies = _latencies(list(records.values()), engines, folder)
+        device = engines.fingerprint
+    before = study.get_trials()
+    trials = [_moved(trial, records.get(trial.number), latencies, constraints) for trial in study.get_trials()]
+    again = [old for old, new in zip(before, trials, strict=True) if (old.state, new.state) == (TrialState.PRUNED, TrialState.FAIL)]
+    kept = f"{study.study_name}-on-{former}"
+    moved = _rewritten(study, kept, trials, device)
+    for trial in again:
+        requeue(moved, trial)
+    lines = [f"{len(latencies)} models timed on this device ({device}); the study as it was is kept as {kept!r}"]
+    return moved, lines + ([f"{len(again)} trials that the former device pruned are queued again"] if again else [])
+
+
+def _latencies(records: list[TrialRecord], engines: EngineHost, folder: Path) -> dict[str, LatencyReport]:
+    """Candidate's fingerprint -> latency here, each structure once (what an interrupted start has timed is kept)."""
+    found: dict[str, LatencyReport] = {}
+    for record in records:
+        if record.measurement is None or str(record.fingerprint) in found:
+            continue
+        known = record.measurement.latency.runtime
+        if known != engines.runtime.name:
+            raise UserError(
+                f"stored models run in {known}, but runtime.name is {engines.runtime.name} here; install {known}, or search anew"
+            )
+        model = candidate_file(folder, record, "model.onnx")
+        found[str(record.fingerprint)] = engines.latency(model, key=structure_key(onnx.load(model)))
+    return found
+
+
+def _moved(trial: FrozenTrial, record: TrialRecord | None, latencies: Mapping[str, LatencyReport], constraints: Constraints) -> FrozenTrial:
+    """The trial as this device would have ended it. `trial` is the caller's own copy."""
+    if record is None:
+        return trial
+    record = record.model_copy(update={"hypervolume": None})
+    if record.measurement is not None:
+        latency = latencies[str(record.fingerprint)]
+        measured = record.measurement.model_copy(update={"latency": latency})
+        ending = None if record.ending == "limit" else record.ending
+        record = record.model_copy(update={"measurement": measured, "latency_ms": latency.p50_ms, "state": "COMPLETE", "ending": ending})
+        trial.state, trial.values = TrialState.COMPLETE, list(objectives(record))
+        limit = None if constraints.soft else constraints.latency_ms
+        try:
+            Limits(latency_ms=limit).check_latency(latency)
+        except InfeasibleCandidate as error:
+            record = record.model_copy(update={"state": "PRUNED", "reason": str(error), "ending": "limit"})
+            trial.state, trial.values = TrialState.PRUNED, None
+    elif record.state == "PRUNED" and not str(record.reason).startswith(ELSEWHERE_TOO):
+        record = record.model_copy(update={"state": "FAIL", "reason": f"{FORMER}: {record.reason}", "ending": None})
+        trial.state = TrialState.FAIL
+    found = excesses(constraints, record) if constraints.soft else {}
+    trial.system_attrs = {**trial.system_attrs, **{f"{SOFT}:{name}": excess for name, excess in found.items()}}
+    if found:
+        trial.system_attrs[SOFT] = list(found.values())
+    kept = {key: value for key, value in trial.user_attrs.items() if key != VOLUME_KEY}
+    trial.user_attrs = {**kept, RECORD_KEY: record.model_dump_json()}
+    return trial
+
+
+def _rewritten(study: optuna.Study, kept: str, trials: list[FrozenTrial], device: str) -> optuna.Study:
+    """A study of the same name with these trials; the former one under `kept`, where it is before anything is deleted."""
+    storage, name = study._storage, study.study_name
+    attributes: dict[str, Any] = {key: value for key, value in study.user_attrs.items() if key != REFERENCE_KEY}
+    if kept not in optuna.get_all_study_names(storage):
+        optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=kept)
+    optuna.delete_study(study_name=name, storage=storage)
+    moved = optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        moved.set_metric_names(list(METRICS))
+    for key, value in (attributes | {INPUTS_KEY: {**attributes.get(INPUTS_KEY, {}), DEVICE: device}}).items():
+        moved.set_user_attr(key, value)
+    moved.add_trials(trials)
+    return moved

@@ -1,0 +1,129 @@
+"""The script inside a bundle: what it derives anew, without this project, and what it says when something differs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from core import bundle_verify
+from core.bundle import MANIFEST, Preprocessing, digest, requirements
+from core.data.images import decode_image
+from core.hardware import device_facts
+from core.runtimes.types import installed_version
+from tests.core.bundle_samples import COLOURS, make_bundle, save_image
+
+MEASURED = {
+    "search": {
+        "accuracy": 0.9,
+        "images": 20,
+        "size_bytes": len(b"packed weights"),
+        "latency": {"p50_ms": 0.19, "batch": 1, "threads": 1},
+    },
+    "test": {"accuracy": 1.0, "images": 30, "interval": [0.89, 1.0]},
+    "latency": {"p50_ms": 1000.0, "batch": 1, "threads": 1},
+    "device": {"cpu": "another processor", "runtime_version": "1.0"},
+}
+
+
+def verify(bundle: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Away from this project, as whoever got the folder runs it."""
+    command = [sys.executable, "-I", str(bundle / "verify.py"), "--seconds", "0.1", *argv]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=bundle.parent)
+
+
+def images(folder: Path, wrong: int = 0) -> Path:
+    """Ten images of every class, the first `wrong` of them in another class's folder."""
+    names = list(COLOURS)
+    for index in range(30):
+        true = names[index % 3]
+        shown = names[(index + 1) % 3] if index < wrong else true
+        save_image(folder / shown / f"{index}.png", true)
+    return folder
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_bundle_that_does_what_it_says_agrees(tmp_path: Path, runtime: str) -> None:
+    bundle = make_bundle(tmp_path / "out", measurement=MEASURED, runtime=runtime)
+    answer = verify(bundle, str(images(tmp_path / "images")))
+    assert answer.returncode == 0, answer
+    assert "found 100.00 % of 30 images" in answer.stdout
+    assert f"found {runtime} {installed_version(runtime)}".split("-")[0] in answer.stdout
+    assert "not another processor" in answer.stdout
+    assert answer.stdout.splitlines()[-1] == "all that was checked agrees"
+
+
+def test_worse_answers_changed_files_and_another_size_are_named(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "out", measurement=MEASURED)
+    (bundle / "weights.pack").write_bytes(b"other weights")
+    answer = verify(bundle, str(images(tmp_path / "images", wrong=20)))
+    assert answer.returncode == 1, answer
+    assert answer.stdout.splitlines()[-1] == "differs: weights.pack, size, accuracy"
+
+
+def test_on_the_machine_of_the_measurement_another_latency_differs(tmp_path: Path) -> None:
+    here = MEASURED | {"device": {"cpu": device_facts()["cpu"]}}
+    answer = verify(make_bundle(tmp_path / "out", measurement=here))
+    assert answer.returncode == 1, answer
+    assert answer.stdout.splitlines()[-1] == "differs: latency"
+
+
+def test_what_cannot_be_checked_is_one_line(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "out", measurement=MEASURED)
+    (tmp_path / "nothing").mkdir()
+    for answer in (verify(bundle, str(tmp_path / "nothing")), _without(bundle, "labels.json", tmp_path)):
+        assert answer.returncode == 2, answer
+        assert len(answer.stderr.splitlines()) == 1
+        assert answer.stderr.startswith("error: this bundle cannot be checked: ")
+
+
+def _without(bundle: Path, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (bundle / name).unlink()
+    return verify(bundle, str(folder / "nothing"))
+
+
+def test_the_script_imports_nothing_of_this_project_and_the_rest_is_required() -> None:
+    tree = ast.parse(Path(bundle_verify.__file__).read_text(encoding="utf-8"))
+    modules = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    foreign = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
+    assert foreign == {"numpy", "PIL", "openvino", "onnxruntime"}
+    listed = requirements("openvino")
+    assert listed.split() == [f"{name}=={installed_version(name)}" for name in ("openvino", "onnxruntime", "numpy", "pillow")]
+    assert requirements("tensorrt").startswith("onnxruntime==")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "I;16", "1"])
+def test_the_script_sees_the_pixels_that_the_program_sees(tmp_path: Path, mode: str, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65535, (13, 22), dtype=np.uint16))
+    else:
+        bands = {"RGB": (3,), "RGBA": (4,)}.get(mode, ())
+        plain = Image.fromarray(rng.integers(0, 255, (13, 22, *bands), dtype=np.uint8))
+        image = plain.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "image.png"
+    image.save(path, exif=exif)
+    inputs = Preprocessing(image_size=8, channels=channels, mean=(0.4,) * channels, std=(0.2,) * channels)  # type: ignore[arg-type]
+    expected = inputs.normalise(decode_image(path, 8, channels)[None])[0]
+    np.testing.assert_array_equal(bundle_verify.prepare(path, inputs.model_dump()), expected)
+
+
+def test_the_manifest_lists_the_script_and_the_card(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "out", measurement=MEASURED)
+    files = json.loads((bundle / MANIFEST).read_text())["files"]
+    for name in ("verify.py", "requirements.txt", "MODEL_CARD.md"):
+        assert files[name] == digest((bundle / name).read_bytes())
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert "Test: 100.00 % of 30 images, 95 % interval 89.00 to 100.00." in card
+    assert "`light_cnn` at width 0.5" in card
+    assert "not stated training images" in card

@@ -1,0 +1,157 @@
+"""Finalists of a real study: trained again, timed in turn, scored once, ties marked; and a study that moves to another device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.candidate import LatencyReport
+from results.record import read_records
+from results.refined import accuracy_ties, latency_ties, mcnemar, read_refined
+from search import refine
+from search.finalists import combined
+from tests.search.studies import Answer, _answer, command, export, load, refused, search
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refined(capfd: Capture, *argv: str) -> Answer:
+    """`python -m search.refine ARGV`, in this process."""
+    return _answer(capfd, refine.main, argv)
+
+
+def test_a_point_trained_with_two_seeds_is_timed_in_turn_scored_once_and_exported(again: Path, capfd: Capture) -> None:
+    answer = refined(capfd, "--top", "1", "--epochs", "1", "--seeds", "2", "--rounds", "2")
+    assert answer.code == 0, answer
+    found = read_refined(Path("runs/tiny"))
+    record, finalist = found.records[0], found.finalists[0]
+    assert record.measurement is not None
+    assert found.epochs == 1
+    assert finalist.seeds.keys() == {0, 1}
+    assert record.measurement.accuracy == max(finalist.seeds.values())
+    assert len(finalist.rounds_ms) == 2
+    low, high = finalist.search_interval
+    assert low <= record.measurement.accuracy <= high
+    logged = load().user_attrs["test_accuracy"]
+    name = Path(str(record.path)).name
+    assert name.startswith(f"{record.fingerprint}-openvino-e1-s")
+    assert logged == {name: finalist.test}
+    assert "rank 0 (trial " in answer.out
+
+    # finished trainings are kept, and a point of the refined front is a bundle like any other
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/tiny/refined").glob("*/model.onnx")}
+    assert refined(capfd, "--top", "1", "--epochs", "1", "--seeds", "2", "--rounds", "1").code == 0
+    assert before == {path: path.stat().st_mtime_ns for path in Path("runs/tiny/refined").glob("*/model.onnx")}
+    answer = export(capfd, "--refined", "--rank", "0")
+    assert answer.code == 0, answer
+    model = Path("runs/tiny", str(record.path), "model.onnx")
+    assert Path("exported/tiny-refined-rank0/model.onnx").read_bytes() == model.read_bytes()
+
+
+def test_a_front_is_timed_again_without_training_or_images(again: Path, capfd: Capture) -> None:
+    answer = refined(capfd, "--remeasure", "--rounds", "2")
+    assert answer.code == 0, answer
+    found = read_refined(Path("runs/tiny"))
+    searched = {record.number: record for record in read_records(load())}
+    for record, finalist in zip(found.records, found.finalists, strict=True):
+        before, now = searched[record.number].measurement, record.measurement
+        assert before is not None
+        assert now is not None
+        assert (now.accuracy, now.size_bytes) == (before.accuracy, before.size_bytes)
+        assert (len(finalist.rounds_ms), finalist.seeds, finalist.test) == (2, {}, None)
+    assert not Path("runs/tiny/refined").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "law"),
+    [
+        (["--top", "0"], "--top must be at least 1, but got 0"),
+        (["--epochs", "-1"], "--epochs must be a number above 0, but got -1"),
+        (["--remeasure", "--seeds", "2"], "--remeasure trains nothing and keeps the runtime, but --seeds is given"),
+        (["--study", "absent"], "there is no study 'absent'"),
+    ],
+)
+def test_what_cannot_be_refined_is_refused_in_a_line(argv: list[str], law: str, again: Path, capfd: Capture) -> None:
+    assert law in refused(refined(capfd, *argv))
+
+
+def test_a_refined_front_that_was_never_made_is_not_exported(again: Path, capfd: Capture) -> None:
+    assert "there is no runs/tiny/refined.json; run search.refine first" in refused(export(capfd, "--refined"))
+
+
+def test_a_study_on_another_device_goes_on_with_remeasure_alone(again: Path, capfd: Capture) -> None:
+    study = load()
+    study.set_user_attr("inputs", {**study.user_attrs["inputs"], "device or runtime": "0123456789ab"})
+    before = {record.number: record for record in read_records(study)}
+    message = refused(search(capfd, *command("--trials", "2")))
+    assert "began with 0123456789ab" in message
+    assert "give --remeasure to time its models on this device and go on" in message
+
+    answer = search(capfd, *command("--trials", "2", "--remeasure"))
+    assert answer.code == 0, answer
+    assert "the study as it was is kept as 'tiny-on-0123456789ab'" in answer.out
+    after = {record.number: record for record in read_records(load())}
+    assert after.keys() == before.keys()
+    here = json.loads(Path("runs/tiny/run.json").read_text())["fingerprint"]
+    for number, record in after.items():
+        known = before[number].measurement
+        if record.measurement is not None and known is not None:
+            assert record.measurement.latency.fingerprint == here
+            assert (record.measurement.accuracy, record.measurement.size_bytes) == (known.accuracy, known.size_bytes)
+    for trial in load().get_trials():
+        if trial.values is not None:
+            assert trial.values[2] == after[trial.number].measurement.latency.p50_ms  # type: ignore[union-attr]
+
+
+masks = st.lists(st.booleans(), min_size=1, max_size=60)
+
+
+@given(masks)
+def test_the_test_of_mcnemar_is_symmetric_and_sees_no_difference_between_equals(mask: list[bool]) -> None:
+    right = np.array(mask)
+    other = np.array([not value if index % 3 == 0 else value for index, value in enumerate(mask)])
+    assert mcnemar(right, right) == 1.0
+    assert mcnemar(right, other) == mcnemar(other, right)
+    assert 0.0 < mcnemar(right, other) <= 1.0
+
+
+def test_six_answers_of_one_side_tell_two_models_apart_and_five_do_not() -> None:
+    wrong = np.zeros(100, bool)
+    for count, apart in ((5, False), (6, True)):
+        better = wrong.copy()
+        better[:count] = True
+        assert (mcnemar(better, wrong) < 0.05) is apart
+        assert accuracy_ties([better, wrong]) == ([(), ()] if apart else [(1,), (0,)])
+
+
+def test_intervals_that_touch_are_tied() -> None:
+    assert latency_ties([(1.0, 2.0), (2.0, 3.0), (2.5, 4.0)]) == [(1,), (0, 2), (1,)]
+
+
+@given(st.lists(st.floats(0.1, 10.0), min_size=1, max_size=7))
+def test_rounds_combine_to_the_middle_one_within_all_their_intervals(medians: list[float]) -> None:
+    reports = [
+        LatencyReport(
+            p50_ms=value,
+            p95_ms=2 * value,
+            ci_ms=(0.9 * value, 1.1 * value),
+            samples=10,
+            batch=1,
+            threads=1,
+            runtime="openvino",
+            precision="f32",
+            fingerprint="f",
+            stable=True,
+        )
+        for value in medians
+    ]
+    whole = combined(reports)
+    assert whole.p50_ms in medians
+    assert sum(value < whole.p50_ms for value in medians) <= len(medians) // 2
+    assert whole.ci_ms == (0.9 * min(medians), 1.1 * max(medians))
+    assert whole.samples == 10 * len(medians)
