@@ -87,6 +87,12 @@ def hover(record: TrialRecord, teacher: TeacherReport | None, rank: int | None =
     return "<br>".join(lines)
 
 
+def teacher_hover(teacher: TeacherReport) -> str:
+    """The same of the teacher."""
+    accuracy, size = f"accuracy {100 * teacher.accuracy:.2f} %", f"size {teacher.size_bytes / KB:.1f} KB"
+    return "<br>".join(("<b>teacher</b>", accuracy, size, _latency(teacher.latency)))
+
+
 def _latency(latency: LatencyReport) -> str:
     spread = f"p95 {latency.p95_ms:.3f}, interval {latency.ci_ms[0]:.3f} to {latency.ci_ms[1]:.3f}, n {latency.samples}"
     return f"median {latency.p50_ms:.3f} ms ({spread}){'' if latency.stable else ' unstable'}"
@@ -151,15 +157,13 @@ def _dominated(records: Sequence[TrialRecord], teacher: TeacherReport | None, ax
 def _teacher(teacher: TeacherReport, axis: int) -> go.Scatter:
     import plotly.graph_objects as go
 
-    accuracy, size = f"accuracy {100 * teacher.accuracy:.2f} %", f"size {teacher.size_bytes / KB:.1f} KB"
-    text = "<br>".join(("<b>teacher</b>", accuracy, size, _latency(teacher.latency)))
     return go.Scatter(
         x=[teacher.size_bytes / KB if axis == SIZE else teacher.latency.p50_ms],
         y=[100 * teacher.accuracy],
         mode="markers",
         marker={"symbol": "star", "size": 19, "color": TEACHER, "line": {"color": "white", "width": 1}},
         cliponaxis=False,
-        hovertext=[text],
+        hovertext=[teacher_hover(teacher)],
         hoverinfo="text",
         **_legend("teacher, FP32", axis),
     )
@@ -209,6 +213,29 @@ def log_ticks(values: Sequence[float]) -> list[float]:
         return []
     low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
     return [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in (1, 2, 5)]
+
+
+def inner_ticks(values: Sequence[float], enough: int = 4) -> list[float]:
+    """Round numbers between the smallest and the largest positive value: the coarsest set that has `enough`.
+
+    Where none has, the finest that has two, else the two ends.
+    """
+    positive = [value for value in values if value > 0.0]
+    if not positive:
+        return []
+    low, high = min(positive), max(positive)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((10,), (10, 30), (10, 20, 50), range(10, 100, 10), range(10, 100, 5)):
+        ticks = [float(f"{digit}e{power - 1}") for power in powers for digit in digits]
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) >= enough:
+            return inside
+    return inside if len(inside) >= 2 else sorted({low, high})
+
+
+def tick_text(value: float) -> str:
+    """Three significant digits, no exponent below a million."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def _table(front: Sequence[TrialRecord], teacher: TeacherReport | None) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from core.candidate import Candidate, Frozen, LatencyReport, Measurement
+from core.candidate import Candidate, Frozen, LatencyReport, Measurement, Rung
 from core.errors import UserError
 
 if TYPE_CHECKING:
     import optuna
 
 RECORD_KEY = "record"
+TEST_KEY = "test_accuracy"
+"""Study attribute: fingerprint -> accuracy on the test split, of the points that were exported."""
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
+Ending = Literal["limit", "skipped", "stopped", "reused"]
+"""Why a trial was not trained in full: a hard limit, the front before training, the front during it, or an equal trial."""
 
 
 class TrialRecord(Frozen):
@@ -29,6 +35,14 @@ class TrialRecord(Frozen):
     measurement: Measurement | None = None
     reason: str | None = None
     """Why the trial was pruned or failed, in words."""
+    ending: Ending | None = None
+    size_bytes: int | None = None
+    latency_ms: float | None = None
+    """Known before training, so also of a trial that was pruned later."""
+    rungs: tuple[Rung, ...] = ()
+    """Accuracy at the end of each epoch of distil and quantise; the last one is all that is known of a stopped trial's."""
+    hypervolume: float | None = None
+    """Of the front, this trial included."""
     seconds: dict[str, float] = {}
     """Stage -> seconds."""
     path: str | None = None
@@ -49,13 +63,13 @@ class TeacherReport(Frozen):
     latency: LatencyReport
 
 
-def read_records(study: optuna.Study) -> list[TrialRecord]:
-    """The records of a study's finished trials, by trial number.
+def read_records(study: optuna.Study, known: Collection[int] = ()) -> list[TrialRecord]:
+    """The records of a study's finished trials, by trial number, without those of the trials `known`.
 
     A record counts when the trial's own state agrees with it: a trial that was killed between writing its record and being
     told as finished holds a record that never came true. Raises UserError for a record that cannot be read.
     """
-    trials = [trial for trial in study.get_trials(deepcopy=False) if RECORD_KEY in trial.user_attrs]
+    trials = [trial for trial in study.get_trials(deepcopy=False) if RECORD_KEY in trial.user_attrs and trial.number not in known]
     records = [(trial.state.name, _parse(trial.user_attrs[RECORD_KEY], trial.number, study.study_name)) for trial in trials]
     return sorted((record for state, record in records if state == record.state), key=lambda record: record.number)
 
@@ -72,3 +86,13 @@ def _parse(text: str, number: int, study_name: str) -> TrialRecord:
         ) from error
     # A re-queued trial inherits the attributes of the one it repeats: the number that counts is its own.
     return record if record.number == number else record.model_copy(update={"number": number})
+
+
+def candidate_file(folder: Path, record: TrialRecord, name: str) -> Path:
+    """A file of a record's candidate, the run's folder being `folder`. Raises UserError where it is missing."""
+    path = folder / str(record.path) / name
+    if not path.is_file():
+        raise UserError(
+            f"the files of trial {record.number} must be in the run's folder, but {path} is missing; run on the machine that made them"
+        )
+    return path

@@ -87,8 +87,8 @@ CSV_COLUMNS = (
 )
 
 
-def csv_row(rank: int, record: TrialRecord, teacher: TeacherReport | None) -> dict[str, Any]:
-    """The values of `CSV_COLUMNS`."""
+def csv_row(rank: int | None, record: TrialRecord, teacher: TeacherReport | None) -> dict[str, Any]:
+    """The values of `CSV_COLUMNS`; rank None is off the front."""
     measured = measurement(record)
     latency = measured.latency
     return {
@@ -148,7 +148,8 @@ def caption(front: Sequence[TrialRecord], teacher: TeacherReport | None = None, 
     if not front:
         return "no complete trial yet"
     measured = measurement(front[0])
-    parts = [f"accuracy: {measured.images} search images", f"KB: {KB} bytes of packed weights"]
+    judge = "accuracy" if measured.judged_by == "labels" else "accuracy: agreement with the teacher's top-1"
+    parts = [f"{judge}: {measured.images} search images", f"KB: {KB} bytes of packed weights"]
     parts.append(f"ms: median, {conditions(measured.latency)}")
     latencies = [measurement(record).latency for record in front] + ([teacher.latency] if teacher else [])
     if any(not latency.stable for latency in latencies):

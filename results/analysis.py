@@ -1,0 +1,114 @@
+"""What the trials of a study say together: hypervolume as it grew, and which parameters mattered. Computed by Optuna."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import optuna
+from optuna.exceptions import ExperimentalWarning
+
+from core.candidate import DistilPlan
+from results.front import Point, complete, objectives
+from results.record import TeacherReport
+from results.view import StudyView
+
+MIN_TRIALS = 10
+"""With fewer trials an importance is noise."""
+OBJECTIVES = ("accuracy", "size", "latency")
+LEARNING = (*DistilPlan.model_fields, "quantiser", "rate_weight", "sparsity")
+"""Parameters of the training. Size and structure are known before it, so what they seem to explain of size and latency is noise."""
+
+
+def reference_point(view: StudyView) -> Point | None:
+    """The teacher's bytes and ms, and the error of guessing, as (error, log2 bytes, log2 ms); None where one is not known."""
+    return None if view.teacher is None or view.classes is None else reference_of(view.teacher, view.classes)
+
+
+def reference_of(teacher: TeacherReport, classes: int) -> Point:
+    """The worst corner of what is worth finding: known before the first trial."""
+    return logarithmic((1 / classes, teacher.size_bytes, teacher.latency.p50_ms))
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """Volume between `points` and `reference`, all minimised; for a front, in a search: without the study that the history needs."""
+    from optuna._hypervolume import compute_hypervolume
+
+    inside = [point for point in points if all(value < worst for value, worst in zip(point, reference, strict=True))]
+    return float(compute_hypervolume(np.array(inside), np.array(reference))) if inside else 0.0
+
+
+def logarithmic(point: Point) -> Point:
+    """(accuracy, bytes, ms) -> (error, log2 bytes, log2 ms): all to be minimised, and a halving counts the same everywhere."""
+    return 1 - point[0], math.log2(point[1]), math.log2(point[2])
+
+
+def hypervolume_history(points: Sequence[Point], reference: Point) -> list[float]:
+    """Volume between the front so far and `reference`, after each of `points` (all minimised). Points beyond it add nothing."""
+    if not points:
+        return []
+    from optuna.visualization import plot_hypervolume_history
+
+    with _quiet():
+        study = optuna.create_study(directions=["minimize"] * 3)
+        study.add_trials([optuna.trial.create_trial(values=list(point)) for point in points])
+        return [float(value) for value in plot_hypervolume_history(study, reference).data[0].y]
+
+
+def hypervolume_of(view: StudyView) -> tuple[list[int], list[float]]:
+    """(trial numbers, hypervolume after each) over the distinct complete trials; empty without a reference point."""
+    reference = reference_point(view)
+    if reference is None:
+        return [], []
+    measured = [record for record in complete(view.records) if all(map(math.isfinite, objectives(record)))]
+    return [record.number for record in measured], hypervolume_history([logarithmic(objectives(record)) for record in measured], reference)
+
+
+def importances(view: StudyView) -> dict[str, dict[str, float]]:
+    """Objective -> parameter -> share of the objective's variance that it explains, largest first; the shares add up to 1.
+
+    Size and latency count on a logarithmic scale, without the parameters of the training. Objectives that did not vary, and
+    studies of fewer than MIN_TRIALS distinct complete trials, are left out. References: Hutter, Hoos, Leyton-Brown 2014 (fANOVA).
+    """
+    trials = view.trials
+    if len(trials) < MIN_TRIALS or not trials[0].params:
+        return {}
+    found = {}
+    with _quiet():
+        study = optuna.create_study(directions=["minimize"] * 3)
+        asked = [name for name in trials[0].params if all(name in trial.params for trial in trials)]
+        values = [logarithmic((trial.values[0], trial.values[1], trial.values[2])) for trial in trials]
+        study.add_trials([_copy(trial, value) for trial, value in zip(trials, values, strict=True)])
+        for axis, name in enumerate(OBJECTIVES):
+            parameters = [parameter for parameter in asked if axis == 0 or parameter not in LEARNING]
+            if parameters and len({value[axis] for value in values}) > 1:
+                found[name] = _importance(study, axis, parameters)
+    return found
+
+
+def _importance(study: optuna.Study, axis: int, parameters: list[str]) -> dict[str, float]:
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    shares = optuna.importance.get_param_importances(
+        study, evaluator=evaluator, params=parameters, target=lambda trial: float(trial.values[axis])
+    )
+    return {name: float(share) for name, share in shares.items()}
+
+
+def _copy(trial: optuna.trial.FrozenTrial, values: Point) -> optuna.trial.FrozenTrial:
+    return optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, values=list(values))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna tells of every study and trial that it makes, also of those in memory."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,92 @@
+"""What one more bit or fewer channels cost, according to the trials that a study already has.
+
+Two answers, both from measured trials alone: the trials most like a model (`nearest`), and a linear regression over all trials of
+its student (`effects`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from results.front import complete, objectives
+from results.record import TrialRecord
+from results.table import mean_bits
+from results.view import float_share, mean_ratio
+
+FEATURES = ("mean bits", "mean pruning ratio", "share of positions in float", "log2 width")
+RESAMPLES = 1000
+SPARE_TRIALS = 6
+"""A regression with fewer trials beyond its coefficients would mostly fit noise."""
+
+
+class Effect(NamedTuple):
+    """What one more unit of a feature changes, with the 95 % interval: accuracy in [0, 1], size and latency as factors."""
+
+    feature: str
+    accuracy: tuple[float, float, float]
+    size: tuple[float, float, float]
+    latency: tuple[float, float, float]
+
+
+def features(record: TrialRecord) -> tuple[float, float, float, float]:
+    """The values of `FEATURES`."""
+    candidate = record.candidate
+    assert candidate is not None, f"trial {record.number} has no candidate"
+    return mean_bits(record), mean_ratio(candidate), float_share(candidate), math.log2(candidate.width)
+
+
+def relatives(record: TrialRecord, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The distinct complete trials of the record's student, itself included."""
+    return [other for other in complete(records) if other.student == record.student and other.candidate is not None]
+
+
+def nearest(record: TrialRecord, records: Sequence[TrialRecord], count: int = 3) -> list[TrialRecord]:
+    """The trials of the same student whose features, each over its range in the study, are nearest to the record's; itself left out."""
+    others = [other for other in relatives(record, records) if other.fingerprint != record.fingerprint]
+    if not others:
+        return []
+    table = np.array([features(other) for other in (record, *others)])
+    span = table.max(0) - table.min(0)
+    distance = np.linalg.norm((table[1:] - table[0]) / np.where(span > 0, span, 1.0), axis=1)
+    return [others[index] for index in np.argsort(distance, kind="stable")[:count]]
+
+
+def effects(record: TrialRecord, records: Sequence[TrialRecord], seed: int = 0) -> list[Effect]:
+    """Effect of each feature that varied, the others held, over the trials of the record's student; [] where these are too few.
+
+    Least squares on accuracy, log bytes and log ms. The interval is the 2.5 % to 97.5 % range over 1000 resamples of the trials.
+    References: Efron 1979 (bootstrap of pairs).
+    """
+    known = relatives(record, records)
+    table = np.array([features(other) for other in known])
+    varied = [index for index in range(len(FEATURES)) if len(known) and np.ptp(table[:, index]) > 0]
+    design = np.column_stack([np.ones(len(known)), *(table[:, index] for index in varied)])
+    if len(known) < design.shape[1] + SPARE_TRIALS or not varied or np.linalg.matrix_rank(design) < design.shape[1]:
+        return []
+    target = np.array([(accuracy, math.log(size), math.log(ms)) for accuracy, size, ms in map(objectives, known)])
+    estimate = np.linalg.lstsq(design, target, rcond=None)[0]
+    low, high = _bootstrap(design, target, seed)
+    rows = range(1, design.shape[1])
+    return [Effect(FEATURES[varied[row - 1]], *_interval(estimate[row], low[row], high[row])) for row in rows]
+
+
+def _bootstrap(design: np.ndarray, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """2.5 % and 97.5 % of the coefficients (features, objectives) over resamples of the rows; resamples that fix no fit are drawn anew."""
+    random = np.random.default_rng(seed)
+    fits: list[np.ndarray] = []
+    while len(fits) < RESAMPLES:
+        rows = random.integers(0, len(design), len(design))
+        if np.linalg.matrix_rank(design[rows]) == design.shape[1]:
+            fits.append(np.linalg.lstsq(design[rows], target[rows], rcond=None)[0])
+    low, high = np.percentile(fits, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def _interval(*bounds: np.ndarray) -> tuple[tuple[float, float, float], ...]:
+    """(estimate, low, high) of accuracy, and the same of size and latency as factors."""
+    accuracy, size, latency = zip(*((float(value[0]), math.exp(value[1]), math.exp(value[2])) for value in bounds), strict=True)
+    return accuracy, size, latency

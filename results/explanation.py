@@ -1,0 +1,166 @@
+"""One model in words: what takes its bytes, why a layer computes in float, and what changing it would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from core.candidate import KB
+from core.plan import group_of
+from core.runtimes import RUNTIMES
+from results.effects import SPARE_TRIALS, Effect, effects, nearest, relatives
+from results.layers import LayerFacts, rest_bytes
+from results.record import TrialRecord
+from results.table import conditions, mean_bits, measurement, student_name
+from results.view import StudyView, mean_ratio
+
+HEADINGS = ("layer", "shape", "MACs", "bits", "bytes", "share", "runs in", "why")
+STEPS = {"mean bits": (1.0, "one more bit in every layer"), "mean pruning ratio": (0.1, "10 % fewer channels")}
+"""Feature -> how much of it, in what words."""
+
+
+def explanation(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts], artifact: Mapping[str, int | str | None]) -> str:
+    """The whole text. `artifact` is what the engine reported: int8_layers of layers, or nothing."""
+    parts = [_head(view, record), *_inside(view, record, layers), *_execution(record, layers, artifact), "", *_costs(view, record, layers)]
+    return "\n".join(parts)
+
+
+def why_float(layer: LayerFacts, index: int, count: int, record: TrialRecord) -> str:
+    """Why layer `index` of `count` computes in float; '' when it does not, or when the files do not say."""
+    assert record.candidate is not None
+    if layer.execution != "float":
+        return ""
+    runtime = measurement(record).latency.runtime
+    if layer.bits == 16:
+        return "16-bit weights always compute in float"
+    if record.candidate.quantiser in ("codebook", "float"):
+        return f"the quantiser {record.candidate.quantiser} leaves every layer to float"
+    if layer.groups > 1 and runtime in RUNTIMES and not RUNTIMES[runtime]().depthwise_int8:
+        return f"{runtime} computes grouped convolutions in float"
+    groups = record.candidate.groups
+    position = group_of(index, count, len(groups))
+    if groups[position].execution == "float":
+        drawn = "has 16 bits, which always compute in float" if groups[position].weight_bits > 8 else "was sampled as float"
+        return f"depth position {position} of {len(groups)} {drawn}"
+    return "the graph does not quantise its input"
+
+
+def one_more_bit(layers: Sequence[LayerFacts]) -> int:
+    """Bytes that one more bit in every layer of fewer than 8 bits adds to the packed file; each layer is padded to whole bytes."""
+    return sum(-(-layer.weights * (layer.bits + 1) // 8) - -(-layer.weights * layer.bits // 8) for layer in layers if layer.bits < 8)
+
+
+def _head(view: StudyView, record: TrialRecord) -> str:
+    measured = measurement(record)
+    return (
+        f"rank {view.rank(record)} (trial {record.number}) of {view.name}: {student_name(record)}, {100 * measured.accuracy:.2f} % of "
+        f"{measured.images} search images, {measured.size_bytes / KB:.1f} KB, {measured.latency.p50_ms:.3f} ms\n"
+    )
+
+
+def _inside(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) -> list[str]:
+    if not layers:
+        return [f"The layers are not shown: the files of trial {record.number} are not in {view.folder}."]
+    total, count = measurement(record).size_bytes, len(layers)
+    rows: list[tuple[str, ...]] = [
+        (
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            "-" if layer.macs is None else f"{layer.macs:,}",
+            str(layer.bits),
+            f"{layer.size_bytes:,}",
+            f"{100 * layer.size_bytes / total:.1f} %",
+            layer.execution or "unknown",
+            why_float(layer, index, count, record) if record.candidate is not None else "",
+        )
+        for index, layer in enumerate(layers)
+    ]
+    assert record.path is not None
+    rest = rest_bytes(view.folder / record.path, tuple(layers))
+    rows.append(("all else (header, activation scales)", "", "", "", f"{rest:,}", f"{100 * rest / total:.1f} %", "", ""))
+    rows.append(("total", "", f"{measurement(record).macs:,}", "", f"{total:,}", "", "", ""))
+    return list(_aligned((HEADINGS, *rows), left=(0, 6, 7)))
+
+
+def _execution(record: TrialRecord, layers: Sequence[LayerFacts], artifact: Mapping[str, int | str | None]) -> list[str]:
+    latency = measurement(record).latency
+    low, high = latency.ci_ms
+    lines = [
+        "",
+        f"Milliseconds per layer are not measured. The whole network takes {latency.p50_ms:.3f} ms ({low:.3f} to {high:.3f}; "
+        f"{conditions(latency)}). MACs say how much a layer computes, not how long it takes.",
+    ]
+    ran, asked = artifact.get("int8_layers"), sum(layer.execution == "int8" for layer in layers)
+    if isinstance(ran, int):
+        differs = f"; the graph asks for {asked}, so the engine decided otherwise for the rest" if layers and ran != asked else ""
+        lines.append(f"The engine itself reports {ran} of {artifact.get('layers')} compute layers in INT8{differs}.")
+    return lines
+
+
+def _costs(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) -> Iterator[str]:
+    yield "What a change would cost"
+    if layers:
+        growing = sum(layer.bits < 8 for layer in layers)
+        yield f"  counted in the file: one more bit in the {growing} layers of fewer than 8 bits adds {one_more_bit(layers):,} bytes"
+    found = effects(record, view.records)
+    known = len(relatives(record, view.records))
+    if found:
+        yield f"  linear regression over this study's {known} models of {record.student}, 95 % intervals in brackets:"
+        for effect in found:
+            if effect.feature in STEPS:
+                yield f"    {_effect(effect)}"
+        missing = [words for feature, (_, words) in STEPS.items() if feature not in {effect.feature for effect in found}]
+        yield from (f"    {words}: no answer, it did not vary in these trials" for words in missing)
+    else:
+        yield (
+            f"  no regression: it needs trials of {record.student} that differ and at least {SPARE_TRIALS} more than coefficients, "
+            f"and this study has {known}; search on with more --trials"
+        )
+    yield from _neighbours(view, record)
+
+
+def _effect(effect: Effect) -> str:
+    step, words = STEPS[effect.feature]
+    points = [100 * step * value for value in effect.accuracy]
+    size, latency = ([value**step for value in factors] for factors in (effect.size, effect.latency))
+    accuracy = f"accuracy {points[0]:+.2f} points ({points[1]:+.2f} to {points[2]:+.2f})"
+    return f"{words}: {accuracy}, size {_factor(size)}, latency {_factor(latency)}"
+
+
+def _factor(values: Sequence[float]) -> str:
+    percent = [100 * (value - 1) for value in values]
+    return f"{percent[0]:+.0f} % ({percent[1]:+.0f} to {percent[2]:+.0f})"
+
+
+def _neighbours(view: StudyView, record: TrialRecord) -> Iterator[str]:
+    others = nearest(record, view.records)
+    if not others or record.candidate is None:
+        yield f"  nearest trials: there is no other complete trial of {record.student}"
+        return
+    here = measurement(record)
+    yield "  nearest trials of the same student, and their difference to this model:"
+    rows = [("trial", "width", "mean bits", "pruned", "accuracy", "size", "latency")]
+    for other in others:
+        there, candidate = measurement(other), other.candidate
+        assert candidate is not None
+        rows.append(
+            (
+                str(other.number),
+                f"{candidate.width:g} ({record.candidate.width:g})",
+                f"{mean_bits(other):.1f} ({mean_bits(record):.1f})",
+                f"{100 * mean_ratio(candidate):.0f} % ({100 * mean_ratio(record.candidate):.0f} %)",
+                f"{100 * (there.accuracy - here.accuracy):+.2f} points",
+                f"{100 * (there.size_bytes / here.size_bytes - 1):+.0f} %",
+                f"{100 * (there.latency.p50_ms / here.latency.p50_ms - 1):+.0f} %",
+            )
+        )
+    yield from (f"    {line}" for line in _aligned(rows, left=()))
+    yield "    in brackets: this model"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()

@@ -1,0 +1,133 @@
+"""What is inside a compressed model, layer by layer, read from its two files: the ONNX graph and the packed weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from core.candidate import Execution
+from core.pack import QTensor, Tensor, tensor_bytes, unpack
+
+if TYPE_CHECKING:
+    import onnx
+
+COMPUTE = ("Conv", "Gemm", "MatMul")
+RESHAPES = ("DequantizeLinear", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
+"""What may stand between a layer and its weights or its quantised input."""
+
+
+class LayerFacts(NamedTuple):
+    """One layer as it is stored and as the graph asks to execute it; None where the graph does not say."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of the weights, output channels first."""
+    bits: int
+    size_bytes: int
+    """Weights with their scales or shared values, and the bias, in the packed file."""
+    execution: Execution | None
+    groups: int
+    macs: int | None
+    """Multiply-accumulates for one image."""
+
+    @property
+    def weights(self) -> int:
+        """Number of weights without the bias."""
+        return math.prod(self.shape)
+
+
+def read_layers(folder: Path) -> tuple[LayerFacts, ...]:
+    """Every layer of `folder`'s model.onnx and weights.pack in order of execution; () where a file is missing.
+
+    Raises PackError for a damaged weight file.
+    """
+    model, packed = folder / "model.onnx", folder / "weights.pack"
+    if not (model.is_file() and packed.is_file()):
+        return ()
+    import onnx
+
+    graph = onnx.load(model).graph
+    content = packed.read_bytes()
+    tensors, sizes = unpack(content), tensor_bytes(content)
+    found = dict(_calls(graph))
+    order = {name: index for index, name in enumerate(found)}
+    kept = [(*name.rpartition(".")[::2], tensor) for name, tensor in tensors.items()]
+    names = [
+        stem for stem, leaf, tensor in kept if leaf == "indices" or (leaf == "weight" and (isinstance(tensor, QTensor) or stem in found))
+    ]
+    shapes = {value.name: _dims(value) for value in graph.value_info}
+    return tuple(
+        _facts(name, tensors, sizes, graph, found.get(name), shapes) for name in sorted(names, key=lambda name: order.get(name, len(order)))
+    )
+
+
+def rest_bytes(folder: Path, layers: tuple[LayerFacts, ...]) -> int:
+    """Bytes of the packed file outside its layers: header, checksum, scales of the activations, what is left in float."""
+    return (folder / "weights.pack").stat().st_size - sum(layer.size_bytes for layer in layers)
+
+
+def classes_of(model: Path) -> int | None:
+    """Number of classes of an exported model; None where the file is missing or leaves it open."""
+    if not model.is_file():
+        return None
+    import onnx
+
+    return _dims(onnx.load(model).graph.output[0])[-1] or None
+
+
+def _facts(
+    name: str,
+    tensors: Mapping[str, Tensor],
+    sizes: Mapping[str, int],
+    graph: onnx.GraphProto,
+    call: onnx.NodeProto | None,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> LayerFacts:
+    weight = tensors.get(f"{name}.indices", tensors.get(f"{name}.weight"))
+    assert weight is not None
+    values, bits = (weight.values, weight.bits) if isinstance(weight, QTensor) else (weight, 32)
+    size_bytes = sum(sizes.get(f"{name}.{leaf}", 0) for leaf in ("weight", "indices", "codebook", "bias"))
+    groups = next((item.i for item in call.attribute if item.name == "group"), 1) if call is not None else 1
+    out = shapes.get(call.output[0], ()) if call is not None else ()
+    positions = math.prod(out[2:]) if call is not None and call.op_type == "Conv" and all(out[1:]) and out else None
+    macs = None if positions is None else positions * int(values.size)
+    return LayerFacts(name, values.shape, bits, size_bytes, _execution(graph, call), int(groups), macs)
+
+
+def _calls(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto]]:
+    """(layer name, the node that computes with its weights) in order of execution."""
+    made = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        if node.op_type in COMPUTE:
+            for value in node.input[:2]:
+                source = _source(value, made)
+                if source.endswith(".weight"):
+                    yield source.removesuffix(".weight"), node
+
+
+def _source(value: str, made: Mapping[str, onnx.NodeProto]) -> str:
+    """The name at the far end of the reshapes and dequantisations behind `value`."""
+    while value in made and made[value].op_type in RESHAPES:
+        value = made[value].input[0]
+    return value
+
+
+def _execution(graph: onnx.GraphProto, call: onnx.NodeProto | None) -> Execution | None:
+    """INT8 where the layer's input comes through a Q/DQ pair: that is what runtimes fuse."""
+    if call is None:
+        return None
+    made = {output: node for node in graph.node for output in node.output}
+    inputs = [value for value in call.input[:2] if not _source(value, made).endswith(".weight")]
+    value = inputs[0] if inputs else ""
+    while value in made and made[value].op_type in RESHAPES:
+        if made[value].op_type == "DequantizeLinear":
+            return "int8"
+        value = made[value].input[0]
+    return "float"
+
+
+def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """0 for a symbolic dimension."""
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)

@@ -1,0 +1,239 @@
+"""The report of a study: one web page that needs no network, the same as Markdown, and a CSV line per trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from core.files import write_atomically
+from results import report_front, report_models, report_search, report_text
+from results.analysis import MIN_TRIALS, hypervolume_of, importances, reference_point
+from results.record import TrialRecord
+from results.report_text import Table
+from results.table import CSV_COLUMNS, csv_row, mean_bits
+from results.view import StudyView, float_share, mean_ratio
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+class Section(NamedTuple):
+    """One part of the report. What it cannot show, its text says in a sentence."""
+
+    title: str
+    text: str
+    """Plain; a line is a paragraph."""
+    figures: tuple[go.Figure, ...] = ()
+    table: Table | None = None
+    folded: bool = False
+    """A long table that a reader opens."""
+
+
+def write_report(view: StudyView, folder: Path) -> list[Path]:
+    """Write report.html, report.md and report.csv into `folder`; their paths."""
+    from results.report_page import page  # late: it holds the whole of plotly's script
+
+    built = sections(view)
+    return [
+        write_atomically(folder / "report.html", page(view, built)),
+        write_atomically(folder / "report.md", as_markdown(view, built)),
+        write_atomically(folder / "report.csv", as_csv(view)),
+    ]
+
+
+def sections(view: StudyView) -> list[Section]:
+    """All sections, in order."""
+    return [build(view) for build in SECTIONS]
+
+
+def _chosen(view: StudyView) -> Section:
+    title = "Teacher and chosen models"
+    if not view.front:
+        return Section(title, "No trial is complete yet, so there is no model to show: search on with more --trials.")
+    known = "" if view.teacher else " The teacher's numbers are missing: run.json of this study is not there."
+    text = (
+        "Which model is best depends on what you can spend. The balanced one gains most over the teacher when accuracy, size and latency "
+        "count together. " + ("Higher is better for accuracy, lower for KB and ms." + known)
+    )
+    return Section(title, text, table=report_text.chosen(view, reference_point(view)))
+
+
+def _front(view: StudyView) -> Section:
+    if not view.front:
+        return Section("The front", "There is no complete trial to draw.")
+    text = (
+        "Every circle is a model of the front; its number is the rank. Grey dots are models that another one beats. "
+        "The star is the teacher. Better is up and to the left in the first two planes, down and to the left in the third; latencies carry "
+        "their 95 % intervals. Point at a model to see all that is known of it. Below, all three objectives in one picture: turn it with "
+        "the mouse."
+    )
+    return Section("The front", text, (report_front.planes(view), report_front.cube(view)))
+
+
+def _ranks(view: StudyView) -> Section:
+    if not view.front:
+        return Section("All models of the front", "There are none yet.")
+    return Section(
+        "All models of the front",
+        "Write any of them as a folder that runs: python -m search.export_best --rank R.",
+        table=report_text.whole_front(view),
+    )
+
+
+def _growth(view: StudyView) -> Section:
+    title = "How the search went on"
+    numbers, volumes = hypervolume_of(view)
+    if not numbers:
+        lacking = "no complete trial" if not view.front else "no teacher or no exported teacher model to measure from"
+        return Section(title, f"The hypervolume is left out: there is {lacking}.")
+    text = (
+        "The hypervolume is one number for a whole front: the room between it and a fixed corner, here the error of guessing, the "
+        "teacher's bytes and the teacher's ms, with size and latency counted in halvings. It grows whenever the front gets better; when it "
+        "has been flat for long, more trials will add little. Crosses are trials that were pruned or failed."
+    )
+    return Section(
+        title,
+        f"{text} It stands at {volumes[-1]:.3f} after {len(numbers)} distinct models.",
+        (report_search.growth(view, numbers, volumes),),
+    )
+
+
+def _parallel(view: StudyView) -> Section:
+    title = "From choices to results"
+    if not any(record.candidate for record in view.front):
+        return Section(title, "Left out: there is no complete trial to draw.")
+    text = (
+        "A line is a model, from its choices on the left to its results on the right; coloured lines are on the front. Drag along an axis "
+        "to keep only the models in that range."
+    )
+    return Section(title, text, (report_search.parallel(view),))
+
+
+def _importance(view: StudyView) -> Section:
+    title = "What mattered"
+    shares = importances(view)
+    if not shares:
+        return Section(
+            title,
+            f"Left out: importances need at least {MIN_TRIALS} distinct complete trials that differ, and there are {len(view.trials)}.",
+        )
+    text = (
+        f"For each objective, the share of its variation over {len(view.trials)} models that a choice explains (fANOVA). bits_i, exec_i "
+        "and ratio_i are the bits, the execution and the share of channels removed at depth position i; size and latency do not depend on "
+        "the training, so its parameters are left out there. With few trials, small shares are noise."
+    )
+    return Section(title, text, (report_search.importance(shares),))
+
+
+def _bits(view: StudyView) -> Section:
+    title = "Bits in every layer"
+    if not view.layers:
+        return Section(title, "Left out: the files of the models of the front are not in this run's folder.")
+    text = (
+        "How many bits each weight of a layer takes in the file, from the first layer to the last. f marks a layer that computes in float "
+        "instead of INT8. python -m search.explain --rank R says more about one model."
+    )
+    return Section(title, text, (report_models.bits(view),))
+
+
+def _curves(view: StudyView) -> Section:
+    title = "Learning curves"
+    if not view.epochs:
+        return Section(title, "Left out: this study has no epochs.csv in its folder, so its epochs were not recorded.")
+    return Section(
+        title, "Mean training loss after each epoch; coloured curves belong to models of the front.", (report_search.curves(view),)
+    )
+
+
+def _time(view: StudyView) -> Section:
+    title = "Where the time went"
+    if not any(record.seconds for record in view.records):
+        return Section(title, "Left out: no trial has recorded its seconds.")
+    text = (
+        "Seconds of each stage over the whole study, and of each trial. A parent is trained once per student and width; the trial that "
+        "comes first pays for it."
+    )
+    return Section(title, text, (report_models.time(view),))
+
+
+def _unfinished(view: StudyView) -> Section:
+    table = report_text.unfinished(view.records)
+    if not table.rows:
+        return Section("Trials that did not finish", "There are none.")
+    return Section("Trials that did not finish", f"{len(table.rows)} trials ended early, and why.", table=table, folded=True)
+
+
+def _device(view: StudyView) -> Section:
+    table = report_text.device(view)
+    lacking = [] if table.rows else ["The device is not known: run.json of this study is not there."]
+    text = "\n".join([*report_text.protocol(view), *lacking])
+    return Section("How it was measured", text, table=table if table.rows else None)
+
+
+def _glossary(view: StudyView) -> Section:
+    return Section("Words", "", table=report_text.GLOSSARY)
+
+
+SECTIONS: tuple[Callable[[StudyView], Section], ...] = (
+    _chosen,
+    _front,
+    _ranks,
+    _growth,
+    _parallel,
+    _importance,
+    _bits,
+    _curves,
+    _time,
+    _unfinished,
+    _device,
+    _glossary,
+)
+
+
+def as_markdown(view: StudyView, built: list[Section]) -> str:
+    """The words and tables of the report; figures are named, they are in report.html."""
+    parts = [f"# Study {view.name}", report_text.opening(view)]
+    for section in built:
+        parts += [f"## {section.title}", *section.text.split("\n")]
+        parts += [report_text.markdown(section.table)] if section.table is not None else []
+        parts += ["(Drawn in report.html.)"] if section.figures else []
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def as_csv(view: StudyView) -> str:
+    """One line per finished trial, complete or not: its numbers, what it chose, its seconds; units are in the columns' names."""
+    import pandas as pd
+
+    rows = [_row(view, record) for record in view.records]
+    frame = pd.DataFrame(rows, columns=[*HEAD, *CSV_COLUMNS[2:], *CHOICES, "seconds"]).convert_dtypes()
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+HEAD = ("trial", "state", "reason", "rank")
+CHOICES = ("pruned_mean", "float_share", "loss", "temperature", "weight", "ce_weight", "init", "quantiser", "bits", "executions", "ratios")
+
+
+def _row(view: StudyView, record: TrialRecord) -> dict[str, Any]:
+    rank = view.rank(record)
+    known: dict[str, Any] = {"student": record.student, "width": record.width, "fingerprint": record.fingerprint, "path": record.path}
+    known |= {} if record.measurement is None else csv_row(rank, record, view.teacher)
+    known |= {"trial": record.number, "state": record.state, "reason": record.reason, "rank": rank}
+    known |= {"mean_bits": mean_bits(record)} if record.mean_bits is not None else {}
+    return known | _choices(record) | {"seconds": sum(record.seconds.values())}
+
+
+def _choices(record: TrialRecord) -> dict[str, Any]:
+    candidate = record.candidate
+    if candidate is None:
+        return {}
+    distil, groups = candidate.distil, candidate.groups
+    return {
+        "pruned_mean": mean_ratio(candidate),
+        "float_share": float_share(candidate),
+        **{key: getattr(distil, key) for key in ("loss", "temperature", "weight", "ce_weight", "init")},
+        "quantiser": candidate.quantiser,
+        "bits": " ".join(str(group.weight_bits) for group in groups),
+        "executions": " ".join(group.execution for group in groups),
+        "ratios": " ".join(f"{group.prune_ratio:g}" for group in groups),
+    }

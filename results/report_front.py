@@ -1,0 +1,174 @@
+"""The report's figures of the front: three planes, and all three objectives at once."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from core.candidate import KB
+from results.front import complete, objectives
+from results.plots import hover, inner_ticks, teacher_hover, tick_text
+from results.record import TrialRecord
+from results.view import StudyView
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# On a white page and on a dark one each of them has a contrast of 3:1 or more.
+ACCENT, DIM, STAR, BAD = "#5b73f2", "#8792a2", "#dd8410", "#d8504d"
+
+
+class Axis(NamedTuple):
+    """One objective: its place in `objectives`, its factor to the unit shown, its title."""
+
+    place: int
+    factor: float
+    title: str
+    log: bool
+
+
+ACCURACY = Axis(0, 100, "accuracy, %", False)
+SIZE = Axis(1, 1 / KB, "size, KB (log)", True)
+LATENCY = Axis(2, 1, "latency, ms (log)", True)
+PLANES = ((SIZE, ACCURACY), (LATENCY, ACCURACY), (SIZE, LATENCY))
+
+
+def dominated(view: StudyView) -> list[TrialRecord]:
+    """Distinct complete trials off the front."""
+    ranked = {record.number for record in view.front}
+    return [record for record in complete(view.records) if record.number not in ranked]
+
+
+def planes(view: StudyView) -> go.Figure:
+    """Accuracy over size, accuracy over latency, latency over size; a point's number is its rank."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=1, cols=len(PLANES), horizontal_spacing=0.07)
+    for column, (x, y) in enumerate(PLANES, start=1):
+        for trace in _traces(view, x, y, legend=column == 1):
+            figure.add_trace(trace, row=1, col=column)
+        figure.update_xaxes(**_axis(view, x), row=1, col=column)
+        figure.update_yaxes(**_axis(view, y), row=1, col=column)
+    figure.update_layout(height=460, legend={"orientation": "h", "x": 0, "y": 1.04, "yanchor": "bottom"})
+    return figure
+
+
+def cube(view: StudyView) -> go.Figure:
+    """All three objectives; it turns under the mouse."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    groups = (
+        ("dominated", dominated(view), {"size": 3, "color": DIM, "opacity": 0.5}, "markers"),
+        ("front (number: rank)", view.front, {"size": 6, "color": ACCENT}, "markers+text"),
+    )
+    for name, records, marker, mode in groups:
+        ranks = [view.rank(record) for record in records]
+        figure.add_trace(
+            go.Scatter3d(
+                **_coordinates(records, x=SIZE, y=LATENCY, z=ACCURACY),
+                name=name,
+                mode=mode,
+                marker=marker,
+                text=["" if rank is None else str(rank) for rank in ranks],
+                hovertext=[hover(record, view.teacher, rank) for record, rank in zip(records, ranks, strict=True)],
+                hoverinfo="text",
+            )
+        )
+    if view.teacher is not None:
+        star = {key: [_teacher_value(view, axis)] for key, axis in (("x", SIZE), ("y", LATENCY), ("z", ACCURACY))}
+        marker = {"symbol": "diamond", "size": 7, "color": STAR}
+        text = teacher_hover(view.teacher)
+        figure.add_trace(go.Scatter3d(**star, name="teacher, FP32", mode="markers", marker=marker, hovertext=[text], hoverinfo="text"))
+    scene = {f"{key}axis": _axis(view, axis) for key, axis in (("x", SIZE), ("y", LATENCY), ("z", ACCURACY))}
+    view_point = {"camera": {"eye": {"x": -1.45, "y": -1.45, "z": 0.7}, "center": {"x": 0, "y": 0, "z": -0.1}}, "aspectmode": "cube"}
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
+    figure.update_layout(height=600, scene=scene | view_point, legend=legend, margin={"l": 0, "r": 0, "t": 40, "b": 0})
+    return figure
+
+
+def _traces(view: StudyView, x: Axis, y: Axis, *, legend: bool) -> list[go.Scatter]:
+    import plotly.graph_objects as go
+
+    pruned = [record for record in view.records if record.state == "PRUNED" and None not in (_seen(record, x), _seen(record, y))]
+    off, ranked = dominated(view), list(view.front)[::-1]  # drawn last, the best rank lies on top
+    traces = [
+        go.Scatter(
+            **_coordinates(off, x=x, y=y),
+            name="dominated",
+            mode="markers",
+            marker={"size": 7, "color": DIM, "opacity": 0.45},
+            hovertext=[hover(record, view.teacher) for record in off],
+        ),
+        go.Scatter(
+            **_last_seen(pruned, x, y),
+            name="skipped or stopped (accuracy: last seen)",
+            mode="markers",
+            marker={"size": 6, "color": DIM, "opacity": 0.45, "symbol": "x-thin", "line": {"width": 1.5, "color": DIM}},
+            hovertext=[_why(record) for record in pruned],
+        ),
+        go.Scatter(
+            **_coordinates(ranked, x=x, y=y),
+            name="front (number: rank)",
+            mode="markers+text",
+            marker={"size": 18, "color": ACCENT, "line": {"color": "white", "width": 1}},
+            text=[str(view.rank(record)) for record in ranked],
+            textfont={"color": "white", "size": 10},
+            error_x=_interval(ranked, x),
+            error_y=_interval(ranked, y),
+            hovertext=[hover(record, view.teacher, view.rank(record)) for record in ranked],
+        ),
+    ]
+    if view.teacher is not None:
+        point = {"x": [_teacher_value(view, x)], "y": [_teacher_value(view, y)]}
+        star = {"symbol": "star", "size": 16, "color": STAR}
+        traces.append(go.Scatter(**point, name="teacher, FP32", mode="markers", marker=star, hovertext=[teacher_hover(view.teacher)]))
+    for trace in traces:
+        trace.update(hoverinfo="text", legendgroup=trace.name, showlegend=legend, cliponaxis=False)
+    return [trace for trace in traces if len(trace.x)]
+
+
+def _seen(record: TrialRecord, axis: Axis) -> float | None:
+    """What is known of a pruned trial: its accuracy at the last rung, and size and latency, which are known before training."""
+    accuracy = record.rungs[-1].accuracy if record.rungs else None
+    value = (accuracy, record.size_bytes, record.latency_ms)[axis.place]
+    return None if value is None else value * axis.factor
+
+
+def _last_seen(records: Sequence[TrialRecord], x: Axis, y: Axis) -> dict[str, list[float | None]]:
+    return {"x": [_seen(record, x) for record in records], "y": [_seen(record, y) for record in records]}
+
+
+def _why(record: TrialRecord) -> str:
+    return "<br>".join(textwrap.wrap(escape(f"trial {record.number} pruned: {record.reason or 'no reason given'}"), 70))
+
+
+def _interval(records: Sequence[TrialRecord], axis: Axis) -> dict[str, Any] | None:
+    """The 95 % interval of a latency as error bars; the other objectives have none."""
+    latencies = [record.measurement.latency for record in records if record.measurement is not None]
+    if axis is not LATENCY:
+        return None
+    above = [latency.ci_ms[1] - latency.p50_ms for latency in latencies]
+    below = [latency.p50_ms - latency.ci_ms[0] for latency in latencies]
+    return {"type": "data", "array": above, "arrayminus": below, "symmetric": False, "thickness": 1, "width": 0, "color": ACCENT}
+
+
+def _coordinates(records: Sequence[TrialRecord], **axes: Axis) -> dict[str, list[float]]:
+    points = [objectives(record) for record in records]
+    return {key: [point[axis.place] * axis.factor for point in points] for key, axis in axes.items()}
+
+
+def _teacher_value(view: StudyView, axis: Axis) -> float:
+    assert view.teacher is not None
+    return (view.teacher.accuracy, view.teacher.size_bytes, view.teacher.latency.p50_ms)[axis.place] * axis.factor
+
+
+def _axis(view: StudyView, axis: Axis) -> dict[str, Any]:
+    if not axis.log:
+        return {"title": {"text": axis.title}}
+    values = [objectives(record)[axis.place] * axis.factor for record in complete(view.records)]
+    ticks = inner_ticks([*values, *([_teacher_value(view, axis)] if view.teacher else [])])
+    shown = {"tickvals": ticks, "ticktext": [tick_text(tick) for tick in ticks]}
+    return {"title": {"text": axis.title}, "type": "log", **shown}

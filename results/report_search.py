@@ -1,0 +1,173 @@
+"""The report's figures of the search: how the front grew, which choices lead where, what mattered, how training went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from core.candidate import KB, Candidate
+from results.front import complete, objectives
+from results.plots import inner_ticks, tick_text
+from results.record import TrialRecord
+from results.report_front import ACCENT, BAD, DIM
+from results.table import mean_bits, student_name
+from results.view import StudyView, float_share, mean_ratio
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+SHOWN = 10
+"""Parameters of an importance that are drawn; the rest matters less."""
+
+
+def growth(view: StudyView, numbers: Sequence[int], volumes: Sequence[float]) -> go.Figure:
+    """Hypervolume over trials and over the minutes spent in trials; pruned and failed trials stand on the base line."""
+    from plotly.subplots import make_subplots
+
+    minutes = minutes_spent(view.records)
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.03)
+    for column, place in ((1, {record.number: float(record.number) for record in view.records}), (2, minutes)):
+        for trace in _growth(view, place, numbers, volumes):
+            figure.add_trace(trace.update(showlegend=column == 1, legendgroup=trace.name), row=1, col=column)
+    figure.update_xaxes(title_text="trial", col=1)
+    figure.update_xaxes(title_text="minutes of trials", rangemode="tozero", col=2)
+    figure.update_yaxes(title_text="hypervolume", rangemode="tozero", col=1)
+    figure.update_layout(height=380, legend={"orientation": "h", "x": 0, "y": 1.04, "yanchor": "bottom"})
+    return figure
+
+
+def minutes_spent(records: Sequence[TrialRecord]) -> dict[int, float]:
+    """Trial number -> minutes of this and all earlier finished trials."""
+    total, minutes = 0.0, {}
+    for record in records:
+        total += sum(record.seconds.values())
+        minutes[record.number] = total / 60
+    return minutes
+
+
+def _growth(view: StudyView, place: Mapping[int, float], numbers: Sequence[int], volumes: Sequence[float]) -> list[go.Scatter]:
+    import plotly.graph_objects as go
+
+    text = [f"trial {number}<br>hypervolume {volume:.4f}" for number, volume in zip(numbers, volumes, strict=True)]
+    line = {"shape": "hv", "color": ACCENT, "width": 2}
+    xs = [place[number] for number in numbers]
+    traces = [go.Scatter(x=xs, y=list(volumes), mode="lines+markers", line=line, name="hypervolume", hovertext=text, hoverinfo="text")]
+    for state, name, colour in (("PRUNED", "pruned", DIM), ("FAIL", "failed", BAD)):
+        ended = [record for record in view.records if record.state == state]
+        marker = {"symbol": "x-thin", "size": 8, "opacity": 0.6, "line": {"color": colour, "width": 2}, "color": colour}
+        reasons = [_wrapped(f"trial {record.number} {name}: {record.reason or 'no reason given'}") for record in ended]
+        points = {"x": [place[record.number] for record in ended], "y": [0.0] * len(ended)}
+        traces += (
+            [go.Scatter(**points, mode="markers", marker=marker, name=name, cliponaxis=False, hovertext=reasons, hoverinfo="text")]
+            if ended
+            else []
+        )
+    return traces
+
+
+def parallel(view: StudyView) -> go.Figure:
+    """A line per distinct complete trial through its choices and its objectives; the front is drawn last and in colour."""
+    import plotly.graph_objects as go
+
+    known = [record for record in complete(view.records) if record.candidate is not None]
+    lines = sorted(known, key=lambda record: view.rank(record) is not None)
+    flags = [float(view.rank(record) is not None) for record in lines]
+    names = sorted({student_name(record) for record in lines})
+    student = [float(names.index(student_name(record))) for record in lines]
+    pruned = [100 * mean_ratio(_candidate(record)) for record in lines]
+    floats = [100 * float_share(_candidate(record)) for record in lines]
+    points = [objectives(record) for record in lines]
+    dimensions = [
+        {**_dimension("student (width)", student), "tickvals": list(range(len(names))), "ticktext": names},
+        _dimension("mean bits", [mean_bits(record) for record in lines]),
+        _dimension("pruned, %", pruned),
+        _dimension("in float, %", floats),
+        _logarithmic("size, KB", [point[1] / KB for point in points]),
+        _logarithmic("latency, ms", [point[2] for point in points]),
+        _dimension("accuracy, %", [100 * point[0] for point in points]),
+    ]
+    line: dict[str, Any] = {"color": flags, "colorscale": [[0, DIM], [1, ACCENT]], "cmin": 0, "cmax": 1}
+    figure = go.Figure(
+        go.Parcoords(
+            dimensions=dimensions, line=line, unselected={"line": {"opacity": 0.05}}, rangefont={"size": 1, "color": "rgba(0,0,0,0)"}
+        )
+    )
+    figure.update_layout(height=440, margin={"l": 30 + 7 * max(map(len, names)), "r": 50, "t": 80, "b": 30})
+    return figure
+
+
+def importance(shares: Mapping[str, Mapping[str, float]]) -> go.Figure:
+    """Per objective the parameters that explain most of it."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=1, cols=len(shares), subplot_titles=list(shares), horizontal_spacing=0.1)
+    for column, each in enumerate(shares.values(), start=1):
+        top = list(each.items())[:SHOWN][::-1]
+        percent = [100 * share for _, share in top]
+        bars = go.Bar(x=percent, y=[name for name, _ in top], orientation="h", marker={"color": ACCENT}, showlegend=False)
+        figure.add_trace(bars.update(hovertemplate="%{y}: %{x:.1f} %<extra></extra>"), row=1, col=column)
+        figure.update_xaxes(title_text="share of the variance, %", rangemode="tozero", row=1, col=column)
+    figure.update_layout(height=400)
+    return figure
+
+
+def curves(view: StudyView) -> go.Figure:
+    """Mean training loss per epoch, a panel per stage; trials on the front in colour."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    stages = list(dict.fromkeys(epoch.stage for epoch in view.epochs))
+    ranks = {record.number: rank for rank, record in enumerate(view.front)}
+    figure = make_subplots(rows=1, cols=len(stages), subplot_titles=stages, horizontal_spacing=0.06)
+    for (trial, stage), lines in groupby(sorted(view.epochs, key=_order(ranks)), key=lambda epoch: (epoch.trial, epoch.stage)):
+        epochs = list(lines)
+        on_front = trial is None or trial in ranks
+        who = "teacher" if trial is None else f"trial {trial}" + (f", rank {ranks[trial]}" if trial in ranks else "")
+        curve = go.Scatter(
+            x=[epoch.epoch for epoch in epochs],
+            y=[epoch.loss for epoch in epochs],
+            mode="lines+markers",
+            marker={"size": 4},
+            line={"color": ACCENT if on_front else DIM, "width": 1.5},
+            opacity=0.9 if on_front else 0.35,
+            name=who,
+            showlegend=False,
+            hovertemplate=f"{who}<br>epoch %{{x:g}}: loss %{{y:.4g}}<extra></extra>",
+        )
+        figure.add_trace(curve, row=1, col=stages.index(stage) + 1)
+    figure.update_xaxes(title_text="epoch")
+    figure.update_yaxes(title_text="mean loss", col=1)
+    figure.update_layout(height=360)
+    return figure
+
+
+def _order(ranks: Mapping[int, int]) -> Any:
+    """The front last, so that it lies on top; each curve by epoch."""
+    return lambda epoch: (epoch.trial in ranks, -1 if epoch.trial is None else epoch.trial, epoch.stage, epoch.epoch)
+
+
+def _candidate(record: TrialRecord) -> Candidate:
+    assert record.candidate is not None
+    return record.candidate
+
+
+def _dimension(label: str, values: Sequence[float]) -> dict[str, Any]:
+    low, high = min(values), max(values)
+    margin = 0.0 if high > low else 0.5  # an axis of one value has no length
+    return {"label": label, "values": list(values), "range": [low - margin, high + margin], "tickformat": ".4~g"}
+
+
+def _logarithmic(label: str, values: Sequence[float]) -> dict[str, Any]:
+    ticks = inner_ticks(values)
+    shown = {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": [tick_text(tick) for tick in ticks]}
+    return {**_dimension(f"{label} (log)", [math.log10(value) for value in values]), **shown}
+
+
+def _wrapped(text: str, width: int = 70) -> str:
+    import textwrap
+    from html import escape
+
+    return "<br>".join(textwrap.wrap(escape(text), width))

@@ -1,0 +1,185 @@
+"""The report's words and tables: plain cells that the web page and the Markdown file both print."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from core.candidate import KB, LatencyReport
+from results.front import Point, objectives
+from results.record import TrialRecord
+from results.table import HEADINGS, cells, conditions, mean_bits, measurement, student_name, teacher_cells, times_faster, times_smaller
+from results.view import StudyView, mean_ratio
+
+
+class Table(NamedTuple):
+    """Headings and rows of text, all of one length."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+GLOSSARY = Table(
+    ("word", "meaning"),
+    (
+        ("student", "the network that is made small; its width is a factor on the number of channels"),
+        ("teacher", "the large FP32 network that students learn from, and that they are compared with"),
+        ("front", "the models that no other model beats in all of accuracy, size and latency; every one is the best at some trade-off"),
+        ("rank", "place on the front by accuracy; 0 is the most accurate. `python -m search.export_best --rank R` writes that model"),
+        ("dominated", "measured, but another model is at least as good in everything and better in something"),
+        ("pruned trial", "given up because a limit of the search was out of reach; not to be confused with pruned channels"),
+        ("pruned channels", "channels removed from the network's layers, as a mean share over the depth"),
+        ("mean bits", "bits that a stored weight takes, as a mean over the layers; fewer bits make the file smaller, not faster"),
+        ("INT8, float", "how a layer computes; this decides the latency"),
+        ("agreement", "share of images on which the engine and PyTorch give the same answer"),
+        ("interval", "the range that holds the true value with 95 % confidence"),
+    ),
+)
+
+
+def opening(view: StudyView) -> str:
+    """What this study is, and what it found, for a reader who has never seen one."""
+    states = Counter(record.state for record in view.records)
+    text = (
+        "This study searched for small, fast versions of an image classifier. Each trial built one version: it chose a network, removed "
+        "channels, trained it to imitate a large teacher, stored its weights in few bits, and measured the result as it would run. "
+        f"Of {len(view.records)} finished trials {states['COMPLETE']} are complete, {states['PRUNED']} were pruned and {states['FAIL']} "
+        f"failed. {len(view.front)} {'model is' if len(view.front) == 1 else 'models are'} on the front."
+    )
+    return text
+
+
+def highlights(view: StudyView) -> list[tuple[str, str, str]]:
+    """(what, value, explanation) of the study's best numbers."""
+    if not view.front:
+        return []
+    best, smallest, fastest = view.front[0], *(min(view.front, key=lambda record: objectives(record)[axis]) for axis in (1, 2))
+    small, fast = times_smaller(smallest, view.teacher), times_faster(fastest, view.teacher)
+    reference = f"teacher {100 * view.teacher.accuracy:.2f} %" if view.teacher else student_name(best)
+    return [
+        ("most accurate", f"{100 * measurement(best).accuracy:.2f} %", reference),
+        ("smallest", f"{measurement(smallest).size_bytes / KB:.1f} KB", _comparison(small, "smaller", smallest)),
+        ("fastest", f"{measurement(fastest).latency.p50_ms:.3f} ms", _comparison(fast, "faster", fastest)),
+    ]
+
+
+def _comparison(times: float | None, word: str, record: TrialRecord) -> str:
+    accuracy = f"at {100 * measurement(record).accuracy:.2f} %"
+    return accuracy if times is None else f"{times:.1f} x {word} than the teacher, {accuracy}"
+
+
+def chosen(view: StudyView, reference: Point | None) -> Table:
+    """Teacher beside the points of the front that stand out: most accurate, balanced, smallest, fastest."""
+    from results.analysis import logarithmic
+
+    picks: dict[int, list[str]] = {}
+    picks.setdefault(0, []).append("most accurate")
+    if reference is not None:
+        gains = [[r - v for r, v in zip(reference, logarithmic(objectives(record)), strict=True)] for record in view.front]
+        volumes = [gain[0] * gain[1] * gain[2] if min(gain) > 0 else 0.0 for gain in gains]
+        if max(volumes) > 0:
+            picks.setdefault(volumes.index(max(volumes)), []).append("balanced")
+    for axis, name in ((1, "smallest"), (2, "fastest")):
+        picks.setdefault(min(range(len(view.front)), key=lambda rank: objectives(view.front[rank])[axis]), []).append(name)
+    rows = [_chosen_row(view, ", ".join(names), rank) for rank, names in picks.items()]
+    if view.teacher is not None:
+        report = view.teacher
+        numbers = (f"{100 * report.accuracy:.2f}", "-", f"{report.size_bytes / KB:.1f}", "1.0", _interval(report.latency), "1.0")
+        rows.insert(0, ("teacher, FP32", "-", "teacher", *numbers, "32.0", "0"))
+    return Table(CHOSEN, tuple(rows))
+
+
+CHOSEN = ("model", "rank", "student (width)", "accuracy %", "test %", "KB", "x smaller", "ms (interval)", "x faster", "bits", "pruned %")
+
+
+def _chosen_row(view: StudyView, name: str, rank: int) -> tuple[str, ...]:
+    record = view.front[rank]
+    measured, test = measurement(record), view.tests.get(str(record.fingerprint))
+    smaller, faster = times_smaller(record, view.teacher), times_faster(record, view.teacher)
+    return (
+        name,
+        str(rank),
+        student_name(record),
+        f"{100 * measured.accuracy:.2f}",
+        "-" if test is None else f"{100 * test['accuracy']:.2f}",
+        f"{measured.size_bytes / KB:.1f}",
+        "-" if smaller is None else f"{smaller:.1f}",
+        _interval(measured.latency),
+        "-" if faster is None else f"{faster:.1f}",
+        f"{mean_bits(record):.1f}",
+        "-" if record.candidate is None else f"{100 * mean_ratio(record.candidate):.0f}",
+    )
+
+
+def _interval(latency: LatencyReport) -> str:
+    return f"{latency.p50_ms:.3f}{'' if latency.stable else '*'} ({latency.ci_ms[0]:.3f} to {latency.ci_ms[1]:.3f})"
+
+
+def whole_front(view: StudyView) -> Table:
+    """Every rank, and the teacher below."""
+    last = (teacher_cells(view.teacher),) if view.teacher is not None else ()
+    return Table(HEADINGS, (*(cells(rank, record, view.teacher) for rank, record in enumerate(view.front)), *last))
+
+
+def unfinished(records: Sequence[TrialRecord]) -> Table:
+    """Pruned and failed trials, with the reason."""
+    words = {"PRUNED": "pruned", "FAIL": "failed"}
+    rows = [(str(record.number), words[record.state], record.reason or "no reason given") for record in records if record.state in words]
+    return Table(("trial", "ended", "why"), tuple(rows))
+
+
+def device(view: StudyView) -> Table:
+    """What the numbers were measured on; no rows where run.json does not say."""
+    run, facts = view.run, view.run.get("device", {})
+    data, versions = run.get("data", {}), run.get("versions", {})
+    isa = ", ".join(facts.get("isa", ())) or "none of those that matter"
+    rows = [
+        ("processor", f"{facts['cpu']}, {facts.get('cores')} cores ({isa})" if "cpu" in facts else ""),
+        (
+            "engine",
+            f"{facts['runtime']} {facts.get('runtime_version', '')}, {_threads(facts.get('threads'))}" if "runtime" in facts else "",
+        ),
+        ("device fingerprint", str(run.get("fingerprint", ""))),
+        (
+            "training",
+            f"{run['training_device']}, {run.get('amp')}, {_threads(run.get('torch_threads'))}" if "training_device" in run else "",
+        ),
+        ("data", f"{data['name']}: {data['train']} training and {data['search']} search images" if "name" in data else ""),
+        ("seed", str(run.get("seed", ""))),
+        ("command", "search.run " + " ".join(map(str, run["command"])) if "command" in run else ""),
+        ("begun", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run["started"])) if "started" in run else ""),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version != "not installed")),
+    ]
+    return Table(("what", "value"), tuple(row for row in rows if row[1]))
+
+
+def protocol(view: StudyView) -> list[str]:
+    """How each number was obtained, in sentences."""
+    if not view.front:
+        return []
+    measured = measurement(view.front[0])
+    runtime: dict[str, Any] = view.config.get("runtime", {})
+    limit = f" or {runtime['max_s']:g} s were over" if "max_s" in runtime else ""
+    return [
+        f"Accuracy is that of the exported model in its engine on {measured.images} search images. The search never trained on them, but "
+        "it chose by them, so the best values are a little optimistic. The test images are opened only by an export, once per model; "
+        '"test %" is that accuracy, and "-" means not exported.',
+        f"Size is the number of bytes of the packed weight file, from which the exported weights come back bit for bit; 1 KB is {KB} "
+        "bytes. The teacher is counted in the same format at full precision.",
+        f"Latency is the median time of one call ({conditions(measured.latency)}): warmed up until steady, then timed in blocks of about "
+        f"20 ms until the 95 % interval of the median was narrow{limit}. A value marked * stayed wide or drifted. All latencies of a study "
+        "come from one device, and models of equal structure are measured once.",
+        f"One image more or less is {100 / measured.images:.2f} points of accuracy: differences of a few images mean little.",
+    ]
+
+
+def markdown(table: Table) -> str:
+    """A GitHub table."""
+    lines = [table.headings, tuple("---" for _ in table.headings), *table.rows]
+    return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _threads(number: object) -> str:
+    return f"{number} thread{'' if number == 1 else 's'}"

@@ -1,0 +1,105 @@
+"""A study as its report sees it: read once, from the database and the run's folder, and frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from core.candidate import Candidate
+from results.epochs import Epoch, read_epochs
+from results.front import complete, front
+from results.layers import LayerFacts, classes_of, read_layers
+from results.record import TEST_KEY, TeacherReport, TrialRecord, read_records
+
+if TYPE_CHECKING:
+    import optuna
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """What is known of a study. What is missing is empty or None, and its section of the report is left out."""
+
+    name: str
+    folder: Path
+    records: tuple[TrialRecord, ...]
+    """All finished trials by number."""
+    front: tuple[TrialRecord, ...]
+    """By rank."""
+    trials: tuple[optuna.trial.FrozenTrial, ...]
+    """Optuna's side of `complete(records)`, in the same order."""
+    teacher: TeacherReport | None
+    run: Mapping[str, Any]
+    """run.json."""
+    config: Mapping[str, Any]
+    """The configuration that the study was made with."""
+    tests: Mapping[str, Mapping[str, Any]]
+    """Fingerprint -> {accuracy, images, interval} on the test split."""
+    layers: Mapping[int, tuple[LayerFacts, ...]]
+    """Rank -> layers, of those points of the front whose files are there."""
+    epochs: tuple[Epoch, ...]
+    classes: int | None
+
+    def rank(self, record: TrialRecord) -> int | None:
+        """Rank of a record; None off the front."""
+        return next((rank for rank, other in enumerate(self.front) if other.number == record.number), None)
+
+
+def read_view(study: optuna.Study, folder: Path, config: Mapping[str, Any]) -> StudyView:
+    """Read a study and its run's folder, which may be missing; `config` as the study keeps it.
+
+    Raises UserError for records of another version.
+    """
+    records = read_records(study)
+    best = front(records)
+    trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    run = _run_facts(folder / "run.json")
+    return StudyView(
+        name=study.study_name,
+        folder=folder,
+        records=tuple(records),
+        front=tuple(best),
+        trials=tuple(trials[record.number] for record in complete(records)),
+        teacher=_teacher(run),
+        run=run,
+        config=config,
+        tests=study.user_attrs.get(TEST_KEY, {}),
+        layers={rank: layers for rank, record in enumerate(best) if (layers := layers_of(folder, record))},
+        epochs=tuple(read_epochs(folder / "epochs.csv")),
+        classes=classes_of(folder / "teacher" / "model.onnx"),
+    )
+
+
+def layers_of(folder: Path, record: TrialRecord) -> tuple[LayerFacts, ...]:
+    """Layers of a record's files; () where they are not there."""
+    return read_layers(folder / record.path) if record.path is not None else ()
+
+
+def mean_ratio(candidate: Candidate) -> float:
+    """Mean of the sampled pruning ratios over the depth positions, in [0, 1)."""
+    return sum(group.prune_ratio for group in candidate.groups) / len(candidate.groups)
+
+
+def float_share(candidate: Candidate) -> float:
+    """Share of the depth positions that execute in float, in [0, 1]."""
+    return sum(group.execution == "float" for group in candidate.groups) / len(candidate.groups)
+
+
+def _run_facts(path: Path) -> Mapping[str, Any]:
+    """run.json; {} where it is missing or not whole: it is only an account."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _teacher(run: Mapping[str, Any]) -> TeacherReport | None:
+    try:
+        return TeacherReport.model_validate(run.get("teacher"))
+    except ValidationError:
+        return None

@@ -1,0 +1,193 @@
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from core.candidate import Candidate, GroupPlan, Rung
+from results.epochs import Epoch
+from results.front import front, objectives
+from results.layers import LayerFacts
+from results.plots import inner_ticks, tick_text
+from results.record import TrialRecord
+from results.report import as_csv, sections, write_report
+from results.report_front import PLANES, planes
+from results.report_page import page
+from results.report_text import chosen, whole_front
+from tests.results.views import view_of
+
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+LAYER = LayerFacts("conv1", (8, 1, 3, 3), 4, 60, "int8", 1, 5000)
+EPOCHS = (Epoch(None, "teacher", 1.0, 2.0, 500.0, 2.0), Epoch(0, "distil", 1.0, 1.0, 500.0, 1.0))
+
+
+class Balance(HTMLParser):
+    """Collects tags that are not closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+def without_plotly(html: str) -> str:
+    """The page without plotly's own script, which names its home page and others."""
+    parts = re.split(r"(?s)<script>(.*?)</script>", html)
+    library = max(parts, key=len)
+    assert "plotly.js v" in library[:500]
+    return html.replace(library, "")
+
+
+@pytest.fixture
+def full(records, teacher, tmp_path):
+    """A view in which nothing is missing."""
+    layers = {0: (LAYER,), 1: (LAYER, LAYER._replace(name="conv2", bits=16, execution="float"))}
+    run = {"device": {"cpu": "a CPU", "cores": 2, "isa": ["avx2"], "threads": 1, "runtime": "openvino"}, "seed": 0, "wall_seconds": 60.0}
+    return view_of(records, teacher, tmp_path, layers=layers, epochs=EPOCHS, run=run | {"teacher_seconds": 20.0, "started": 0.0})
+
+
+def test_every_section_has_a_figure_or_a_table_when_nothing_is_missing(full):
+    bare = [section.title for section in sections(full) if not section.figures and section.table is None]
+    assert bare == ["What mattered"]  # which needs ten trials
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_small_studies_say_what_is_left_out(count, records, tmp_path):
+    view = view_of(records[:count], None, tmp_path)
+    for path in write_report(view, tmp_path / "out"):
+        assert path.stat().st_size > 100
+    for section in sections(view):
+        assert section.figures or section.table is not None or section.text.endswith("."), section.title
+
+
+def test_a_study_of_failures_is_reported(records, teacher, tmp_path):
+    view = view_of([records[3], records[5]], teacher, tmp_path)
+    html = page(view, sections(view))
+    assert "the loss is NaN" in html
+    assert "its size is dominated" in html
+    assert "0 models are on the front" in html
+
+
+def test_the_page_loads_nothing_from_a_network(full):
+    ours = without_plotly(page(full, sections(full)))
+    assert not re.search(r"https?://|//cdn|@import|url\(", ours)
+    assert "sendDataToCloud" not in ours
+
+
+def test_the_page_is_well_formed(full):
+    parser = Balance()
+    parser.feed(page(full, sections(full)))
+    parser.close()
+    assert (parser.open, parser.wrong) == ([], [])
+    assert len(parser.ids) == len(set(parser.ids))
+
+
+def test_names_cannot_inject_html_or_other_parts_of_the_page(make_record, teacher, tmp_path):
+    name = "</script><script>alert(1)</script>{{STYLE}}"
+    record = make_record(0, 0.9, 5_000, 0.1, student=name)
+    view = view_of([record], teacher, tmp_path, layers={0: (LAYER._replace(name=name),)}, name="<b>&{{STYLE}}")
+    html = page(view, sections(view))
+    assert "<script>alert" not in html
+    assert "<title>Study &lt;b&gt;&amp;{{STYLE}}</title>" in html
+    assert html.count("prefers-color-scheme:dark") == 1
+
+
+def test_the_planes_hold_the_values_of_the_records(full):
+    figure = planes(full)
+    traces = [trace for trace in figure.data if trace.name.startswith("front")]
+    for trace, (x, y) in zip(traces, PLANES, strict=True):
+        by_rank = {int(rank): (a, b) for rank, a, b in zip(trace.text, trace.x, trace.y, strict=True)}
+        for rank, record in enumerate(full.front):
+            point = objectives(record)
+            assert by_rank[rank] == pytest.approx((point[x.place] * x.factor, point[y.place] * y.factor))
+    latency = next(trace for trace in traces if trace.error_x.array is not None)
+    assert latency.error_x.array == pytest.approx([0.01 * value for value in latency.x])
+
+
+def test_dominated_trials_are_dimmed_and_unfinished_ones_stand_beside_the_hypervolume(full):
+    plots = [json.loads(figure.to_json()) for section in sections(full) for figure in section.figures]
+    names = {trace.get("name"): trace for plot in plots for trace in plot["data"]}
+    assert names["dominated"]["marker"]["opacity"] < 0.6
+    assert [len(names[name]["x"]) for name in ("pruned", "failed")] == [1, 1]
+    assert "the loss is NaN" in names["failed"]["hovertext"][0]
+
+
+def test_the_csv_holds_every_trial_with_its_own_numbers(full):
+    frame = pd.read_csv(io.StringIO(as_csv(full))).set_index("trial")
+    assert list(frame.index) == [record.number for record in full.records]
+    for record in full.records:
+        row = frame.loc[record.number]
+        assert row["state"] == record.state
+        if record.measurement is not None:
+            assert (row["accuracy"], row["size_bytes"], row["latency_p50_ms"]) == objectives(record)
+            assert row["seconds"] == pytest.approx(sum(record.seconds.values()))
+    ranks = {record.number: rank for rank, record in enumerate(full.front)}
+    assert frame["rank"].dropna().to_dict() == ranks
+    assert frame.loc[5, "reason"] == "the loss is NaN"
+
+
+def test_the_chosen_models_are_those_that_stand_out(full):
+    table = chosen(full, (0.9, 20.0, 0.0))
+    named = {name: row for row in table.rows for name in row[0].split(", ")}
+    assert named["most accurate"][1] == "0"
+    assert named["smallest"][1] == named["fastest"][1] == "2"
+    assert "balanced" in named
+    assert named["teacher"][5] == "400.0"
+    assert all(len(row) == len(table.headings) for row in table.rows)
+
+
+def test_a_scored_test_accuracy_is_shown_and_another_is_not(records, teacher, tmp_path):
+    best = front(records)[0]
+    view = view_of(records, teacher, tmp_path, tests={best.fingerprint: {"accuracy": 0.8125, "images": 16, "interval": [0.5, 0.9]}})
+    tests = {row[1]: row[4] for row in chosen(view, None).rows}
+    assert tests == {"-": "-", "0": "81.25", "2": "-"}
+
+
+def test_markdown_and_page_show_the_same_table(full, tmp_path):
+    html, markdown, _ = (path.read_text(encoding="utf-8") for path in write_report(full, tmp_path))
+    for row in whole_front(full).rows:
+        assert "| " + " | ".join(row) + " |" in markdown
+        assert re.search("".join(f"<td[^>]*>{re.escape(cell)}</td>" for cell in row), html)
+
+
+def test_bits_are_drawn_as_they_are_stored(full):
+    figure = next(section for section in sections(full) if section.title == "Bits in every layer").figures[0]
+    assert [list(row) for row in figure.data[0].text] == [["4", ""], ["4", "16f"]]
+
+
+def test_a_space_in_which_nothing_varies_is_drawn(make_record, teacher, tmp_path):
+    candidate = Candidate(student="resnet8", groups=(GroupPlan(weight_bits=4),))
+    record = make_record(0, 0.9, 5_000, 0.1).model_copy(update={"candidate": candidate})
+    view = view_of([record], teacher, tmp_path)
+    lines = next(section for section in sections(view) if section.title == "From choices to results").figures[0].data[0]
+    assert all(dimension.range[0] < dimension.range[1] for dimension in lines.dimensions)
+
+
+@pytest.mark.parametrize("values", [[2.1, 1100.0], [0.058, 0.123], [0.4, 0.41], [5.0], [], [1e-4, 1e7]])
+def test_ticks_are_inside_the_values_and_readable(values):
+    ticks = inner_ticks(values)
+    assert all(min(values) <= tick <= max(values) for tick in ticks)
+    assert 2 <= len(ticks) <= 13 or len(values) < 2
+    assert [tick_text(value) for value in (0.0583, 1000.0, 2.0, 1097.8)] == ["0.0583", "1000", "2", "1100"]
+
+
+def test_a_pruned_trial_is_drawn_in_the_planes_where_its_numbers_are_known(records, teacher, tmp_path):
+    rung = Rung(stage="distil", epoch=1.0, accuracy=0.4)
+    stopped = TrialRecord(number=90, state="PRUNED", size_bytes=5000, latency_ms=0.5, rungs=(rung,), reason="<b>hopeless</b>")
+    skipped = TrialRecord(number=91, state="PRUNED", size_bytes=6000, latency_ms=0.6)
+    figure = planes(view_of([*records, stopped, skipped, TrialRecord(number=92, state="PRUNED")], teacher, tmp_path))
+    drawn = [trace for trace in figure.data if trace.name.startswith("skipped or stopped")]
+    assert [(list(trace.x), list(trace.y)) for trace in drawn] == [([5.0], [40.0]), ([0.5], [40.0]), ([5.0, 6.0], [0.5, 0.6])]
+    assert "&lt;b&gt;hopeless" in drawn[0].hovertext[0]
