@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.trial import FrozenTrial
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -15,6 +19,10 @@ from core.errors import UserError
 
 LOCK_WAIT_S = 30
 """How long SQLite waits for another process's lock; `?timeout=5` in the URL says otherwise."""
+SQLITE_WORKERS = 4
+"""More of them wait for its one lock, and time out under load."""
+HEARTBEAT_S, GRACE_S = 60, 600
+"""A worker on another machine that has not been heard of for GRACE_S, by the database's own clock, is taken for dead."""
 
 
 def storage_url(folder: Path, storage: str | None) -> str:
@@ -36,20 +44,61 @@ def sqlite_file(url: str) -> Path | None:
     return Path(str(parsed.database)) if plain else None
 
 
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The storage, made where it is missing. Raises UserError for a driver or a version that does not fit."""
-    parsed = _parse(url)
-    wait = {"timeout": LOCK_WAIT_S} if parsed.get_backend_name() == "sqlite" and "timeout" not in parsed.query else {}
+def is_sqlite(url: str) -> bool:
+    """Whether the database cannot leave its machine."""
+    return _parse(url).get_backend_name() == "sqlite"
+
+
+def check_workers(url: str, workers: int) -> None:
+    """Raises UserError where the database is not made for so many writers."""
+    if is_sqlite(url) and workers > SQLITE_WORKERS:
+        raise UserError(
+            f"SQLite takes at most {SQLITE_WORKERS} workers, but --workers is {workers}; "
+            "give --storage postgresql://user:password@host/database (pip install '.[postgres]')"
+        )
+
+
+def open_storage(url: str, on_stale: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> optuna.storages.RDBStorage:
+    """The storage, made where it is missing. Raises UserError for a driver or a version that does not fit.
+
+    `on_stale` gets the trials of workers on other machines that have died.
+    """
     if (path := sqlite_file(url)) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
+    with _driver_errors(url), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return optuna.storages.RDBStorage(
+            url,
+            engine_kwargs=_engine_options(url),
+            heartbeat_interval=None if is_sqlite(url) else HEARTBEAT_S,  # on one machine the owner's process says more
+            grace_period=GRACE_S,
+            heartbeat_stale_trial_callback=on_stale,
+        )
+
+
+def open_engine(url: str) -> sqlalchemy.Engine:
+    """One connection for locks, apart from the storage's own. Raises UserError for a driver that does not fit."""
+    with _driver_errors(url):
+        return sqlalchemy.create_engine(url, pool_size=1, isolation_level="AUTOCOMMIT", **_engine_options(url))
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    parsed = _parse(url)
+    if not is_sqlite(url):
+        return {"pool_pre_ping": True}  # a database that went away and came back
+    return {"connect_args": {} if "timeout" in parsed.query else {"timeout": LOCK_WAIT_S}}
+
+
+@contextmanager
+def _driver_errors(url: str) -> Iterator[None]:
     try:
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": wait})
+        yield
     except NoSuchModuleError as error:
         raise UserError(
             f"--storage must name a database that SQLAlchemy knows (sqlite, postgresql, mysql), but got {safe_url(url)}"
         ) from error
     except ImportError as error:
-        raise UserError(f"{safe_url(url)} needs a driver that is not installed; for PostgreSQL: pip install psycopg2-binary") from error
+        raise UserError(f"{safe_url(url)} needs a driver that is not installed; for PostgreSQL: pip install '.[postgres]'") from error
     except RuntimeError as error:  # how Optuna says that another version of it made the tables
         raise UserError(f"{safe_url(url)} was made by another version of Optuna; use another --study or --storage ({error})") from error
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from core.errors import UserError
-from core.files import write_atomically
+from core.files import made_once, write_atomically
 
 
 def test_text_and_bytes_are_written_and_folders_made(tmp_path: Path) -> None:
@@ -26,3 +30,31 @@ def test_a_place_that_refuses_is_one_line_and_leaves_nothing_behind(tmp_path: Pa
         write_atomically(tmp_path / "folder", "new")
     assert {entry.name for entry in tmp_path.iterdir()} == {"file", "folder"}
     assert (tmp_path / "file").read_text() == "old"
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from core.files import made_once
+with made_once(Path(sys.argv[1])):
+    print("making", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_another_process_makes_is_waited_for_and_a_maker_that_dies_is_replaced(tmp_path: Path) -> None:
+    path, said = tmp_path / "teacher", []
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as maker:
+        assert maker.stdout is not None
+        assert maker.stdout.readline() == b"making\n"
+        threading.Timer(0.3, maker.kill).start()
+        with made_once(path, said.append):
+            assert maker.wait(10) == -signal.SIGKILL
+    assert said == [f"another process is making {path}; waiting for it"]
+    assert not path.exists()
+
+
+def test_a_folder_that_refuses_the_lock_is_left_to_the_writer(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with made_once(tmp_path / "file" / "teacher"):
+        pass

@@ -8,7 +8,7 @@ import time
 
 import psutil
 
-from search.owner import current_owner, is_dead
+from search.owner import _life, current_owner, is_dead
 
 
 def test_this_process_is_alive() -> None:
@@ -26,7 +26,7 @@ def test_a_reused_pid_is_another_process() -> None:
 
 def test_a_process_that_has_ended_is_dead_also_before_its_parent_has_noticed() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    owner = current_owner() | {"pid": process.pid, "start": psutil.Process(process.pid).create_time()}
+    owner = current_owner() | {"pid": process.pid, **(_life(process.pid) or {})}
     assert not is_dead(owner)
     process.kill()
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:

@@ -1,0 +1,191 @@
+"""What several workers bring, and what their coordination costs.
+
+    python benchmarks/scaling.py trials --workers 1 --workers 2 --trials 12       whole searches on digits: trials per hour
+    python benchmarks/scaling.py coordination --storage postgresql://... --workers 16 --trials 10000
+
+`coordination` runs the real loop, lock, storage and sampler without any training. Rows go to --out one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+import optuna
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from core.candidate import LatencyReport, Measurement  # noqa: E402 (a script: the checkout comes first)
+from core.files import write_atomically  # noqa: E402
+from results.front import objectives  # noqa: E402
+from results.record import RECORD_KEY, TrialRecord  # noqa: E402
+from search.goal import Goal  # noqa: E402
+from search.lock import StudyLock  # noqa: E402
+from search.loop import run_trials  # noqa: E402
+from search.owner import OWNER_KEY, current_owner  # noqa: E402
+from search.progress import Progress  # noqa: E402
+from search.sample import sample  # noqa: E402
+from search.space import Space, load_space  # noqa: E402
+from search.study import open_study  # noqa: E402
+
+SPACE = ROOT / "spaces" / "digits.yaml"
+OUT = ROOT / "benchmarks" / "results" / "scaling.json"
+THOUSANDTHS = 1000.0
+
+
+@dataclass
+class Untrained:
+    """A runner of trials that trains nothing: samples, signs, and tells numbers that follow from what was sampled."""
+
+    space: Space
+    begun: Callable[[], None]
+    progress: Progress
+    seconds: float = 0.0
+    """To idle within every trial."""
+    owner: dict[str, Any] = field(default_factory=current_owner)
+    records: list[TrialRecord] = field(default_factory=list)
+    newest: int | None = None
+    count: int = 0
+    loop_seconds: float = 0.0
+    sampler_seconds: float = 0.0
+
+    def __call__(self, trial: optuna.Trial) -> tuple[float, float, float]:
+        self.newest = trial.number
+        self.count += 1
+        trial.set_user_attr(OWNER_KEY, self.owner)
+        self.begun()
+        candidate = sample(self.space, trial)
+        time.sleep(self.seconds)
+        size = round(1000 * candidate.width * sum(group.weight_bits for group in candidate.groups))
+        latency = LatencyReport(
+            p50_ms=candidate.width, p95_ms=candidate.width, ci_ms=(candidate.width, candidate.width), samples=1, stable=True, batch=1,
+            threads=1, runtime="none", precision="f32", fingerprint="none",
+        )  # fmt: skip
+        measurement = Measurement(
+            accuracy=min(1.0, size / 1e5), images=1, size_bytes=size, latency=latency, agreement=1.0, parameters=1, macs=1, mean_bits=4.0
+        )
+        record = TrialRecord(
+            number=trial.number, state="COMPLETE", candidate=candidate, fingerprint=f"{trial.number:016x}", measurement=measurement
+        )
+        trial.set_user_attr(RECORD_KEY, record.model_dump_json())
+        self.records = [record]
+        return objectives(record)
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+class TimedLock(StudyLock):
+    """A study's lock that adds up the seconds of waiting for it."""
+
+    seconds = 0.0
+
+    def acquire(self) -> None:
+        """As the lock."""
+        start = time.perf_counter()
+        super().acquire()
+        self.seconds += time.perf_counter() - start
+
+
+class TimedStorage:
+    """Adds up the seconds within a study's storage, calls from within it once."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.seconds, self._inside = 0.0, False
+        storage = study._storage
+        for name in dir(type(storage)):
+            if not name.startswith("__") and callable(getattr(storage, name)):
+                setattr(storage, name, self._timed(getattr(storage, name)))
+
+    def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            if self._inside:
+                return call(*arguments, **named)
+            self._inside, start = True, time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                self._inside = False
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def coordinate(url: str, folder: Path, trials: int, sampler: str = "random", seconds: float = 0.0) -> dict[str, float]:
+    """One worker's share of a study without training: how many trials, and the seconds of sampler, storage, lock and our own code."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space, lock = load_space(SPACE, []), TimedLock(url, folder)
+    with lock:
+        study = open_study(url, folder.name, "coordination", {})
+    storage = TimedStorage(study)
+    runner = Untrained(space, lock.release, Progress(trials, quiet=True), seconds)
+    start = time.perf_counter()
+    run_trials(study, runner, Goal(trials, sampler=sampler), lock)
+    whole = time.perf_counter() - start - seconds * runner.count
+    return {
+        "trials": runner.count,
+        "sampler_s": runner.sampler_seconds,
+        "storage_s": storage.seconds,
+        "lock_s": lock.seconds,
+        "own_s": whole - runner.sampler_seconds - storage.seconds - lock.seconds,
+    }
+
+
+def measure_coordination(url: str, folder: Path, workers: int, trials: int, sampler: str) -> dict[str, Any]:
+    """A row: milliseconds per trial of every part, as the mean over all trials of all workers."""
+    start = time.perf_counter()
+    run = joblib.Parallel(n_jobs=workers, backend="loky")
+    shares = run(joblib.delayed(coordinate)(url, folder, trials, sampler) for _ in range(workers))
+    wall = time.perf_counter() - start
+    total = sum(share["trials"] for share in shares)
+    parts = [name for name in shares[0] if name != "trials"]
+    means = {name.replace("_s", "_ms"): round(THOUSANDTHS * sum(share[name] for share in shares) / total, 3) for name in parts}
+    return {"workers": workers, "trials": total, "sampler": sampler, "wall_s": round(wall, 2), **means}
+
+
+def measure_trials(workers: int, trials: int) -> dict[str, Any]:
+    """A row: trials per hour of a whole search on digits, teacher and start included in wall_s and not in the rate."""
+    study = f"scaling-{workers}"
+    command = ["-m", "search.run", "--space", str(SPACE), "--study", study, "--fresh", "--trials", str(trials), "--workers", str(workers)]
+    subprocess.run([sys.executable, *command, "--quiet"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    found = optuna.load_study(study_name=study, storage=f"sqlite:///{ROOT}/runs/{study}/study.db").get_trials(deepcopy=False)
+    begun = min(trial.datetime_start for trial in found if trial.datetime_start)
+    ended = max(trial.datetime_complete for trial in found if trial.datetime_complete)
+    seconds = (ended - begun).total_seconds()
+    return {"workers": workers, "trials": trials, "seconds": round(seconds, 1), "trials_per_hour": round(3600 * trials / seconds, 1)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Append a row per number of workers to --out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("trials", "coordination"))
+    parser.add_argument("--workers", type=int, action="append", required=True)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--sampler", default="random")
+    parser.add_argument("--storage", help="of coordination: a database URL; a study of its own is made in it for every row")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args(argv)
+    for workers in args.workers:
+        if args.what == "trials":
+            row = measure_trials(workers, args.trials)
+        else:
+            folder = ROOT / "runs" / f"coordination-{workers}-{args.trials}-{int(time.time())}"
+            url = args.storage or f"sqlite:///{folder / 'study.db'}"
+            row = measure_coordination(url, folder, workers, args.trials, args.sampler)
+        rows = json.loads(args.out.read_text()) if args.out.exists() else {}
+        rows.setdefault(args.what, []).append(row)
+        write_atomically(args.out, json.dumps(rows, indent=1) + "\n")
+        print(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The loop of every worker: takes trials until the study has its number, counted over all workers."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+
+from core.errors import TrialError, UserError
+from search.goal import Goal, volumes_of
+from search.lock import StudyLock
+from search.samplers import make_sampler
+from search.study import count_begun, count_finished, count_taken, is_requeued, requeue_interrupted, sweep
+
+if TYPE_CHECKING:
+    from search.trial import TrialRunner
+
+FAILURES_IN_A_ROW = 10
+LOOK_S = 0.5
+"""How often a worker that has nothing left to take looks whether another one's trial has failed or its owner died."""
+
+
+def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: StudyLock) -> str | None:
+    """Ask and tell until the study holds `goal.trials` complete or pruned trials, or there is a reason to end before: the reason.
+
+    Raises UserError after ten failures in a row. `runner` must let go of `lock` once it has signed its trial.
+    """
+    failures, drawing = 0, False
+    while (reason := goal.over(time.time(), volumes_of(runner.records))) is None and take(study, runner, goal.trials, lock):
+        start = time.perf_counter()
+        if not drawing:  # under the lock: no two workers find the same number begun, so no two draw the same candidates
+            sampler, drawing = make_sampler(goal.sampler, goal.seed, count_begun(study), goal.trials), True
+            study.sampler = sampler
+        runner.progress.done = count_finished(study)
+        try:
+            study.optimize(runner, n_trials=1, catch=(TrialError,))
+        except KeyboardInterrupt:
+            requeue_interrupted(study, runner.newest)
+            raise
+        except (UpdateFinishedTrialError, ValueError):  # ValueError: how Optuna refuses to tell a finished trial
+            if runner.newest is None or not is_requeued(study, runner.newest):
+                raise
+            runner.progress.message(f"trial {runner.newest}: another worker took this one for dead and has queued it again")
+            continue
+        finally:
+            lock.release()
+            runner.release()
+            runner.loop_seconds += time.perf_counter() - start
+            runner.sampler_seconds = sampler.seconds
+        last = runner.records[-1]
+        failures = failures + 1 if last.state == "FAIL" else 0
+        if failures == FAILURES_IN_A_ROW:
+            raise UserError(
+                f"{failures} trials in a row failed, the last because: {last.reason}; mend the cause and run the same command again"
+            )
+    return reason
+
+
+def take(study: optuna.Study, runner: TrialRunner, wanted: int, lock: StudyLock) -> bool:
+    """Wait until one more trial is wanted; True with `lock` held, False when the study has its number."""
+    waiting = False
+    while True:
+        lock.acquire()
+        swept = sweep(study, lock.one_machine, idle=runner.owner)
+        finished = count_finished(study)
+        if count_taken(study) < wanted:
+            _tell(runner, swept)
+            return True
+        lock.release()
+        _tell(runner, swept)
+        if finished >= wanted:
+            return False
+        if not waiting:
+            runner.progress.message("waiting: other workers run the last trials")
+        waiting = True
+        time.sleep(LOOK_S)
+
+
+def _tell(runner: TrialRunner, swept: list[int]) -> None:
+    if swept:
+        runner.progress.message(queued_again(swept))
+
+
+def queued_again(numbers: list[int]) -> str:
+    """The line about trials whose worker has died."""
+    return f"queued again, their run has died: trials {', '.join(map(str, numbers))}"

@@ -1,0 +1,161 @@
+"""Mutated spaces, configurations, candidates and bundles through the commands: python -m tests.faults.fuzz --inputs 500 --out fuzz.json
+
+Each must end with exit code 0, or with 2 and one line; never with a traceback, a hang, or a file outside runs/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import string
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.cli import run_main
+from core.files import write_atomically
+from tests.core.bundle_samples import make_bundle, save_image
+from tests.search.studies import ROOT
+
+LIMIT_S = 10.0
+"""Of processor time: a busy machine is no hang."""
+WORDS = (
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1e999",
+    ".nan",
+    "[]",
+    "{}",
+    "[[]]",
+    "&a",
+    "*a",
+    "!!python/object:os.system",
+    "../../up",
+    "/etc/passwd",
+    "é\x00",
+    "9" * 40,
+)
+
+
+def mutate(text: bytes, chance: random.Random) -> bytes:
+    """One to four changes: a byte, a cut, a line twice or gone, a value replaced."""
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(text) + 1)
+        lines = text.split(b"\n")
+        line = chance.randrange(len(lines))
+        way = chance.randrange(6)
+        if way == 0:
+            text = text[:at] + bytes([chance.randrange(256)]) + text[at + 1 :]
+        elif way == 1:
+            text = text[:at]
+        elif way == 2:
+            text = b"\n".join([*lines[:line], lines[line], *lines[line:]])
+        elif way == 3:
+            text = b"\n".join([*lines[:line], *lines[line + 1 :]])
+        elif way == 4:
+            text = text[:at] + chance.choice(string.printable).encode() * chance.choice((1, 3, 5000)) + text[at:]
+        else:
+            head = lines[line].partition(b":")[0]
+            text = b"\n".join([*lines[:line], head + b": " + chance.choice(WORDS).encode(), *lines[line + 1 :]])
+    return text
+
+
+def spaces(folder: Path, chance: random.Random) -> list[str]:
+    """A run that only checks: the space names a configuration that is not there when it is valid, so nothing is measured."""
+    text = (ROOT / "spaces" / "digits.yaml").read_bytes()
+    (folder / "space.yaml").write_bytes(mutate(text, chance))
+    return ["--space", str(folder / "space.yaml"), "--data-dir", str(folder / "gone"), "--dry-run"]
+
+
+def configs(folder: Path, chance: random.Random) -> list[str]:
+    """The same for a configuration."""
+    text = (ROOT / "configs" / chance.choice(("digits.yaml", "cifar10.yaml"))).read_bytes()
+    (folder / "config.yaml").write_bytes(mutate(text, chance))
+    space = str(ROOT / "spaces" / "digits.yaml")
+    return ["--space", space, "--config", str(folder / "config.yaml"), "--data-dir", str(folder / "gone"), "--dry-run"]
+
+
+def bundles(folder: Path, chance: random.Random, sample: Path) -> list[str]:
+    """A bundle with one file changed, or with a manifest that names files elsewhere."""
+    bundle = folder / "bundle"
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(sample, bundle)
+    path = chance.choice(sorted(bundle.iterdir()))
+    path.write_bytes(mutate(path.read_bytes(), chance))
+    if chance.random() < 0.5 and path.name != "bundle.json":  # past the digests, to the readers behind them
+        manifest = json.loads((bundle / "bundle.json").read_text())
+        manifest["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        manifest["files"]["../../up"] = "0" * 64
+        (bundle / "bundle.json").write_text(json.dumps(manifest))
+    return ["--bundle", str(bundle), str(save_image(folder.parent / "red.png", "red"))]
+
+
+def try_one(main: Callable[[list[str]], int], argv: list[str], folder: Path) -> dict[str, Any]:
+    """Exit code, message, seconds of the processor, and the files that it left outside runs/."""
+    before, start = _files(folder), time.process_time()
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run_main(main, argv)
+    err.flush()
+    made = sorted(str(path) for path in _files(folder) - before)
+    return {"code": code, "lines": err.buffer.getvalue().count(b"\n"), "seconds": round(time.process_time() - start, 2), "made": made}
+
+
+def is_fine(row: dict[str, Any]) -> bool:
+    """Success, or one line; in time; nothing written elsewhere."""
+    return (row["code"] == 0 or (row["code"] == 2 and row["lines"] == 1)) and row["seconds"] < LIMIT_S and not row["made"]
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.parent.rglob("*") if path.is_file() and (folder / "runs") not in path.parents}
+
+
+def fuzz(folder: Path, inputs: int, seed: int, bundle: Path) -> list[dict[str, Any]]:
+    """`inputs` of them in turn, in `folder` as the working directory."""
+    from core import predict
+    from search import run
+
+    kinds: list[tuple[str, Callable[[list[str]], int], Callable[[random.Random], list[str]]]] = [
+        ("space", run.main, lambda chance: spaces(folder, chance)),
+        ("config", run.main, lambda chance: configs(folder, chance)),
+        ("bundle", predict.main, lambda chance: bundles(folder, chance, bundle)),
+    ]
+    rows, before = [], Path.cwd()
+    os.chdir(folder)
+    try:
+        for number in range(inputs):
+            kind, main, prepare = kinds[number % len(kinds)]
+            rows.append({"input": number, "kind": kind, **try_one(main, prepare(random.Random(f"{seed} {number}")), folder)})
+    finally:
+        os.chdir(before)
+    return rows
+
+
+def main() -> None:
+    """All inputs; the last line counts by exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name, "work")
+        folder.mkdir()
+        rows = fuzz(folder, args.inputs, args.seed, make_bundle(Path(name, "sample")))
+    write_atomically(args.out, json.dumps(rows, indent=1) + "\n")
+    print(dict(Counter(row["code"] for row in rows)), "not fine:", [row for row in rows if not is_fine(row)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A study in a real PostgreSQL: several workers, a worker elsewhere that dies, a server that goes away and comes back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from core.errors import UserError
+from search.lock import StudyLock
+from search.owner import OWNER_KEY, current_owner
+from search.storage import GRACE_S, storage_errors
+from search.study import count_finished, sweep
+from tests.postgres import PASSWORD, Server, server
+from tests.search.studies import states
+from tests.search.test_workers import Worker, together
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Server]:
+    with server() as running:
+        yield running
+
+
+@pytest.fixture
+def worker(postgres: Server, tmp_path: Path) -> Iterator[Worker]:
+    one = Worker(postgres.url, tmp_path / "study")
+    yield one
+    one.close()
+
+
+@contextmanager
+def database(postgres: Server) -> Iterator[sqlalchemy.Connection]:
+    engine = sqlalchemy.create_engine(postgres.url)
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()
+
+
+def test_workers_end_with_exactly_the_number(postgres: Server, tmp_path: Path) -> None:
+    workers = [Worker(postgres.url, tmp_path / "exact", name, seconds=0.02) for name in range(4)]
+    together([lambda worker=worker: worker.run(14) for worker in workers])
+    found = workers[0].study.trials
+    for worker in workers:
+        worker.close()
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * 14
+    assert len({str(trial.params) for trial in found}) == 14
+
+
+def test_the_lock_is_the_servers_and_free_when_its_holder_is_cut_off(postgres: Server, tmp_path: Path) -> None:
+    first, second = (StudyLock(postgres.url, tmp_path / folder / "locked") for folder in ("here", "there"))
+    entered: list[str] = []
+
+    def enter() -> None:
+        with second:
+            entered.append("second")
+
+    first.acquire()
+    waiting = threading.Thread(target=enter)
+    waiting.start()
+    waiting.join(0.5)
+    assert entered == []
+    with database(postgres) as other:
+        other.execute(sqlalchemy.text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted"))
+    waiting.join(10)
+    assert entered == ["second"]
+    for lock in (first, second):
+        lock.close()
+
+
+def test_a_trial_of_a_machine_that_is_silent_for_long_is_queued_again(postgres: Server, worker: Worker) -> None:
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        trial = worker.study.ask()
+    trial.set_user_attr(OWNER_KEY, current_owner() | {"host": "elsewhere"})
+    temperature = trial.suggest_float("temperature", 2, 8, log=True)
+    worker.study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+    assert sweep(worker.study) == []
+    assert states(worker.study) == ["RUNNING"]
+    with database(postgres) as other:
+        statement = "UPDATE trial_heartbeats SET heartbeat = heartbeat - :seconds * INTERVAL '1 second' WHERE trial_id = :trial"
+        other.execute(sqlalchemy.text(statement), {"seconds": GRACE_S + 1, "trial": trial._trial_id})
+    worker.run(1)
+    assert states(worker.study) == ["FAIL", "COMPLETE"]
+    assert worker.study.trials[1].params["temperature"] == temperature
+
+
+def test_a_server_that_goes_away_is_named_without_its_password_and_one_that_is_back_goes_on(postgres: Server, worker: Worker) -> None:
+    worker.run(2)
+    postgres.stop()
+    try:
+        with pytest.raises(UserError, match="database must be reachable") as error, storage_errors(postgres.url):
+            worker.run(4)
+        assert PASSWORD not in str(error.value)
+    finally:
+        postgres.start()
+    time.sleep(0.1)
+    worker.run(4)
+    assert count_finished(worker.study) == 4

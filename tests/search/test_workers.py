@@ -1,0 +1,183 @@
+"""Several workers of one study: its number is exact, nothing is done twice, the dead are replaced."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from benchmarks.scaling import SPACE, Untrained
+from core.errors import UserError
+from search.cluster import Placement
+from search.goal import Goal
+from search.lock import StudyLock
+from search.loop import run_trials
+from search.owner import OWNER_KEY, current_owner, is_dead
+from search.progress import Progress
+from search.space import load_space
+from search.storage import check_workers, open_storage
+from search.study import METRICS, count_finished, open_study, requeue, sweep
+from tests.search.studies import command, refused, search, states
+
+GONE = current_owner() | {"start": 0}
+
+
+class Worker:
+    """One worker of the study in `folder`, with a connection, a lock and an identity of its own."""
+
+    def __init__(self, url: str, folder: Path, name: int = 0, seconds: float = 0.0) -> None:
+        self.lock = StudyLock(url, folder)
+        with self.lock:
+            self.study = open_study(url, folder.name, "digest", {})
+        owner = current_owner() | {"worker": name}
+        self.runner = Untrained(load_space(SPACE, []), self.lock.release, Progress(0, quiet=True), seconds=seconds, owner=owner)
+
+    def close(self) -> None:
+        self.lock.close()
+        self.study._storage.remove_session()
+        self.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+
+    def run(self, trials: int) -> None:
+        try:
+            run_trials(self.study, self.runner, Goal(trials, sampler="random"), self.lock)
+        finally:
+            self.study._storage.remove_session()  # this thread's
+
+
+def together(calls: list[Callable[[], None]]) -> None:
+    """All at once, in threads."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+
+@pytest.fixture
+def study_folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "many"
+
+
+def url_in(folder: Path) -> str:
+    return f"sqlite:///{folder}/study.db"
+
+
+def test_three_workers_end_with_exactly_the_number_and_none_draws_what_another_drew(study_folder: Path) -> None:
+    workers = [Worker(url_in(study_folder), study_folder, name, seconds=0.02) for name in range(3)]
+    together([lambda worker=worker: worker.run(13) for worker in workers])
+    study = workers[0].study
+    assert states(study) == ["COMPLETE"] * 13
+    assert len({str(trial.params) for trial in study.trials}) == 13
+    assert sum(worker.runner.count for worker in workers) == 13
+    assert len({trial.user_attrs[OWNER_KEY]["worker"] for trial in study.trials}) > 1
+
+
+def test_a_worker_takes_up_the_trial_of_a_dead_one_with_its_parameters(study_folder: Path) -> None:
+    worker = Worker(url_in(study_folder), study_folder)
+    with worker.lock:
+        trial = worker.study.ask()
+        trial.set_user_attr(OWNER_KEY, GONE)
+    trial.suggest_float("temperature", 2, 8, log=True)
+    worker.run(1)
+    assert states(worker.study) == ["FAIL", "COMPLETE"]
+    assert worker.study.trials[1].params["temperature"] == trial.params["temperature"]
+
+
+def test_a_trial_that_is_cut_off_before_it_was_signed_is_taken_for_dead(study_folder: Path) -> None:
+    worker = Worker(url_in(study_folder), study_folder)
+    worker.study.ask()
+    worker.run(1)
+    assert states(worker.study) == ["FAIL", "COMPLETE"]
+
+
+def test_a_worker_whose_trial_was_given_away_says_so_and_goes_on(study_folder: Path) -> None:
+    worker, said = Worker(url_in(study_folder), study_folder), []
+    worker.runner.progress.message = said.append  # type: ignore[method-assign]
+    left = [0]
+
+    def given_away() -> None:
+        worker.lock.release()
+        if left and left.pop() == 0:
+            other = Worker(url_in(study_folder), study_folder, name=1)
+            requeue(other.study, other.study.trials[0])
+            other.study.tell(0, state=optuna.trial.TrialState.FAIL)
+
+    worker.study.enqueue_trial({"temperature": 3.0})
+    worker.runner.begun = given_away
+    worker.run(1)
+    assert states(worker.study) == ["FAIL", "COMPLETE"]
+    assert said == ["trial 0: another worker took this one for dead and has queued it again"]
+
+
+def test_a_sweep_queues_a_dead_trial_once_whoever_sweeps_and_however_often() -> None:
+    study = optuna.create_study()
+    study.ask().suggest_float("x", 0, 1)
+    requeue(study, study.trials[0])  # of a process that died right here
+    assert sweep(study) == [0]
+    assert states(study) == ["FAIL", "WAITING"]
+
+
+def test_a_study_in_sqlite_that_comes_from_another_machine_has_no_living_owners() -> None:
+    elsewhere = current_owner() | {"host": "elsewhere"}
+    assert not is_dead(elsewhere)
+    assert is_dead(elsewhere, one_machine=True)
+
+
+def test_a_rebooted_machine_has_no_living_owners_and_a_changed_clock_kills_none() -> None:
+    assert is_dead(current_owner() | {"boot": "another"})
+    assert not is_dead(current_owner())
+
+
+def test_the_lock_is_one_workers_at_a_time(study_folder: Path) -> None:
+    first, second = (StudyLock(url_in(study_folder), study_folder) for _ in range(2))
+    entered: list[str] = []
+
+    def enter() -> None:
+        with second:
+            entered.append("second")
+
+    with first:
+        waiting = threading.Thread(target=enter)
+        waiting.start()
+        waiting.join(0.3)
+        assert entered == []
+    waiting.join(10)
+    assert entered == ["second"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "law"),
+    [
+        (["--workers", "5"], "SQLite takes at most 4 workers, but --workers is 5; give --storage postgresql://"),
+        (["--workers", "0"], "--workers must be at least 1"),
+        (["--cluster", "rai"], "unknown cluster 'rai', did you mean 'ray'?"),
+        (["--gpus-per-worker", "1"], "--gpus-per-worker is Ray's, but --cluster is not given"),
+    ],
+)
+def test_workers_that_cannot_be_started(flags: list[str], law: str, empty: Path, capfd: Any) -> None:
+    assert law in refused(search(capfd, *command(*flags)))
+    assert not Path("runs").exists()
+
+
+def test_another_database_takes_any_number() -> None:
+    check_workers("postgresql://host/db", 64)
+    check_workers("sqlite:///study.db", 4)
+    with pytest.raises(UserError, match="at most 4"):
+        check_workers("sqlite:///study.db", 5)
+
+
+def test_one_worker_here_is_this_process() -> None:
+    assert Placement().alone
+    assert not Placement(workers=2).alone
+    assert not Placement(cluster="dask").alone
+
+
+def test_a_study_has_its_metrics_whoever_opens_it(study_folder: Path) -> None:
+    worker = Worker(url_in(study_folder), study_folder)
+    assert tuple(worker.study.metric_names or ()) == METRICS
+    assert count_finished(worker.study) == 0
+    assert open_storage(url_in(study_folder)).get_heartbeat_interval() is None
