@@ -1,9 +1,9 @@
-# make install | demo | test | check        (Debian, Python 3.11+, make; no GPU needed)
+# make install | demo | test | check | matrix | faults | fuzz        (Debian, Python 3.11+, make; no GPU needed)
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo test check lint clean
+.PHONY: install demo test check lint matrix faults fuzz clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,16 @@ lint: install
 	$(VENV)/bin/lint-imports
 
 check: lint test
+
+matrix: install
+	$(RUN) benchmarks/matrix.py
+
+faults: install
+	$(RUN) -m tests.faults.kills --kills 50 --out benchmarks/results/kills.json
+	$(RUN) -m tests.faults.fuzz --inputs 500 --out benchmarks/results/fuzz.json
+
+fuzz: install
+	$(RUN) -m tests.core.pack_mutations --files 10000
 
 clean:
 	rm -rf $(VENV) runs exported

@@ -13,7 +13,7 @@ from core.engines import EngineHost
 from results.front import front
 from results.record import TrialRecord, read_records
 from search import export_best
-from search.export_best import score
+from search.final_score import answers, score
 from search.study import CONTENT_KEY, load_study
 
 RUNS = Path("runs")
@@ -38,7 +38,7 @@ def teacher_test(study: str) -> dict[str, object]:
     inputs = Preprocessing(image_size=info.image_size, channels=info.channels, **normalisation)
     test = load_test_data(config.data, CACHE)
     with EngineHost(config.runtime, folder) as engines:
-        logits, _ = engines.predict(folder / "teacher" / "model.onnx", inputs.normalise(test.images.numpy()))
+        logits = answers(engines, folder / "teacher" / "model.onnx", inputs, test)
     return score(logits, test.labels.numpy())
 
 

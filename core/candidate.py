@@ -9,7 +9,9 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from core.methods import method_of
 
 KB = 1000
 """Bytes in the KB of every table, flag and limit."""
@@ -17,6 +19,8 @@ SELF = "self"
 """The student name of the user's own network."""
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
+StoredBits = Literal[2, 3, 4, 5, 6, 7, 8, 16, 32]
+"""32: float weights, of the quantiser `float` and of what `nncf` leaves alone."""
 Execution = Literal["int8", "float"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -36,7 +40,10 @@ class GroupPlan(Frozen):
 
 
 class DistilPlan(Frozen):
-    """How the student learns from the teacher: ce_weight * cross-entropy + weight * loss(temperature)."""
+    """How the student learns from the teacher: ce_weight * cross-entropy + weight * loss(temperature).
+
+    Temperature and weights that are not given, or None, are those published for the loss (METHODS, core/methods.py).
+    """
 
     loss: str = "kd"
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
@@ -44,7 +51,22 @@ class DistilPlan(Frozen):
     ce_weight: Annotated[float, Field(ge=0.0)] = 0.1
     grid: Literal[1, 2, 4] = 1
     """Finest scale of SDD, in cells a side; other losses look at the whole image."""
+    complementary_weight: Annotated[float, Field(ge=0.0)] = 2.0
+    """Of SDD's regions on which the teacher is right where it is wrong on the whole image, or the reverse."""
+    alpha: Annotated[float, Field(ge=0.0)] = 1.0
+    """Of DKD: on the target class."""
+    beta: Annotated[float, Field(ge=0.0)] = 8.0
+    """Of DKD: on the other classes."""
     init: Literal["inherit", "scratch"] = "inherit"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_published(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        method = method_of(str(data.get("loss", "kd")))
+        published = {key: getattr(method, key) for key in ("temperature", "weight", "ce_weight") if data.get(key) is None}
+        return {**data, **published}
 
 
 class Candidate(Frozen):
@@ -58,6 +80,12 @@ class Candidate(Frozen):
     round_to: Annotated[int, Field(ge=1)] = 8
     edge_bits: WeightBits | None = 8
     """Bits of the first and the last layer; None leaves them to their groups."""
+    rate_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    """Of the quantiser `rate`: of the mean coded bits of a weight, in the loss."""
+    sparsity: Annotated[float, Field(ge=0.0)] = 0.0
+    """Of the quantiser `codebook`: how many weights become zero before the others share values."""
+    sparsity_by: Literal["ratio", "std"] = "ratio"
+    """`sparsity` is a share in [0, 1) of each layer's weights, or a threshold in standard deviations of each layer's."""
 
 
 class LayerPlan(Frozen):
@@ -65,7 +93,7 @@ class LayerPlan(Frozen):
 
     name: str
     out_channels: int
-    weight_bits: WeightBits
+    weight_bits: StoredBits
     execution: Execution
 
 
@@ -100,6 +128,16 @@ class LatencyReport(Frozen):
     ci_ms: tuple[float, float]
     """95 % interval of the median of the blocks."""
     samples: int
+    blocks: int = 0
+    redone: int = 0
+    """Blocks that were timed again, because the pinned reference network moved."""
+    reference_ms: float | None = None
+    """Its time on the quiet machine; None in studies of an older version, as what follows where a machine does not say it."""
+    busy_cores: float | None = None
+    """Cores that other processes kept busy during the measurement, on average."""
+    clock_mhz: float | None = None
+    throttled: bool | None = None
+    """Whether heat or power held the clock back."""
     batch: int
     threads: int
     runtime: str
@@ -108,10 +146,20 @@ class LatencyReport(Frozen):
     stable: bool
 
 
+class Rung(Frozen):
+    """Accuracy in [0, 1] of a candidate in PyTorch, on a part of the search split, when `epoch` epochs of a stage were done."""
+
+    stage: str
+    epoch: float
+    accuracy: float
+
+
 class Measurement(Frozen):
     """The three objectives of one engine, with what is needed to trust them. Accuracy in [0, 1]."""
 
     accuracy: float
+    judged_by: Literal["labels", "teacher"] = "labels"
+    """What an answer is compared with: labels, or the teacher's top-1 where images have none."""
     images: int
     size_bytes: int
     latency: LatencyReport

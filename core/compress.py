@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, fx, nn
 
-from core.candidate import Candidate, ShapePlan
-from core.export import check_rebuilds, export_onnx, packed_tensors, structure_key, with_weights
+from core.candidate import Candidate, LayerPlan, ShapePlan
+from core.config import CodebookConfig, QuantiseConfig, RangeConfig
+from core.errors import EngineMismatch, UserError
+from core.export import check_rebuilds, export_onnx, load_packed, packed_tensors, structure_key, with_weights
 from core.files import write_atomically
 from core.layers import count_macs, count_parameters, layer_infos
-from core.pack import pack, unpack
+from core.pack import Coding, floor_bytes, pack, unpack
+from core.pack import Tensor as PackedTensor
 from core.plan import prune_ratios, shape_plan
 from core.prune import prune_channels
-from core.quantise import QUANTISERS
+from core.quantise import MODEL_QUANTISERS, QUANTISERS
+from core.quantise.codebook import codebook
 from core.quantise.fold import make_gains_positive
 from core.quantise.graph import build_graph
-from core.quantise.layers import activation_quantisers
+from core.quantise.layers import LEAST_ERROR, activation_quantisers
+from core.quantise.ptq import correct_biases, keep_float, ptq
+from core.quantise.setting import Finetune, Setting, untrained
+from core.quantise.stored import StoredWeight
 from core.quantise.trace import trace
 from core.runtimes.types import Runtime
 from core.tables import lookup
 
 Shape = tuple[int, int, int]
+PLAIN = Setting()
+UNITERATED = Setting(QuantiseConfig(codebook=CodebookConfig(iterations=0)))
+"""For a draft, whose values nobody looks at."""
+CORRECTION_IMAGES = 128
+DRAFTS: dict[str, Callable[..., Mapping[str, StoredWeight]]] = {"codebook": codebook, "float": keep_float}
+"""What gives the draft the very names, shapes and types that the quantiser will give; the others have integers."""
+STORED: dict[str, Callable[[LayerPlan], dict[str, Any]]] = {
+    "codebook": lambda layer: {"execution": "float"},
+    "float": lambda layer: {"weight_bits": 32, "execution": "float"},
+    "nncf": lambda layer: {"weight_bits": 8 if layer.execution == "int8" else 32},
+}
+"""What becomes of a layer's plan under a quantiser that does not know all bits or executions."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,8 @@ def prune(dense: nn.Module, candidate: Candidate, input_shape: Shape) -> nn.Modu
 def resolve(dense: nn.Module, candidate: Candidate, input_shape: Shape, runtime: Runtime) -> tuple[nn.Module, ShapePlan]:
     """The pruned copy of `dense` and its exact plan. Shapes do not depend on the weights, so `dense` need not be trained."""
     pruned = prune(dense, candidate, input_shape)
-    return pruned, shape_plan(candidate, layer_infos(pruned, input_shape), depthwise_int8=runtime.depthwise_int8)
+    plan = shape_plan(candidate, layer_infos(pruned, input_shape), depthwise_int8=runtime.depthwise_int8)
+    return pruned, as_stored(plan, candidate.quantiser)
 
 
 def check_compressible(model: nn.Module, input_shape: Shape) -> None:
@@ -66,11 +88,25 @@ def check_compressible(model: nn.Module, input_shape: Shape) -> None:
     trace(model, [info.name for info in layer_infos(model, input_shape)], input_shape)
 
 
-def draft(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime: Runtime) -> CompressedModel:
+def check_prunable(model: nn.Module, input_shape: Shape) -> None:
+    """Raises UserError or TrialError for a network whose channels cannot be cut."""
+    prune_channels(model, {info.name: 0.5 for info in layer_infos(model, input_shape)}, input_shape)
+
+
+def as_stored(plan: ShapePlan, quantiser: str) -> ShapePlan:
+    """The plan with the bits and the execution that the quantiser leaves it (STORED)."""
+    change = STORED.get(quantiser, lambda layer: {})
+    return plan.model_copy(update={"layers": tuple(layer.model_copy(update=change(layer)) for layer in plan.layers)})
+
+
+def draft(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime: Runtime, quantiser: str = "ptq") -> CompressedModel:
     """The candidate with untrained weights: its shapes, bits and structure are final, so size and latency can be measured now."""
-    weights = QUANTISERS["ptq"](pruned, _bits(plan), lambda model: model)
-    graph = build_graph(pruned, weights, plan, runtime.activation_grid, input_shape)
-    model, packed = export_onnx(graph, input_shape), pack(packed_tensors(graph))
+    if quantiser in MODEL_QUANTISERS:
+        noise = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0))
+        model, packed, _ = _whole(copy.deepcopy(pruned), plan, quantiser, noise, runtime)
+    else:
+        graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, input_shape)
+        model, packed = export_onnx(graph, input_shape), pack(packed_tensors(graph))
     return CompressedModel(plan, model, packed, count_parameters(pruned), count_macs(pruned, input_shape))
 
 
@@ -78,19 +114,78 @@ def quantise(
     model: nn.Module,
     drafted: CompressedModel,
     quantiser: str,
-    finetune: Callable[[nn.Module], nn.Module],
+    finetune: Finetune,
     calibration: Tensor,
     runtime: Runtime,
-) -> tuple[CompressedModel, fx.GraphModule]:
-    """Quantise a trained network by the draft's plan: integer weights (trained by `finetune`), calibrated activations, files.
+    setting: Setting = PLAIN,
+) -> tuple[CompressedModel, nn.Module]:
+    """Quantise a trained network by the draft's plan: weights (trained by `finetune`), calibrated activations, files.
 
-    `calibration`: normalised training images (N, C, H, W) on the CPU. Returns the files and the graph that simulates them.
+    `calibration`: normalised training images (N, C, H, W) on the CPU. Returns the files and a module that simulates them.
     """
     plan, model = drafted.plan, model.cpu().eval()
-    channels, height, width = calibration.shape[1:]
-    make_gains_positive(model, _bits(plan), (channels, height, width))
-    weights = lookup(QUANTISERS, "quantiser", quantiser)(model, _bits(plan), finetune)
-    graph = build_graph(model, weights, plan, runtime.activation_grid, (channels, height, width))
+    make_gains_positive(model, _bits(plan), _shape_of(calibration))
+    if quantiser in MODEL_QUANTISERS:
+        filled, packed, simulation = _whole(model, plan, quantiser, calibration, runtime)
+        if structure_key(filled) != drafted.structure:
+            raise EngineMismatch(f"latency is measured on the draft's structure, but {quantiser} gave the trained network another one")
+    else:
+        setting = replace(setting, images=calibration)
+        weights = lookup(QUANTISERS, "quantiser", quantiser)(model, _bits(plan), finetune, setting)
+        simulation = _calibrated(model, weights, plan, calibration, runtime, quantiser, setting.config)
+        packed = pack(packed_tensors(simulation))
+        filled = with_weights(drafted.model, unpack(packed))
+    check_rebuilds(filled, unpack(packed))
+    return CompressedModel(plan, filled, packed, drafted.parameters, drafted.macs), simulation
+
+
+def _rough(pruned: nn.Module, plan: ShapePlan, quantiser: str) -> Mapping[str, StoredWeight]:
+    """Untrained weights of the kinds, bits and shapes that the quantiser will give."""
+    return DRAFTS.get(quantiser, ptq)(copy.deepcopy(pruned), _bits(plan), untrained, UNITERATED)
+
+
+def _calibrated(
+    model: nn.Module,
+    weights: Mapping[str, StoredWeight],
+    plan: ShapePlan,
+    images: Tensor,
+    runtime: Runtime,
+    quantiser: str,
+    config: QuantiseConfig,
+) -> fx.GraphModule:
+    """The graph with chosen activation scales, and with corrected biases where the weights were only rounded."""
+    shape = _shape_of(images)
+    graph = build_graph(model, weights, plan, runtime.activation_grid, shape)
+    calibrate(graph, images, config.activations)
+    if quantiser == "ptq" and config.ptq.bias_correction:
+        in_float = as_stored(plan, "float")
+        reference = build_graph(model, keep_float(model, _bits(plan), untrained), in_float, runtime.activation_grid, shape)
+        correct_biases(graph, reference, images[:CORRECTION_IMAGES])
+    return graph
+
+
+def _whole(model: nn.Module, plan: ShapePlan, quantiser: str, images: Tensor, runtime: Runtime) -> tuple[onnx.ModelProto, bytes, nn.Module]:
+    """File, packed weights and simulation by a quantiser that makes them all."""
+    made = MODEL_QUANTISERS[quantiser](model, plan, images, runtime.activation_grid)
+    return made.model, pack(made.tensors), made.simulation
+
+
+def refit(
+    pruned: nn.Module, plan: ShapePlan, tensors: Mapping[str, PackedTensor], calibration: Tensor, runtime: Runtime, quantiser: str = "ptq"
+) -> tuple[CompressedModel, fx.GraphModule]:
+    """A finished candidate for another runtime: its packed weights on that one's grid and plan, activations calibrated anew.
+
+    `pruned` is the untrained network of its shapes, `plan` what the candidate resolves to there, `calibration` as in `quantise`.
+    Raises UserError for a candidate of a quantiser that places Q/DQ itself.
+    """
+    if quantiser in MODEL_QUANTISERS:
+        raise UserError(
+            f"a model goes to another runtime by its packed weights, but {quantiser} made this file whole; search on that runtime"
+        )
+    shape = _shape_of(calibration)
+    drafted = draft(pruned, plan, shape, runtime, quantiser)
+    graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, shape)
+    load_packed(graph, tensors)
     calibrate(graph, calibration)
     packed = pack(packed_tensors(graph))
     filled = with_weights(drafted.model, unpack(packed))
@@ -98,8 +193,27 @@ def quantise(
     return CompressedModel(plan, filled, packed, drafted.parameters, drafted.macs), graph
 
 
+def least_size(drafted: CompressedModel, coding: Coding) -> int:
+    """Bytes that the trained candidate's file will have at least: exact for `packed`; how far coding gets depends on the weights."""
+    return len(drafted.packed) if coding == "packed" else floor_bytes(drafted.packed)
+
+
+def recoded(compressed: CompressedModel, coding: Coding) -> CompressedModel:
+    """The same weights in a file of this coding, read back bit for bit."""
+    if coding == "packed":
+        return compressed
+    packed = pack(unpack(compressed.packed), coding)
+    check_rebuilds(compressed.model, unpack(packed))
+    return replace(compressed, packed=packed)
+
+
+def calibration_indices(images: int, wanted: int) -> Tensor:
+    """Which of a training split's images choose the scales of activations: evenly spread, at most `wanted`; int64 (N,)."""
+    return torch.linspace(0, images - 1, min(wanted, images)).long()
+
+
 @torch.inference_mode()
-def calibrate(graph: fx.GraphModule, images: Tensor, batch: int = 128) -> None:
+def calibrate(graph: fx.GraphModule, images: Tensor, rule: RangeConfig = LEAST_ERROR, batch: int = 128) -> None:
     """Choose the scale of every activation quantiser on training images (N, C, H, W)."""
     points = activation_quantisers(graph)
     for point in points:
@@ -108,7 +222,11 @@ def calibrate(graph: fx.GraphModule, images: Tensor, batch: int = 128) -> None:
         graph(part)
     for point in points:
         point.calibrating = False
-        point.fit_scale()
+        point.fit_scale(rule)
+
+
+def _shape_of(images: Tensor) -> Shape:
+    return (images.shape[1], images.shape[2], images.shape[3])
 
 
 def _bits(plan: ShapePlan) -> dict[str, int]:

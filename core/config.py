@@ -7,9 +7,9 @@ a `Config` comes in once and is passed on.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from core.candidate import DistilPlan, Frozen
 
@@ -36,6 +36,19 @@ class DataConfig(Frozen):
     """Keep this many training images, stratified; None: all."""
     seed: Seed = 0
     skip_bad: bool = False
+    classes: Annotated[int, Field(ge=2)] | None = None
+    """How many classes the teacher tells apart, for images without labels; None: the set's own."""
+    resident_gb: Annotated[float, Field(ge=0.0)] = 1.5
+    """Image files that take more as decoded bytes (1 GB = 1e9) are streamed; a resident set needs about three times that in memory."""
+    workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Processes that decode streamed images ahead of the training; None: one a core, at most 8."""
+
+
+class LoraConfig(Frozen):
+    """Low-rank adapters: alpha / rank is the factor on them (core/lora.py)."""
+
+    rank: Count = 8
+    alpha: Positive = 8.0
 
 
 class TrainConfig(Frozen):
@@ -43,14 +56,26 @@ class TrainConfig(Frozen):
 
     epochs: Annotated[float, Field(ge=0.0)] = 10.0
     batch_size: Count = 128
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimiser: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
     lr: Positive = 0.1
+    """muon: of convolutions, as a share of each weight's length."""
+    rest_lr: Positive = 0.1
+    """muon only: of all other parameters, which SGD trains."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    nesterov: bool = True
+    """Of sgd; the published CIFAR-100 recipes have none."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
-    schedule: Literal["one_cycle", "cosine", "step"] = "one_cycle"
+    schedule: Literal["one_cycle", "linear", "cosine", "step"] = "one_cycle"
+    marks: tuple[Fraction, ...] = (0.625, 0.75, 0.875)
+    """Of `step`: shares of the run after which the learning rate is a tenth. 150, 180 and 210 of the CIFAR-100 recipe's 240 epochs."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Decay per step of the exponential moving average of the weights; 0 switches it off."""
+    early_size: Annotated[int, Field(ge=4)] | None = None
+    """Side in pixels of the images during the first `early_share` of the steps; None: their own size throughout."""
+    early_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
+    lora: LoraConfig | None = None
+    """Train adapters of the layers in place of their weights, and merge them at the end; None: the weights themselves."""
 
 
 class ViewsConfig(Frozen):
@@ -59,7 +84,17 @@ class ViewsConfig(Frozen):
     number: Annotated[int, Field(ge=1, le=16)] = 8
     flip: bool = True
     shift: Annotated[int, Field(ge=0)] = 4
-    """Largest translation in pixels."""
+    """Largest translation in pixels, of resident images."""
+    min_area: Annotated[float, Field(gt=0.0, le=1.0)] = 0.08
+    """Smallest share of a streamed image's area that a random crop shows."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Whether teacher logits are computed once per view and kept; off: the teacher runs in every step. auto: kept for small images."""
+    average: bool = False
+    """The teacher's answer to an image is its mean over all views."""
+
+    def augmentation(self) -> dict[str, Any]:
+        """What decides the pixels of a view."""
+        return self.model_dump(mode="json", exclude={"cache", "average"})
 
 
 class TeacherConfig(Frozen):
@@ -70,17 +105,60 @@ class TeacherConfig(Frozen):
     model: str | None = None
     """`file.py:function`, called with classes, channels, image_size as keywords where it takes them."""
     weights: Path | None = None
+    pretrained: bool = False
+    """Start from the weights that the library of a `torchvision:` or `timm:` name publishes."""
     mean: tuple[float, ...] | None = None
     """Per channel, in [0, 1]: the normalisation the user's network was trained with; None: the training split's."""
     std: tuple[float, ...] | None = None
     train: TrainConfig = TrainConfig()
 
 
+class TeacherMix(Frozen):
+    """How several teachers answer as one (core/answers.py)."""
+
+    rule: Literal["logits", "probabilities"] = "logits"
+    """`logits`: the mean of z-scored logits. `probabilities`: the mean of softened probabilities."""
+    weights: tuple[Positive, ...] | None = None
+    """Of `teacher` and `more_teachers`, in this order; None: equal ones."""
+
+
 class ParentConfig(Frozen):
     """The dense parent of every (student, width): distilled once per study."""
 
     distil: DistilPlan = DistilPlan()
+    pretrained: bool = False
+    """`torchvision:` and `timm:` students start from their library's published weights."""
     train: TrainConfig = TrainConfig()
+
+
+class RangeConfig(Frozen):
+    """How far a grid reaches: `mse` least squared error, `minmax` the largest value, `percentile` that share of the magnitudes."""
+
+    range: Literal["mse", "minmax", "percentile"] = "mse"
+    percentile: Annotated[float, Field(gt=0.0, le=100.0)] = 99.9
+
+
+class PtqConfig(RangeConfig):
+    """Rounding of the weights without training."""
+
+    bias_correction: bool = True
+    """Biases take back the mean shift that rounding gives every channel, on calibration images."""
+
+
+class BrecqConfig(Frozen):
+    """Learned rounding, block by block (core/quantise/brecq.py). The paper has 20000 iterations at 0.001 on 1024 images."""
+
+    iterations: Annotated[int, Field(ge=0)] = 500
+    batch_size: Count = 32
+    lr: Positive = 0.01
+    regulariser: Annotated[float, Field(ge=0.0)] = 0.01
+
+
+class CodebookConfig(Frozen):
+    """k-means of every layer's weights (core/quantise/codebook.py)."""
+
+    iterations: Annotated[int, Field(ge=0)] = 50
+    """At most; it ends sooner when nothing moves."""
 
 
 class QuantiseConfig(Frozen):
@@ -88,6 +166,10 @@ class QuantiseConfig(Frozen):
 
     train: TrainConfig = TrainConfig(epochs=2.0, lr=0.01)
     calibration_images: Count = 512
+    activations: RangeConfig = RangeConfig()
+    ptq: PtqConfig = PtqConfig()
+    brecq: BrecqConfig = BrecqConfig()
+    codebook: CodebookConfig = CodebookConfig()
 
 
 class RuntimeConfig(Frozen):
@@ -96,13 +178,19 @@ class RuntimeConfig(Frozen):
     name: str = "auto"
     batch: Count = 1
     threads: Count = 1
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Literal["f32", "bf16", "f16"] = "f32"
     """Of the layers that execute in float. OpenVINO's own default on this CPU class is bf16."""
+    activation_grid: Literal["auto", "uint8_relu", "int8"] = "auto"
+    """auto: the runtime's own. int8: TensorRT's, on any runtime, for models that will be built for a GPU that is not here."""
     warmup_s: Annotated[float, Field(ge=0.0)] = 0.1
     max_s: Positive = 3.0
     """Longest measurement of one engine; it ends sooner when the interval is narrow."""
     timeout_s: Positive = 120.0
     """A build or measurement that takes longer counts as failed."""
+    wait_s: Annotated[float, Field(ge=0.0)] = 600.0
+    """How long to wait for another measurement on the same machine to end."""
+    agent: Annotated[str, Field(pattern=r"^https?://[^/@\s]+/?$")] | None = None
+    """`http://host:port` of a core.agent: engines are built, timed and scored there; None: here."""
 
 
 class HardwareConfig(Frozen):
@@ -113,15 +201,41 @@ class HardwareConfig(Frozen):
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
 
 
+class StoppingConfig(Frozen):
+    """Whether what finished trials teach may keep a candidate from being trained, or end its training; and how sure it must be."""
+
+    skip: bool = True
+    stop: bool = True
+    confidence: Annotated[float, Field(ge=0.5, le=0.99)] = 0.9
+
+
 class Config(Frozen):
     """Everything but the space."""
 
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     teacher: TeacherConfig = TeacherConfig()
+    more_teachers: tuple[TeacherConfig, ...] = ()
+    """Beside `teacher`, which stays the reference of size and latency, and the network `self`."""
+    teacher_mix: TeacherMix = TeacherMix()
     parent: ParentConfig = ParentConfig()
     finetune: TrainConfig = TrainConfig()
     quantise: QuantiseConfig = QuantiseConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     hardware: HardwareConfig = HardwareConfig()
+    stopping: StoppingConfig = StoppingConfig()
     seed: Seed = 0
+
+    @property
+    def teachers(self) -> tuple[TeacherConfig, ...]:
+        """All of them."""
+        return (self.teacher, *self.more_teachers)
+
+    @field_validator("teacher_mix")
+    @classmethod
+    def _one_weight_each(cls, mix: TeacherMix, info: ValidationInfo) -> TeacherMix:
+        count = 1 + len(info.data.get("more_teachers", ()))
+        if mix.weights is not None and len(mix.weights) != count:
+            stated = f"{len(mix.weights)} for {count} teacher(s)"
+            raise ValueError(f"must have one weight for `teacher` and each of `more_teachers`, but has {stated}; state all or none")
+        return mix

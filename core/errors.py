@@ -5,6 +5,7 @@
     │   └── MissingRuntime      a runtime that is not installed here, with its install line
     └── TrialError              one trial ends, the study goes on
         ├── InfeasibleCandidate     -> PRUNED: the candidate can never satisfy a hard limit
+        │   └── HopelessCandidate       -> PRUNED: nor could it join the front
         ├── TrainingDiverged        -> FAIL: the loss is no longer finite
         ├── EngineBuildError        -> FAIL: the runtime refused, crashed or hung on the model
         ├── EngineMismatch          -> FAIL: the engine and PyTorch disagree on the same images
@@ -32,6 +33,10 @@ class TrialError(ParetopressError):
 
 class InfeasibleCandidate(TrialError):
     """A hard limit of the space is out of this candidate's reach; the trial counts as PRUNED."""
+
+
+class HopelessCandidate(InfeasibleCandidate):
+    """A point of the front is at least as good in everything that this candidate may still reach."""
 
 
 class TrainingDiverged(TrialError):

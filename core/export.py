@@ -13,11 +13,15 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from onnxscript import ir
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from torch import nn
 
 from core.errors import EngineMismatch, UserError
 from core.pack import QTensor, Tensor
+from core.quantise.integer import IntegerWeight
 from core.quantise.layers import OPSET, exporting, integer_layers
+from core.quantise.stored import CodebookWeight, FloatWeight, StoredWeight
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -46,6 +50,7 @@ def export_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> onnx.Mod
         except torch.onnx.errors.OnnxExporterError as error:
             raise UserError(f"the network must export to ONNX, but torch.onnx refuses it: {_first_line(error)}") from error
     assert program is not None
+    _fold_shapes(program.model)
     return _stripped(program.model_proto)
 
 
@@ -55,15 +60,50 @@ def packed_tensors(graph: nn.Module) -> dict[str, Tensor]:
     layers = integer_layers(graph)
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        dtype = np.int8 if layer.bits <= 8 else np.int16
-        tensors[f"{name}.weight"] = QTensor(layer.integer_values().numpy().astype(dtype), layer.scale.numpy(), layer.bits)
+        tensors |= {f"{name}.{leaf}": tensor for leaf, tensor in _stored_tensors(layer.stored).items()}
         tensors[f"{name}.bias"] = layer.bias.numpy()
-    taken = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias", "scale", "zero", "integers")}
+    taken = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias", "scale", "zero")}
     # not state_dict: the engine needs buffers that are not persistent too
     for name, value in (*graph.named_parameters(), *graph.named_buffers()):
         if name not in taken and value.is_floating_point():
             tensors[name] = value.detach().numpy().astype(np.float32)
     return tensors
+
+
+def _stored_tensors(weight: StoredWeight) -> dict[str, Tensor]:
+    """A layer's weight by the last part of its names: `weight`, or `indices`, centred as integers of its bits, and `codebook`."""
+    if isinstance(weight, FloatWeight):
+        return {"weight": weight.values.numpy()}
+    if isinstance(weight, CodebookWeight):
+        centred = (weight.indices - 2 ** (weight.bits - 1)).numpy().astype(np.int8)
+        return {"indices": QTensor(centred, weight.scales.numpy(), weight.bits), "codebook": weight.codebook.numpy()}
+    return {"weight": QTensor(weight.values.numpy().astype(np.int8 if weight.bits <= 8 else np.int16), weight.scales.numpy(), weight.bits)}
+
+
+@torch.no_grad()
+def load_packed(graph: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put unpacked tensors back into a quantised graph of the same layers: the inverse of `packed_tensors`, activation scales apart."""
+    layers = integer_layers(graph)
+    for name, layer in layers.items():
+        stored = _stored_weight(name, tensors)
+        assert (type(layer.stored), layer.bits) == (type(stored), stored.bits), f"{name}: {layer.bits} bits, but {stored.bits} are packed"
+        layer.take(stored)
+    floats = dict((*graph.named_parameters(), *graph.named_buffers()))
+    weights = {f"{name}.weight" for name in layers}
+    for name, tensor in tensors.items():
+        if name in floats and name not in weights:  # another plan has other Q/DQ points
+            floats[name].copy_(torch.tensor(tensor))
+
+
+def _stored_weight(name: str, tensors: Mapping[str, Tensor]) -> StoredWeight:
+    """The inverse of `_stored_tensors`, for the layer `name`."""
+    kept = tensors.get(f"{name}.indices", tensors.get(f"{name}.weight"))
+    if not isinstance(kept, QTensor):
+        return FloatWeight(torch.tensor(kept))
+    values, scales = torch.tensor(kept.values).to(torch.int16), torch.tensor(kept.scales)
+    if f"{name}.indices" in tensors:
+        return CodebookWeight(values + 2 ** (kept.bits - 1), torch.tensor(tensors[f"{name}.codebook"]), scales, kept.bits)
+    return IntegerWeight(values, scales, kept.bits)
 
 
 def float_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -77,8 +117,13 @@ def initialisers_of(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Unpacked tensors as the ONNX initialisers they stand for: name -> int8 or float32 array."""
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
+        table = tensors.get(f"{name.removesuffix('indices')}codebook") if name.endswith(".indices") else None
         if not isinstance(tensor, QTensor):
             arrays[name] = tensor
+        elif table is not None:
+            assert isinstance(table, np.ndarray)
+            scales = tensor.scales.reshape(-1, *[1] * (tensor.values.ndim - 1))
+            arrays[f"{name.removesuffix('indices')}weight"] = table[tensor.values.astype(np.int64) + 2 ** (tensor.bits - 1)] * scales
         elif tensor.bits > 8:
             scales = tensor.scales.reshape(-1, *[1] * (tensor.values.ndim - 1))
             arrays[name] = tensor.values.astype(np.float32) * scales
@@ -121,6 +166,21 @@ def structure_key(model: onnx.ModelProto) -> str:
         if initialiser.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8):
             initialiser.ClearField("raw_data")
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()[:16]
+
+
+def _fold_shapes(model: ir.Model) -> None:
+    """Compute shapes and axes that are constant: TensorRT takes the axes of a mean as a constant only, not as a reshaped one.
+
+    Integers alone, since weights keep their names.
+    """
+    with _quiet():
+        fold_constants(model, should_fold=_is_shape_arithmetic)
+        remove_unused_nodes(model)
+
+
+def _is_shape_arithmetic(node: ir.Node) -> bool:
+    constants = [value.const_value for value in node.inputs if value is not None]
+    return node.op_type != "Cast" and all(constant is not None and constant.dtype == ir.DataType.INT64 for constant in constants)
 
 
 def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:

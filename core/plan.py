@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from core.candidate import Candidate, Execution, GroupPlan, LayerPlan, ShapePlan
-from core.layers import LayerInfo
+
+if TYPE_CHECKING:
+    from core.layers import LayerInfo  # it imports torch, and a plan is read without
 
 
 def group_of(index: int, layers: int, groups: int) -> int:

@@ -28,8 +28,8 @@ from core.tables import nearest
 M = TypeVar("M", bound=BaseModel)
 
 MAX_BYTES = 1 << 20
-PATH_KEYS = (("data", "dir"), ("teacher", "weights"), ("teacher", "model"))
-"""Config keys that name files; in a YAML file they are relative to that file's folder."""
+PATH_KEYS = (("data", "dir"), ("teacher", "weights"), ("teacher", "model"), ("more_teachers", "weights"), ("more_teachers", "model"))
+"""Config keys that name files, of a section or of each in a list; in a YAML file they are relative to that file's folder."""
 
 
 def load_config(name_or_path: str | None, overrides: Sequence[str], base: Path) -> Config:
@@ -41,7 +41,7 @@ def load_config(name_or_path: str | None, overrides: Sequence[str], base: Path) 
         data, where = {}, "the defaults"
     else:
         path = _config_path(name_or_path, base)
-        data, where = _resolve_paths(load_yaml(path), path.parent), str(path)
+        data, where = _load_based(path, base), str(path)
     if overrides:
         data, where = _resolve_paths(apply_overrides(data, overrides), Path()), f"{where} with --set"
     return parse(Config, data, where)
@@ -105,12 +105,35 @@ def _config_path(name_or_path: str, base: Path) -> Path:
     return path
 
 
+def _load_based(path: Path, base: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in `path`, laid over that of the configuration that its key `base` names; a path there is relative to `path`."""
+    if path.resolve() in above:
+        raise UserError(f"a configuration's base must not lead back to itself, but {path} does; take one base out")
+    data = _resolve_paths(load_yaml(path), path.parent)
+    name = data.pop("base", None)
+    if name is None:
+        return data
+    if not isinstance(name, str):
+        raise UserError(f"`base` must be the name or path of a configuration, but got {show(name)} ({path}, base)")
+    below = _config_path(name if is_bare_name(name) else str(resolve_path(name, path.parent)), base)
+    return _laid_over(_load_based(below, base, (*above, path.resolve())), data)
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are joined key by key; anything else is replaced."""
+    both = {
+        key: _laid_over(below[key], value) for key, value in above.items() if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **both}
+
+
 def _resolve_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     result = copy.deepcopy(data)
     for section, key in PATH_KEYS:
-        values = result.get(section)
-        if isinstance(values, dict) and isinstance(values.get(key), str):
-            values[key] = str(resolve_path(values[key], folder))
+        found = result.get(section)
+        for values in found if isinstance(found, list) else [found]:
+            if isinstance(values, dict) and isinstance(values.get(key), str):
+                values[key] = str(resolve_path(values[key], folder))
     return result
 
 

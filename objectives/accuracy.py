@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,25 +31,25 @@ class Score:
     artifact: EngineArtifact
 
 
-def score(engines: EngineHost, model: Path, graph: nn.Module, images: Tensor, labels: Tensor) -> Score:
-    """Accuracy of the engine of `model` on normalised images float32 (N, C, H, W) with labels (N,).
+def score(engines: EngineHost, model: Path, graph: nn.Module, images: Iterable[Tensor], labels: Tensor) -> Score:
+    """Accuracy of the engine of `model` on normalised images with labels (N,); `images` come in parts, float32 (B, C, H, W).
 
     Raises EngineMismatch when more than 2 % of the images (at least 2 images) get another top-1 from `graph` in PyTorch, near
     ties apart. `Score.agreement` counts every difference.
     """
-    logits, artifact = engines.predict(model, images.numpy())
-    top1 = torch.from_numpy(np.asarray(logits)).argmax(1)
-    expected = simulate(graph, images)
+    answers = [(*engines.predict(model, part.numpy()), simulate(graph, part)) for part in images]
+    top1 = torch.cat([torch.from_numpy(np.asarray(logits)).argmax(1) for logits, _, _ in answers])
+    expected = torch.cat([simulated for _, _, simulated in answers])
     differing = int((top1 != expected.argmax(1)).sum())
     refused = int(contradicts(expected, top1).sum())
-    allowed = max(2, math.ceil(TOLERANCE * len(images)))
+    allowed = max(2, math.ceil(TOLERANCE * len(labels)))
     if refused > allowed:
         raise EngineMismatch(
-            f"engine and PyTorch must agree on the top-1 of all but {allowed} of {len(images)} images, but differ on {refused}; "
+            f"engine and PyTorch must agree on the top-1 of all but {allowed} of {len(labels)} images, but differ on {refused}; "
             "the exported model was refused"
         )
     accuracy = float((top1 == labels).float().mean())
-    return Score(accuracy, 1.0 - differing / len(images), len(images), artifact)
+    return Score(accuracy, 1.0 - differing / len(labels), len(labels), answers[0][1])
 
 
 def contradicts(expected: Tensor, top1: Tensor) -> Tensor:

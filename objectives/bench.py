@@ -12,31 +12,40 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from core.answers import Answers
 from core.candidate import SELF, fingerprint
+from core.checkpoint import SUFFIX
 from core.config import Config
 from core.data.types import SearchData
 from core.distil import distil
 from core.engines import EngineHost
+from core.files import made_once
+from core.pack import Coding
+from core.start import load_published
 from core.students.own import load_weights, save_weights
-from core.teacher import Teacher, TeacherLogits, build_network
+from core.teacher import Teacher, build_network
 from core.train import Device, EpochFn
 from core.views import ViewedSet
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """Data, teacher, kept logits, device and engine host of one study. `folder` is runs/<study>."""
+    """Data, teacher, what all teachers answer, device and engine host of one study. `folder` is runs/<study>."""
 
     config: Config
     data: SearchData
     train_set: ViewedSet
     teacher: Teacher
-    logits: TeacherLogits
+    logits: Answers
     device: Device
     engines: EngineHost
     folder: Path
     teacher_seconds: float = 0.0
     """To train the teacher, or to load it."""
+    on_wait: Callable[[str], None] = lambda text: None
+    """Gets a line when another worker makes what is asked for."""
+    coding: Coding = "packed"
+    """Of the weight files, whose bytes are the size."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -55,16 +64,24 @@ class Workbench:
             return copy.deepcopy(self.teacher.model).requires_grad_(True).cpu()
         model = self.network(student, width)
         key = fingerprint(
-            student, width, self.config.parent, self.config.views, self.teacher.digest, self.data.info.digest, self.config.seed
+            student, width, self.config.parent, self.config.views, self.logits.digest, self.data.info.digest, self.config.seed
         )
         path = self.folder / "parents" / f"{student}-{width:g}-{key}.safetensors"
-        if path.exists():
-            load_weights(model, path)
-            return model
+        if not path.exists():
+            with made_once(path, self.on_wait):
+                if not path.exists():  # it may have been made while waiting
+                    self._train_parent(model, path, on_epoch)
+        load_weights(model.cpu(), path)
+        return model
+
+    def _train_parent(self, model: nn.Module, path: Path, on_epoch: EpochFn | None) -> None:
         recipe = self.config.parent
-        distil(model, recipe.distil, self.train_set, self.logits, recipe.train, self.device, seed=self.config.seed + 1, on_epoch=on_epoch)
+        if recipe.pretrained:
+            load_published(model, self.data.info.channels)
+        seed, kept = self.config.seed + 1, path.with_suffix(SUFFIX)
+        distil(model, recipe.distil, self.train_set, self.logits, recipe.train, self.device, seed=seed, on_epoch=on_epoch, checkpoint=kept)
         save_weights(model, path)
-        return model.cpu()
+        kept.unlink(missing_ok=True)
 
 
 @dataclass
@@ -72,7 +89,7 @@ class Stages:
     """Times the stages of one trial and passes progress on. `seconds` is stage -> wall-clock seconds."""
 
     on_stage: Callable[[str], None] = lambda name: None
-    on_epoch: Callable[[str, float, float, float, float], None] = lambda *numbers: None
+    on_epoch: Callable[..., None] = lambda *numbers: None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager

@@ -1,11 +1,13 @@
-"""Hard limits of a space, checked as soon as a number is known."""
+"""What a candidate must keep: hard limits of its space, and a place on the front; checked as soon as a number is known."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from core.candidate import KB, LatencyReport
+from core.candidate import KB, LatencyReport, Measurement, Rung
 from core.errors import InfeasibleCandidate
+from objectives.outlook import Traits, interval
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,35 @@ class Limits:
         """Raises InfeasibleCandidate below the limit."""
         if self.accuracy is not None and accuracy < self.accuracy:
             raise InfeasibleCandidate(f"accuracy must be at least {self.accuracy:g}, but is {accuracy:.4f}")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the draft of a candidate tells before training: exact bytes, measured latency, and traits."""
+
+    traits: Traits
+    size_bytes: int
+    latency: LatencyReport
+
+
+class Gate(Protocol):
+    """Whoever decides whether a candidate is worth its training. Both may raise InfeasibleCandidate; `last`: nothing is left to save."""
+
+    def before_training(self, known: Known) -> None: ...
+
+    def at_rung(self, known: Known, rung: Rung, last: bool) -> None: ...
+
+
+def surely_dominates(point: Measurement, known: Known, upper: float, confidence: float) -> bool:
+    """Whether the candidate cannot escape `point`, whose worse limits are no worse than the candidate's better ones.
+
+    Compared are the point's lower limit of accuracy with the candidate's `upper` one, exact bytes, and the upper end of the point's
+    latency with the lower end of the candidate's; a structure that was measured once is not noise against itself.
+    """
+    not_slower = point.latency == known.latency or point.latency.ci_ms[1] <= known.latency.ci_ms[0]
+    return not_slower and point.size_bytes <= known.size_bytes and interval(point.accuracy, point.images, confidence)[0] >= upper
+
+
+def dominates(point: Measurement, known: Known, upper: float) -> bool:
+    """Whether `point`, as measured, is no worse than the candidate with accuracy `upper`. Both are judged on the same images."""
+    return point.accuracy >= upper and point.size_bytes <= known.size_bytes and point.latency.p50_ms <= known.latency.p50_ms

@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from core.candidate import Candidate, EngineArtifact, LatencyReport, Measurement, ShapePlan, fingerprint
-from core.compress import CompressedModel, draft, prune, quantise, resolve
+from core.candidate import Candidate, DistilPlan, EngineArtifact, LatencyReport, Measurement, ShapePlan, fingerprint
+from core.checkpoint import SUFFIX, forget
+from core.compress import CompressedModel, calibration_indices, draft, least_size, prune, quantise, recoded, resolve
 from core.distil import distil
-from core.losses import REGION_LOSSES
-from objectives.accuracy import score
+from core.methods import FEATURE_LOSSES, METHODS, method_of
+from core.quantise.setting import GENES, Finetune, Penalty, setting_of
+from objectives.accuracy import Score, score
 from objectives.bench import Stages, Workbench
-from objectives.budget import Limits
+from objectives.budget import Gate, Known, Limits
+from objectives.outlook import traits_of
+from objectives.rungs import Watch
 
 
 @dataclass(frozen=True)
@@ -36,26 +41,53 @@ def shape_of(candidate: Candidate, bench: Workbench) -> tuple[nn.Module, ShapePl
 
 def fingerprint_of(candidate: Candidate, plan: ShapePlan) -> str:
     """Equal for candidates that resolve to the same network trained in the same way; 16 hex digits."""
-    method = candidate.distil
-    if method.loss == "ce":
-        method = method.model_copy(update={"temperature": 1.0, "weight": 0.0, "ce_weight": 1.0})
-    if method.loss not in REGION_LOSSES:
-        method = method.model_copy(update={"grid": 1})
-    return fingerprint(plan, method, candidate.quantiser)
+    return fingerprint(plan, _what_acts(candidate.distil), candidate.quantiser, *_quantiser_genes(candidate))
+
+
+def _quantiser_genes(candidate: Candidate) -> list[dict[str, object]]:
+    """What the candidate's quantiser looks at beside bits."""
+    genes = GENES.get(candidate.quantiser)
+    return [candidate.model_dump(include=genes)] if genes else []
+
+
+def _what_acts(plan: DistilPlan) -> DistilPlan:
+    """The plan with everything that its loss does not look at as it stands by default."""
+    facts, plain = method_of(plan.loss), DistilPlan(loss=plan.loss)
+    idle = {
+        ("temperature", "weight", "ce_weight"): plan.loss == "ce",
+        ("temperature",): plan.loss in FEATURE_LOSSES,
+        ("grid", "complementary_weight"): plan.loss in METHODS and not facts.regions,
+        ("alpha", "beta"): plan.loss in METHODS and not facts.decoupled,
+    }
+    return plan.model_copy(update={key: getattr(plain, key) for keys, unused in idle.items() if unused for key in keys})
 
 
 def evaluate(
-    candidate: Candidate, pruned: nn.Module, plan: ShapePlan, bench: Workbench, limits: Limits, stages: Stages, folder: Path
+    candidate: Candidate,
+    pruned: nn.Module,
+    plan: ShapePlan,
+    bench: Workbench,
+    limits: Limits,
+    stages: Stages,
+    folder: Path,
+    gate: Gate | None = None,
 ) -> Evaluation:
     """Measure size and latency first, then train, compress and score the engine. `folder` gets the candidate's files.
+
+    `gate` is asked before training and at every rung.
 
     Raises InfeasibleCandidate, TrainingDiverged, EngineBuildError, EngineMismatch or MeasurementError.
     """
     with stages("engine"):
-        drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime)
-        limits.check_size(len(drafted.packed))
+        drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
+        least_bytes = least_size(drafted, bench.coding)
+        limits.check_size(least_bytes)
         latency = _latency(drafted, bench)
         limits.check_latency(latency)
+    known = Known(traits_of(candidate, drafted.parameters, drafted.macs), least_bytes, latency)
+    if gate is not None:
+        gate.before_training(known)
+    watch = Watch(bench) if gate is None else Watch(bench, partial(gate.at_rung, known))
     student = _start(candidate, pruned, bench, stages)
     with stages("distil") as on_epoch:
         distil(
@@ -66,29 +98,36 @@ def evaluate(
             bench.config.finetune,
             bench.device,
             seed=_seed(bench, 2),
-            on_epoch=on_epoch,
+            on_epoch=watch(student, "distil", bench.config.finetune, on_epoch),
+            checkpoint=folder / f"distil{SUFFIX}",
         )
     with stages("quantise") as on_epoch:
-        compressed, graph = quantise(
-            student, drafted, candidate.quantiser, _finetune(candidate, bench, on_epoch), _calibration(bench), bench.engines.runtime
-        )
+        finetune, calibration = _finetune(candidate, bench, watch, on_epoch, folder), _calibration(bench)
+        setting = setting_of(candidate, bench.config.quantise)
+        compressed, graph = quantise(student, drafted, candidate.quantiser, finetune, calibration, bench.engines.runtime, setting)
+        compressed = recoded(compressed, bench.coding)
         limits.check_size(len(compressed.packed))
     with stages("accuracy"):
         model = compressed.save(folder)
-        images = bench.teacher.normalise(bench.data.search.images)
+        forget(folder)
+        images = map(bench.teacher.normalise, bench.data.search.chunks())
         scored = score(bench.engines, model, graph, images, bench.data.search.labels)
         limits.check_accuracy(scored.accuracy)
-    measurement = Measurement(
+    return Evaluation(_measurement(scored, compressed, latency, bench), scored.artifact, folder)
+
+
+def _measurement(scored: Score, compressed: CompressedModel, latency: LatencyReport, bench: Workbench) -> Measurement:
+    return Measurement(
         accuracy=scored.accuracy,
+        judged_by="labels" if bench.data.info.labelled else "teacher",
         images=scored.images,
         size_bytes=len(compressed.packed),
         latency=latency,
         agreement=scored.agreement,
         parameters=compressed.parameters,
         macs=compressed.macs,
-        mean_bits=plan.mean_bits,
+        mean_bits=compressed.plan.mean_bits,
     )
-    return Evaluation(measurement, scored.artifact, folder)
 
 
 def _latency(drafted: CompressedModel, bench: Workbench) -> LatencyReport:
@@ -112,12 +151,15 @@ def _start(candidate: Candidate, pruned: nn.Module, bench: Workbench, stages: St
     return student
 
 
-def _finetune(candidate: Candidate, bench: Workbench, on_epoch: Callable[..., None]) -> Callable[[nn.Module], nn.Module]:
-    """Training with quantised weights: the same loss, its own recipe."""
+def _finetune(candidate: Candidate, bench: Workbench, watch: Watch, on_epoch: Callable[..., None], folder: Path) -> Finetune:
+    """Training with quantised weights: the same loss, its own recipe. A quantiser may ask for several, one after the other."""
+    stages = chain(["quantise"], (f"quantise {n}" for n in count(2)))
 
-    def finetune(model: nn.Module) -> nn.Module:
-        recipe = bench.config.quantise.train
-        distil(model, candidate.distil, bench.train_set, bench.logits, recipe, bench.device, seed=_seed(bench, 3), on_epoch=on_epoch)
+    def finetune(model: nn.Module, penalty: Penalty | None = None) -> nn.Module:
+        recipe, stage = bench.config.quantise.train, next(stages)
+        watched, kept = watch(model, stage, recipe, on_epoch), folder / f"{stage}{SUFFIX}"
+        data, answers, device, seed = bench.train_set, bench.logits, bench.device, _seed(bench, 3)
+        distil(model, candidate.distil, data, answers, recipe, device, seed=seed, on_epoch=watched, penalty=penalty, checkpoint=kept)
         return model.cpu()
 
     return finetune
@@ -125,8 +167,7 @@ def _finetune(candidate: Candidate, bench: Workbench, on_epoch: Callable[..., No
 
 def _calibration(bench: Workbench) -> Tensor:
     """Normalised training images without augmentation, evenly spread: float32 (N, C, H, W) on the CPU."""
-    count = min(bench.config.quantise.calibration_images, len(bench.train_set))
-    indices = torch.linspace(0, len(bench.train_set) - 1, count).long()
+    indices = calibration_indices(len(bench.train_set), bench.config.quantise.calibration_images)
     return bench.train_set.plain(indices.to(bench.train_set.labels.device)).cpu()
 
 

@@ -1,4 +1,4 @@
-"""The console script: paretopress run | export | predict | pack | hardware ... with the flags of the modules' own commands."""
+"""The console script: paretopress run | export | refine | report | predict | latency ..., flags as the modules' own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from core.tables import nearest
 COMMANDS = {
     "run": "search.run",
     "export": "search.export_best",
+    "refine": "search.refine",
+    "report": "search.report",
+    "explain": "search.explain",
+    "doctor": "search.doctor",
     "predict": "core.predict",
     "pack": "core.pack",
+    "latency": "core.latency",
+    "agent": "core.agent",
     "hardware": "core.hardware",
 }
 

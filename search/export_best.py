@@ -15,17 +15,14 @@ from core.cli import Parser, required, run_main
 from core.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     import optuna
 
-    from core.bundle import Preprocessing
-    from core.config import Config
+    from core.config import Config, RuntimeConfig
     from core.data.types import SearchData
     from core.engines import EngineHost
     from results.record import TrialRecord
 
 RUNS = Path("runs")
-TEST_KEY = "test_accuracy"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,8 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", metavar="NAME", help="folder below runs/; default: the newest run's")
     parser.add_argument("--storage", metavar="URL", help="database of the study, where it is not in the run's folder")
     parser.add_argument("--rank", type=int, metavar="R", help="0 is the most accurate point of the front (default)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: exported/<study>-rank<R>")
-    parser.add_argument("--runtime", metavar="NAME", help="must be the study's: another runtime has another grid")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: exported/<study>[-refined]-rank<R>[-<runtime>]")
+    parser.add_argument("--runtime", metavar="NAME", help="export for another runtime: on its grid, scored and timed there")
+    parser.add_argument("--refined", action="store_true", help="a point of the refined front (search.refine) in place of the searched one")
     parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="the most accurate point that is this fast")
     parser.add_argument("--max-size-kb", type=float, metavar="KB", help="... this small (KB of 1000 bytes)")
     parser.add_argument("--min-accuracy", type=float, metavar="A", help="... this accurate, in [0, 1]")
@@ -60,8 +58,9 @@ def main(argv: list[str]) -> int:
     url = storage_url(folder, args.storage)
     with storage_errors(url):
         study = load_study(url, name)
-        record, rank = _choose(study, args)
-        out = args.out or Path("exported") / f"{name}-rank{rank}"
+        record, rank = _choose(_records(study, folder, args.refined), args)
+        refined, runtime = "-refined" if args.refined else "", f"-{args.runtime}" if args.runtime else ""
+        out = args.out or Path("exported") / f"{name}{refined}-rank{rank}{runtime}"
         export(study, record, rank, folder, out, args)
     return 0
 
@@ -75,12 +74,18 @@ def newest_run(runs: Path) -> str:
     return max(found, key=lambda path: path.stat().st_mtime).parent.name
 
 
-def _choose(study: optuna.Study, args: argparse.Namespace) -> tuple[TrialRecord, int]:
+def _records(study: optuna.Study, folder: Path, refined: bool) -> list[TrialRecord]:
+    """Of the search, or of its refinement."""
+    from results.record import read_records
+    from results.refined import read_refined
+
+    return list(read_refined(folder).records) if refined else read_records(study)
+
+
+def _choose(records: list[TrialRecord], args: argparse.Namespace) -> tuple[TrialRecord, int]:
     """The point asked for and its rank."""
     from results.front import at_rank, front, select
-    from results.record import read_records
 
-    records = read_records(study)
     limits = (args.max_latency_ms, args.max_size_kb, args.min_accuracy)
     if any(limit is not None for limit in limits):
         if args.rank is not None:
@@ -96,21 +101,31 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
     from core.bundle import Preprocessing, check_replaceable, write_bundle
     from core.data import load_search_data
     from core.engines import EngineHost
+    from results.record import candidate_file
+    from search.final_score import heldout_accuracy
+    from search.reexport import reexport
 
     check_replaceable(out.resolve())
-    config = _config_of(study, args)
-    run = _run_facts(folder)
-    model, packed = (_candidate_file(folder, record, name) for name in ("model.onnx", "weights.pack"))
+    config = config_of(study, args)
+    run = run_facts(folder)
+    model, packed = (candidate_file(folder, record, name) for name in ("model.onnx", "weights.pack"))
     assert record.measurement is not None
     assert record.candidate is not None
     _check_files(model, packed, record.measurement.size_bytes)
     data = load_search_data(config.data, RUNS / ".cache")
     _check_data(data, run)
     preprocessing = Preprocessing(image_size=data.info.image_size, channels=1 if data.info.channels == 1 else 3, **run["normalisation"])
-    with EngineHost(config.runtime, folder) as engines:
-        _check_runtime(args.runtime, engines.runtime.name, record)
-        test = _test_accuracy(study, record, config, preprocessing, engines, model)
-        measurement = _measurement(study, record, rank, run, test)
+    with EngineHost(_runtime_of(config, args.runtime, record), folder) as engines:
+        exported, variant = record, variant_of(record)
+        if engines.runtime.name != record.measurement.latency.runtime:
+            place = folder / "reexported" / f"{Path(str(record.path)).name}-{engines.runtime.name}"
+            measured = reexport(record, config, data, preprocessing, engines, packed, place)
+            exported, variant = record.model_copy(update={"measurement": measured}), f"{variant}@{engines.runtime.name}"
+            model, packed = place / "model.onnx", place / "weights.pack"
+        test = heldout_accuracy(study, exported, config, preprocessing, engines, model, variant)
+        device = {"device": engines.device, "fingerprint": engines.fingerprint}
+        facts = run | device | _twins(exported, config, data, engines, model) | _calibration(config, data)
+        measurement = _measurement(study, exported, rank, facts, test)
         write_bundle(
             out,
             onnx=model.read_bytes(),
@@ -121,18 +136,59 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
             preprocessing=preprocessing,
             runtime=engines.runtime.name,
             precision=config.runtime.precision,
-            readme_facts=_readme_facts(record, test),
+            readme_facts=_readme_facts(exported, measurement),
         )
+    _tell(record, exported, rank, measurement, out)
+
+
+def variant_of(record: TrialRecord) -> str:
+    """What tells a refined model from the searched one of the same candidate; empty for the latter."""
+    return Path(str(record.path)).name.removeprefix(str(record.fingerprint))
+
+
+def _tell(record: TrialRecord, exported: TrialRecord, rank: int, measurement: Mapping[str, Any], out: Path) -> None:
+    """What was exported, how the other runtime changed it, and the float twins."""
+    from core.bundle_card import twin_lines
+    from search.final_score import judge
+
+    assert exported.measurement is not None
+    test, measured = measurement["test"], exported.measurement
     low, high = (100 * bound for bound in test["interval"])
     print(
-        f"rank {rank} (trial {record.number}): test accuracy {100 * test['accuracy']:.2f} % of {test['images']} images "
-        f"(95 % interval {low:.2f} to {high:.2f}), search accuracy {100 * record.measurement.accuracy:.2f} %, "
-        f"{record.measurement.size_bytes / 1000:.1f} KB, {record.measurement.latency.p50_ms:.3f} ms"
+        f"rank {rank} (trial {record.number}): test {judge(record)} {100 * test['accuracy']:.2f} % of {test['images']} images "
+        f"(95 % interval {low:.2f} to {high:.2f}), search {judge(record)} {100 * measured.accuracy:.2f} %, "
+        f"{measured.size_bytes / 1000:.1f} KB, {measured.latency.p50_ms:.3f} ms"
     )
+    if exported is not record and record.measurement is not None:
+        old, new = record.measurement, exported.measurement
+        print(
+            f"from {old.latency.runtime} to {new.latency.runtime}: search {100 * old.accuracy:.2f} to {100 * new.accuracy:.2f} %, "
+            f"{old.size_bytes / 1000:.1f} to {new.size_bytes / 1000:.1f} KB, {old.latency.p50_ms:.3f} to {new.latency.p50_ms:.3f} ms"
+        )
+    for line in twin_lines(measurement["twins"]):
+        print(line)
     print(f"written: {out}")
 
 
-def _config_of(study: optuna.Study, args: argparse.Namespace) -> Config:
+def _twins(record: TrialRecord, config: Config, data: SearchData, engines: EngineHost, model: Path) -> dict[str, Any]:
+    """`twins`; empty where the network cannot be rebuilt, since the bundle itself needs no rebuilding."""
+    from search.reexport import time_twins
+
+    try:
+        return {"twins": time_twins(record, config, data, engines, model)}
+    except UserError as error:
+        print(f"no float twin was timed: {error}")
+        return {"twins": []}
+
+
+def _calibration(config: Config, data: SearchData) -> dict[str, Any]:
+    """Positions in the training split of the images that chose the activation scales."""
+    from core.compress import calibration_indices
+
+    return {"calibration": calibration_indices(len(data.train), config.quantise.calibration_images).tolist()}
+
+
+def config_of(study: optuna.Study, args: argparse.Namespace, *, needs_images: bool = True) -> Config:
     """The configuration that the study was made with."""
     from core.config import Config
     from core.data import DATASETS
@@ -143,7 +199,7 @@ def _config_of(study: optuna.Study, args: argparse.Namespace) -> Config:
         raise UserError(f"the study {study.study_name!r} was not made by this program; name another --study")
     content = dict(study.user_attrs[CONTENT_KEY]["config"])
     images = str(args.data_dir) if args.data_dir is not None else content["data"]["dir"]
-    if images is not None and not Path(images).is_dir():
+    if needs_images and images is not None and not Path(images).exists():
         raise UserError(
             f"an export scores the point on the search's own test images, but there is no folder {images}; name it with --data-dir"
         )
@@ -153,7 +209,7 @@ def _config_of(study: optuna.Study, args: argparse.Namespace) -> Config:
     return config
 
 
-def _run_facts(folder: Path) -> dict[str, Any]:
+def run_facts(folder: Path) -> dict[str, Any]:
     """run.json of the study. Raises UserError when it is not there or not whole."""
     path = folder / "run.json"
     try:
@@ -164,15 +220,6 @@ def _run_facts(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"an export needs {path}, but it lacks {', '.join(sorted(missing))}; the search's own command writes it again")
     return facts
-
-
-def _candidate_file(folder: Path, record: TrialRecord, name: str) -> Path:
-    path = folder / str(record.path) / name
-    if not path.is_file():
-        raise UserError(
-            f"the files of trial {record.number} must be in the run's folder, but {path} is missing; run on the machine that made them"
-        )
-    return path
 
 
 def _check_files(model: Path, packed: Path, size_bytes: int) -> None:
@@ -197,74 +244,52 @@ def _check_data(data: SearchData, run: Mapping[str, Any]) -> None:
         )
 
 
-def _check_runtime(asked: str | None, runtime: str, record: TrialRecord) -> None:
+def _runtime_of(config: Config, asked: str | None, record: TrialRecord) -> RuntimeConfig:
+    """The runtime to export for. UserError when it cannot run here, or when the study's own is not what `auto` means here."""
     from core.runtimes import resolve_runtime
 
     assert record.measurement is not None
-    measured = record.measurement.latency.runtime
-    if asked is not None and resolve_runtime(asked) != measured:
-        raise UserError(f"--runtime must be the study's ({measured}), but got {asked}; search again with --set runtime.name={asked}")
-    if runtime != measured:
-        raise UserError(f"this study was measured in {measured}, but runtime.name resolves to {runtime} here; install {measured}")
-
-
-def _test_accuracy(
-    study: optuna.Study, record: TrialRecord, config: Config, preprocessing: Preprocessing, engines: EngineHost, model: Path
-) -> dict[str, Any]:
-    """Accuracy of the engine on the test split: computed once per candidate and logged in the study."""
-    logged: dict[str, dict[str, Any]] = study.user_attrs.get(TEST_KEY, {})
-    key = str(record.fingerprint)
-    if key not in logged:
-        from core.data.heldout import load_test_data
-
-        test = load_test_data(config.data, RUNS / ".cache")
-        with required("an exported point must run on the test images"):
-            logits, _ = engines.predict(model, preprocessing.normalise(test.images.numpy()))
-        logged = {**logged, key: score(logits, test.labels.numpy())}
-        study.set_user_attr(TEST_KEY, logged)
-    return logged[key]
-
-
-def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Accuracy of logits (N, K) against labels (N,), with the 95 % Wilson interval."""
-    right, count = int((logits.argmax(1) == labels).sum()), len(labels)
-    return {"accuracy": right / count, "images": count, "interval": wilson(right, count)}
-
-
-def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a proportion. References: Wilson 1927; Brown, Cai, DasGupta 2001."""
-    share = right / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    measured, runtime = record.measurement.latency.runtime, config.runtime
+    if asked is not None:
+        return runtime.model_copy(update={"name": asked if runtime.agent else resolve_runtime(asked)})
+    if runtime.agent is None and resolve_runtime(runtime.name) != measured:
+        here = resolve_runtime(runtime.name)
+        raise UserError(
+            f"this study was measured in {measured}, but runtime.name resolves to {here} here; install it, or name --runtime {here}"
+        )
+    return runtime
 
 
 def _measurement(study: optuna.Study, record: TrialRecord, rank: int, run: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
+    """measurement.json: `search` as measured by the search (or the re-export), `latency` timed anew beside the `twins`."""
     assert record.measurement is not None
+    own = {"latency": run["twins"][0]["latency"]} if run["twins"] else {}
     return {
         "study": study.study_name,
         "trial": record.number,
         "rank": rank,
-        "seed": run["seed"],
+        "candidate_fingerprint": record.fingerprint,
         "search": record.measurement.model_dump(mode="json"),
         "test": dict(test),
-        "teacher": run["teacher"],
-        "data": run["data"],
-        "device": run["device"],
-        "versions": run["versions"],
+        **own,
+        **{key: run[key] for key in ("seed", "teacher", "data", "device", "fingerprint", "versions", "twins", "calibration")},
     }
 
 
-def _readme_facts(record: TrialRecord, test: Mapping[str, Any]) -> dict[str, object]:
+def _readme_facts(record: TrialRecord, measurement: Mapping[str, Any]) -> dict[str, object]:
+    from core.bundle_card import twin_lines
+    from search.final_score import judge
+
     assert record.measurement is not None
-    measured, latency = record.measurement, record.measurement.latency
+    measured, latency, test = record.measurement, record.measurement.latency, measurement["test"]
     how = f"batch {latency.batch}, {latency.threads} thread(s), {latency.runtime}"
     return {
         "student": f"{record.student} at width {record.width:g}" if record.width else str(record.student),
-        "test accuracy": f"{100 * test['accuracy']:.2f} % of {test['images']} images",
-        "search accuracy": f"{100 * measured.accuracy:.2f} % of {measured.images} images",
+        f"test {judge(record)}": f"{100 * test['accuracy']:.2f} % of {test['images']} images",
+        f"search {judge(record)}": f"{100 * measured.accuracy:.2f} % of {measured.images} images",
         "packed weights": f"{measured.size_bytes} bytes, {measured.mean_bits:.1f} bits a layer on average",
         "latency": f"{latency.p50_ms:.3f} ms median, {latency.p95_ms:.3f} ms p95, {how}",
+        **{name: text for name, _, text in (line.partition(": ") for line in twin_lines(measurement["twins"]))},
     }
 
 

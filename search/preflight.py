@@ -12,12 +12,15 @@ from core.config import Config
 from core.data import load_search_data
 from core.data.types import SearchData
 from core.errors import UserError
-from core.runtimes import check_precision, installed_runtime, resolve_runtime
-from core.teacher import build_teacher_network, load_given_weights
+from core.runtimes import check_precision, on_grid, running_runtime
+from core.start import load_start
+from core.teacher import build_teacher_network
 from core.train import Device, open_device
+from search.methods import check_answers
+from search.space import Space
 
 NEEDED_MB = 200
-"""Decoded images, kept logits, candidates: tens of MB each on small-image data."""
+"""Decoded images, candidates: tens of MB each on small-image data. Kept logits are counted apart (`check_answers`)."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +29,24 @@ class Inputs:
 
     device: Device
     data: SearchData
-    teacher: nn.Module
+    teachers: tuple[nn.Module, ...]
 
 
-def load_inputs(config: Config, cache: Path) -> Inputs:
-    """Device, data, and the teacher with the weights given. Raises UserError for the first thing that would stop a run."""
+def load_inputs(space: Space, config: Config, cache: Path) -> Inputs:
+    """Device, data, and the teachers with the weights given. Raises UserError for the first thing that would stop a run."""
     check_disk(Path())
-    check_precision(installed_runtime(resolve_runtime(config.runtime.name)), config.runtime.precision)
+    if config.runtime.agent is None:  # an agent's runtimes are checked when the engine host asks it
+        runtime = running_runtime(config.runtime.name)
+        check_precision(runtime, config.runtime.precision)
+        if config.runtime.activation_grid != "auto":
+            on_grid(runtime, config.runtime.activation_grid)
     device = open_device(config.hardware)
     data = load_search_data(config.data, cache)
-    teacher = build_teacher_network(config.teacher, data.info)
-    if config.teacher.weights:
-        load_given_weights(teacher, config.teacher, config.teacher.weights)
-    return Inputs(device, data, teacher)
+    check_answers(space, config, data.info, len(data.train), cache)
+    teachers = tuple(build_teacher_network(each, data.info) for each in config.teachers)
+    for teacher, each in zip(teachers, config.teachers, strict=True):
+        load_start(teacher, each, data.info.channels)
+    return Inputs(device, data, teachers)
 
 
 def check_disk(folder: Path) -> None:

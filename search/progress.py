@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from core.candidate import KB
+from results.epochs import Epoch, append_epoch
 from results.record import TeacherReport, TrialRecord
 from results.table import front_table, front_text, student_name
 
@@ -38,7 +40,8 @@ class Progress:
     """Tells the user what a study does. A context manager; leaving it, also by an exception or Ctrl-C, gives the terminal back.
 
     Args: `trials` the number the study shall end with, `done` those finished before this start, `quiet` prints nothing but
-    `result`, `epoch_line_s` the shortest time between two epoch lines of one stage where there is no terminal.
+    `result`, `epoch_line_s` the shortest time between two epoch lines of one stage where there is no terminal, `epochs_csv` the
+    file that gets a line per epoch, also when quiet, `prefix` stands before every line (of a worker), `live` allows the panel.
     """
 
     def __init__(
@@ -50,10 +53,14 @@ class Progress:
         quiet: bool = False,
         console: Console | None = None,
         epoch_line_s: float = 10.0,
+        epochs_csv: Path | None = None,
+        prefix: str = "",
+        live: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trials, self.done, self.teacher, self.quiet = trials, done, teacher, quiet
-        self._console, self._epoch_line_s, self._clock = console, epoch_line_s, clock
+        self._console, self._epoch_line_s, self._clock, self._epochs_csv = console, epoch_line_s, clock, epochs_csv
+        self._prefix, self._live_allowed = prefix, live and not prefix
         self._steps: dict[int | None, Step] = {}
         self._lines: dict[int | None, tuple[str, float]] = {}
         self._front: list[TrialRecord] = []
@@ -63,7 +70,7 @@ class Progress:
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
-        if not self.quiet:
+        if not self.quiet and self._live_allowed:
             self._live = _live(self._console, self._render)
         if self._live is not None:
             self._live.start()
@@ -79,8 +86,20 @@ class Progress:
         self._set(Step(trial, name))
         self._line(self._where(trial, name))
 
-    def epoch(self, trial: int | None, stage: str, epoch: float, epochs: float, images_per_s: float, loss: float) -> None:
-        """`epoch` of `epochs` (may be fractional) are done, at a rate and with a mean loss."""
+    def epoch(
+        self,
+        trial: int | None,
+        stage: str,
+        epoch: float,
+        epochs: float,
+        images_per_s: float,
+        loss: float,
+        lr: float | None = None,
+        accuracy: float | None = None,
+    ) -> None:
+        """`epoch` of `epochs` (may be fractional) are done, at a rate and with a mean loss; accuracy on a part of the search split."""
+        if self._epochs_csv is not None:
+            append_epoch(self._epochs_csv, Epoch(trial, stage, epoch, epochs, images_per_s, loss, lr, accuracy))
         step = Step(trial, stage, epoch, epochs, images_per_s, loss)
         self._set(step)
         if self._epoch_line_is_due(step):
@@ -148,7 +167,7 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if self._live is None and not self.quiet:
-            self._print(text)
+            self._print(self._prefix + text)
 
     def _print(self, text: str) -> None:
         # Not through rich: it would wrap a log's lines at 80 columns.

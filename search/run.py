@@ -16,18 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from core.cli import run_main
 from core.config import Config
-from core.errors import TrialError, UserError
 from search.setup import build_parser, load_plugins, resolve_arguments
 from search.space import Space, space_digest
 
 if TYPE_CHECKING:
     import optuna
 
-    from search.trial import TrialRunner
+    from search.lock import StudyLock
 
 RUNS = Path("runs")
 CACHE = RUNS / ".cache"
-FAILURES_IN_A_ROW = 10
 
 
 def main(argv: list[str]) -> int:
@@ -51,67 +49,67 @@ def main(argv: list[str]) -> int:
 
 
 def _search(args: argparse.Namespace, space: Space, config: Config, name: str, url: str, command: Sequence[str]) -> None:
+    from search.cluster import Placement
+    from search.goal import Goal
+    from search.lock import StudyLock
+    from search.loop import queued_again, run_trials
     from search.progress import Progress
     from search.session import open_session
+    from search.storage import check_workers
     from search.study import count_finished, sweep
+    from search.workers import Job, run_workers
 
-    folder = RUNS / name
-    study = _open_study(args.fresh, space, config, name, url)
-    swept = sweep(study)
-    with Progress(args.trials, done=count_finished(study), quiet=args.quiet) as progress:
+    check_workers(url, args.workers)
+    place = Placement(args.workers, args.cluster, args.gpus_per_worker)
+    deadline = args.max_hours and time.time() + 3600 * args.max_hours
+    goal = Goal(args.trials, config.seed, args.sampler, args.max_hours, deadline, args.plateau)
+    folder, lock = RUNS / name, StudyLock(url, RUNS / name)
+    study = _open_study(args.fresh, space, config, name, url, lock)
+    if args.remeasure:
+        study = _remeasured(study, space, config, folder, lock)
+    with lock:
+        swept, done = sweep(study, lock.one_machine), count_finished(study)
+    with Progress(args.trials, done=done, quiet=args.quiet, epochs_csv=folder / "epochs.csv", live=place.alone) as progress:
         if swept:
-            progress.message(f"queued again, their run has died: trials {', '.join(map(str, swept))}")
+            progress.message(queued_again(swept))
         started = time.time()
-        with _interrupts_explained(progress, study), open_session(space, config, folder, CACHE, progress, study) as session:
-            facts = {"study": name, "command": command, "seed": config.seed, "started": started, **session.facts()}
+        with _interrupts_explained(progress, study), open_session(space, config, folder, CACHE, progress, study, lock) as session:
+            facts = {"study": name, "command": command, "seed": config.seed, "started": started, "workers": args.workers, **session.facts()}
             session.begin(facts)
             try:
-                _run_trials(study, session.runner, args.trials)
+                if place.alone:
+                    reason = run_trials(study, session.runner, goal, lock)
+                else:
+                    plugins = tuple(path.resolve() for path in args.plugin)
+                    job = Job(space, config, name, url, RUNS, CACHE, goal, args.quiet, plugins, Path.cwd())
+                    reason = run_workers(job, place, progress, study, lock)
+                if reason is not None:
+                    progress.message(reason)
             finally:  # also after Ctrl-C, ten failures or a defect of ours: what is finished is shown
                 session.summarise(facts | {"wall_seconds": round(time.time() - started, 1)} | session.counters())
 
 
-def _open_study(fresh: bool, space: Space, config: Config, name: str, url: str) -> optuna.Study:
+def _open_study(fresh: bool, space: Space, config: Config, name: str, url: str, lock: StudyLock) -> optuna.Study:
     from search.study import delete_study, open_study
 
     if fresh:
         from search.preflight import load_inputs
 
-        load_inputs(config, CACHE)  # a study is not deleted for a run that cannot begin
-        delete_study(url, name, RUNS / name)
-    study = open_study(url, name, *space_digest(space, config))
-    study.sampler = _sampler(config.seed, len(study.get_trials(deepcopy=False)))
+        load_inputs(space, config, CACHE)  # a study is not deleted for a run that cannot begin
+    with lock:
+        if fresh:
+            delete_study(url, name, RUNS / name)
+        return open_study(url, name, *space_digest(space, config))
+
+
+def _remeasured(study: optuna.Study, space: Space, config: Config, folder: Path, lock: StudyLock) -> optuna.Study:
+    """`--remeasure`: the study with the latencies of this device."""
+    from search.remeasure import remeasure
+
+    with lock:
+        study, lines = remeasure(study, space.constraints, config, folder)
+    print("\n".join(lines), end="\n" if lines else "", flush=True)
     return study
-
-
-def _run_trials(study: optuna.Study, runner: TrialRunner, wanted: int) -> None:
-    """Ask and tell until the study holds `wanted` complete or pruned trials. Raises UserError after ten failures in a row."""
-    from search.study import count_finished, requeue_interrupted
-
-    failures = 0
-    while count_finished(study) < wanted:
-        try:
-            study.optimize(runner, n_trials=1, catch=(TrialError,))
-        except KeyboardInterrupt:
-            requeue_interrupted(study, runner.newest)
-            raise
-        last = runner.records[-1]
-        failures = failures + 1 if last.state == "FAIL" else 0
-        if failures == FAILURES_IN_A_ROW:
-            raise UserError(
-                f"{failures} trials in a row failed, the last because: {last.reason}; mend the cause and run the same command again"
-            )
-
-
-def _sampler(seed: int, trials: int) -> optuna.samplers.BaseSampler:
-    """TPE. A study that continues draws other numbers than it began with, or it would repeat its first candidates."""
-    import warnings
-
-    import optuna
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(multivariate=True, seed=(seed * 1_000_003 + trials) % 2**32, n_startup_trials=10)
 
 
 @contextmanager

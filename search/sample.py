@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import optuna
 
 EXECUTIONS = ("int8", "float")
-DISTIL_GENES = ("loss", "temperature", "weight", "ce_weight", "grid", "init")
+DISTIL_GENES = ("loss", "temperature", "weight", "ce_weight", "grid", "complementary_weight", "alpha", "beta", "init")
 
 
-def sample(space: Space, trial: optuna.Trial, executions: Sequence[str] = EXECUTIONS) -> Candidate:
+def sample(space: Space, trial: optuna.trial.BaseTrial, executions: Sequence[str] = EXECUTIONS) -> Candidate:
     """The candidate that `trial` picks from `space`; `executions` are those that the runtime has on this machine.
 
     Position i of G = max(prune, quantise positions) takes prune gene i * P // G and quantise gene i * Q // G.
@@ -31,6 +31,9 @@ def sample(space: Space, trial: optuna.Trial, executions: Sequence[str] = EXECUT
         quantiser=answers["quantiser"],
         round_to=answers["round_to"],
         edge_bits=answers["edge_bits"],
+        rate_weight=answers["rate_weight"],
+        sparsity=answers["sparsity"],
+        sparsity_by=space.quantise.sparsity_by,
     )
 
 
@@ -47,6 +50,7 @@ def genes(space: Space, executions: Sequence[str] = EXECUTIONS) -> dict[str, Any
         {"student": space.student.name, "width": space.student.width}
         | {key: getattr(space.distil, key) for key in DISTIL_GENES}
         | {"quantiser": space.quantise.quantiser, "round_to": space.prune.round_to, "edge_bits": space.quantise.edge_bits}
+        | {"rate_weight": space.quantise.rate_weight, "sparsity": space.quantise.sparsity}
         | {f"ratio_{i}": space.prune.ratio for i in prune}
         | {f"bits_{i}": space.quantise.weight_bits for i in quantise}
         | {f"exec_{i}": execution for i in quantise}
@@ -62,7 +66,7 @@ def _legal(space: Space, executions: Sequence[str]) -> Any:
     return legal if len(legal) > 1 else legal[0]
 
 
-def _ask(trial: optuna.Trial, name: str, value: Any) -> Any:
+def _ask(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
     if isinstance(value, Range):
         # Rounded: low + k * step has binary dust, and dust would make equal candidates differ.
         return float(f"{trial.suggest_float(name, value.low, value.high, step=value.step, log=value.log):.12g}")

@@ -14,26 +14,30 @@ import torch
 
 from core.candidate import KB
 from core.cli import required
-from core.compress import check_compressible
 from core.config import Config
 from core.data import load_search_data
 from core.engines import EngineHost
 from core.export import export_onnx, float_tensors, structure_key
 from core.files import write_atomically
 from core.layers import count_parameters
-from core.losses import REGION_LOSSES
 from core.pack import pack
-from core.teacher import TeacherLogits, build_teacher_network, check_regions, obtain_teacher
+from core.teacher import answered, obtain_teacher
+from core.teacher_logits import open_answers
 from core.train import open_device
 from core.views import viewed
 from objectives.bench import Stages, Workbench
+from results.analysis import reference_of
 from results.front import front
 from results.record import TeacherReport, read_records
 from search.baselines import enqueue_baselines
+from search.lock import StudyLock
+from search.methods import check_answers, check_networks, check_teachers, finest_grid
 from search.preflight import check_disk
 from search.progress import Progress
-from search.space import SELF, Space, options
-from search.study import check_inputs
+from search.space import Space, options
+from search.stopping import Judge
+from search.students import check_students
+from search.study import check_inputs, fixed_reference
 from search.summary import write_run_json, write_summary
 from search.trial import TrialRunner
 
@@ -68,9 +72,15 @@ class Session:
             },
         }
 
-    def counters(self) -> dict[str, int]:
-        """Work that is done once per study."""
-        return {"teacher_forward_images": self.bench.logits.forward_images}
+    def counters(self) -> dict[str, float]:
+        """Work that is done once per study, and what this start's trials took beside their stages."""
+        runner = self.runner
+        storage = runner.loop_seconds - runner.stage_seconds - runner.sampler_seconds
+        return {
+            "teacher_forward_images": self.bench.logits.forward_images,
+            "sampler_seconds": round(runner.sampler_seconds, 2),
+            "storage_seconds": round(max(0.0, storage), 2),
+        }
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write run.json before the first trial: an export needs it also from a run that was killed."""
@@ -80,69 +90,89 @@ class Session:
         """Print the front and write front.csv, front.html and run.json."""
         records = read_records(self.study)
         self.progress.result(front(records), self.teacher)
-        write_summary(self.bench.folder, records, self.teacher, facts)
+        for line in write_summary(self.bench.folder, records, self.teacher, facts):
+            self.progress.message(line)
         self.progress.message(
             f"written: {self.bench.folder / 'front.csv'}, {self.bench.folder / 'front.html'}, {self.bench.folder / 'run.json'}"
         )
 
 
 @contextmanager
-def open_session(space: Space, config: Config, folder: Path, cache: Path, progress: Progress, study: optuna.Study) -> Iterator[Session]:
-    """Load data, obtain the teacher, start the engine host; closes the host at the end."""
+def open_session(
+    space: Space, config: Config, folder: Path, cache: Path, progress: Progress, study: optuna.Study, lock: StudyLock
+) -> Iterator[Session]:
+    """Load data, obtain the teacher, start the engine host; closes the host at the end. `lock` is the study's."""
     check_disk(Path())
     with EngineHost(config.runtime, folder) as engines:
         with required("a search needs a teacher that trains and runs"):
             bench = open_bench(space, config, engines, folder, cache, progress, study)
-            if looks_at_regions(space):
-                check_regional_networks(space, bench)
+            check_networks(space, bench)
             teacher = measure_teacher(bench)
         progress.teacher = teacher
-        enqueue_baselines(study, space, {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)})
+        sizes = {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)}
+        with lock:
+            enqueue_baselines(study, space, sizes)
+        judge = "" if bench.data.info.labelled else " (its own answers: nobody labelled them)"
         progress.message(
-            f"teacher {bench.teacher.name}: {100 * teacher.accuracy:.2f} % of {len(bench.data.search)} search images, "
+            f"teacher {bench.teacher.name}: {100 * teacher.accuracy:.2f} % of {len(bench.data.search)} search images{judge}, "
             f"{teacher.size_bytes / KB:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}; "
             f"ready in {bench.teacher_seconds:.0f} s"
         )
-        yield Session(TrialRunner(space, bench, progress, read_records(study)), bench, teacher, study, progress)
-
-
-def looks_at_regions(space: Space) -> bool:
-    """Whether a trial may use a loss on the regions of feature maps."""
-    return any(loss in REGION_LOSSES for loss in options(space.distil.loss))
-
-
-def finest_grid(space: Space) -> int:
-    """The finest SDD grid that a trial may ask teacher logits for; 1 where no loss looks at regions."""
-    return max(options(space.distil.grid)) if looks_at_regions(space) else 1
-
-
-def check_regional_networks(space: Space, bench: Workbench) -> None:
-    """Raises UserError when a loss looks at regions that the teacher or a student does not have."""
-    images = bench.train_set.plain(torch.arange(min(2, len(bench.train_set)), device=bench.train_set.labels.device))
-    check_regions(bench.teacher.model, images, finest_grid(space), f"the teacher {bench.teacher.name}")
-    for name in options(space.student.name):
-        check_regions(bench.network(name, max(options(space.student.width))), images.cpu(), 1, f"the student {name}")
+        keeper = Judge(config.stopping, teacher.accuracy, len(bench.data.search))
+        reference = fixed_reference(study, reference_of(teacher, len(bench.data.info.classes)))
+        runner = TrialRunner(space, bench, progress, read_records(study), begun=lock.release, judge=keeper, reference=reference)
+        yield Session(runner, bench, teacher, study, progress)
 
 
 def open_bench(
-    space: Space, config: Config, engines: EngineHost, folder: Path, cache: Path, progress: Progress, study: optuna.Study
+    space: Space,
+    config: Config,
+    engines: EngineHost,
+    folder: Path,
+    cache: Path,
+    progress: Progress,
+    study: optuna.Study,
+    *,
+    elsewhere: bool = False,
 ) -> Workbench:
-    """What is made once and used by every trial. Raises UserError when it is not what `study` began with."""
+    """What is made once and used by every trial. Raises UserError when it is not what `study` began with.
+
+    `elsewhere`: the device or runtime may be another one.
+    """
     device = open_device(config.hardware)
     progress.stage(None, "data")
     data = load_search_data(config.data, cache)
-    inputs = {"images": data.info.digest, "device or runtime": engines.fingerprint}
+    inputs = {"images": data.info.digest} | ({} if elsewhere else {"device or runtime": engines.fingerprint})
     check_inputs(study, inputs)
-    if SELF in options(space.student.name):  # before the teacher trains
-        check_compressible(build_teacher_network(config.teacher, data.info).eval(), data.info.shape)
+    check_students(space, config, data.info)  # before the teacher trains
+    check_answers(space, config, data.info, len(data.train), cache)
     stages = Stages(lambda name: progress.stage(None, name), lambda name, *numbers: progress.epoch(None, name, *numbers))
     with stages("teacher") as on_epoch:
-        teacher = obtain_teacher(config, data, device, cache, on_epoch)
-    if config.teacher.model or config.teacher.weights:
-        check_inputs(study, inputs | {"weights or network": teacher.digest})
-    train_set = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
-    logits = TeacherLogits(teacher, train_set, data.info.digest, device, cache, grid=finest_grid(space))
-    return Workbench(config, data, train_set, teacher, logits, device, engines, folder, stages.seconds["teacher"])
+        teachers = [
+            obtain_teacher(config.model_copy(update={"teacher": each}), data, device, cache, on_epoch, progress.message)
+            for each in config.teachers
+        ]
+    if any(each.model or each.weights for each in config.teachers):
+        check_inputs(study, inputs | {"weights or network": "+".join(teacher.digest for teacher in teachers)})
+    for teacher in teachers[1:]:
+        progress.message(f"teacher {teacher.name}: {100 * teacher.accuracy:.2f} % of {len(data.search)} search images, for its answers")
+    data = answered(data, teachers[0], device)
+    train_set = viewed(data.train, teachers[0].normalise, config.views, config.seed, device.device)
+    check_teachers(space, teachers, train_set)
+    logits = open_answers(teachers, config, train_set, data.info, device, cache, finest_grid(space))
+    return Workbench(
+        config,
+        data,
+        train_set,
+        teachers[0],
+        logits,
+        device,
+        engines,
+        folder,
+        stages.seconds["teacher"],
+        progress.message,
+        space.objectives.size,
+    )
 
 
 def measure_teacher(bench: Workbench) -> TeacherReport:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from core.cli import Parser
 from core.config import Config
-from core.data import DATASETS
 from core.errors import UserError
 from core.runtimes import RUNTIMES
 from core.students import STUDENTS
 from core.tables import lookup
 from core.yaml_io import load_config
-from search.space import SELF, Space, check_names, default_space, load_space, options, split_overrides
+from search.images import check_images
+from search.methods import check_methods
+from search.space import SELF, Space, check_names, default_space, load_space, split_overrides
+from search.starts import check_starts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +63,16 @@ def build_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("the run")
     run.add_argument("--study", metavar="NAME", help="name and folder below runs/; default: the space's name")
     run.add_argument("--storage", metavar="URL", help="database of the study; default: SQLite in the run's folder")
+    run.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that run trials (default %(default)s; SQLite takes up to 4)"
+    )
+    run.add_argument("--cluster", metavar="NAME", help="place the workers by ray, dask, ray://host:port or dask://host:port")
+    run.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="G", help="of a Ray cluster (default %(default)g)")
+    run.add_argument("--sampler", default="tpe", metavar="NAME", help="tpe (default), nsga2, nsga3, gp, random or auto")
+    run.add_argument("--max-hours", type=float, metavar="H", help="begin no trial after H hours of this start")
+    run.add_argument("--plateau", type=int, metavar="N", help="end when N trials hardly added to the hypervolume")
     run.add_argument("--fresh", action="store_true", help="delete the study first")
+    run.add_argument("--remeasure", action="store_true", help="on another device than before: time the stored models here, then go on")
     run.add_argument("--dry-run", action="store_true", help="check everything, measure one candidate, print the plan, train nothing")
     run.add_argument("--quiet", action="store_true", help="print the front only")
     return parser
@@ -82,6 +94,7 @@ def resolve_arguments(args: argparse.Namespace) -> tuple[Space, Config]:
     """The checked space and configuration of a command line. Raises UserError with the law, the values and the remedy."""
     if args.trials < 1:
         raise UserError(f"--trials must be at least 1, but got {args.trials}")
+    check_course(args.sampler, args.max_hours, args.plateau)
     if args.space is None and args.model is None:
         raise UserError(
             "say what to search: --space spaces/digits.yaml, or your own network with --model my_net.py:build --data-dir FOLDER"
@@ -91,6 +104,15 @@ def resolve_arguments(args: argparse.Namespace) -> tuple[Space, Config]:
     config = load_config(args.config or space.config, for_config, ROOT)
     _check(space, config, str(args.space or "the default space"))
     return space, config
+
+
+def check_course(sampler: str, hours: float | None, plateau: int | None) -> None:
+    """Raises UserError for an unknown sampler and for an end that is none."""
+    lookup(dict.fromkeys([*_names("search/samplers.py", "SAMPLERS"), "auto"]), "sampler", sampler)
+    if hours is not None and not 0 < hours < math.inf:
+        raise UserError(f"--max-hours must be a number above 0, but got {hours:g}; leave it out for no limit")
+    if plateau is not None and plateau < 1:
+        raise UserError(f"--plateau must be at least 1, but got {plateau}; leave it out for none")
 
 
 def _flags_as_overrides(args: argparse.Namespace) -> list[str]:
@@ -120,33 +142,28 @@ def _own_space(overrides: Sequence[str]) -> Space:
 
 def _check(space: Space, config: Config, where: str) -> None:
     losses = _names("core/losses.py", "DISTIL_LOSSES")
-    check_names(space, STUDENTS, losses, _names("core/quantise/__init__.py", "QUANTISERS"), where)
+    check_names(space, STUDENTS, losses, _quantisers(), where)
     lookup(dict.fromkeys(losses), "loss", config.parent.distil.loss)
-    if config.parent.distil.loss.startswith("sdd"):
-        raise UserError(f"parent.distil.loss must look at the whole image (ce, kd, dkd, lskd), but got {config.parent.distil.loss}")
-    lookup(DATASETS, "data set", config.data.name)
+    check_methods(space, config)
+    check_images(space, config)
     if config.runtime.name != "auto":
         lookup(RUNTIMES, "runtime", config.runtime.name)
-    if config.teacher.model is None:
-        lookup(STUDENTS, "student", config.teacher.name)
-    if SELF in options(space.student.name) and config.teacher.model is None:
-        raise UserError("student.name self is your own network: name it with --model my_net.py:build")
+    check_starts(space, config)
     _check_files(config)
+
+
+def _quantisers() -> list[str]:
+    return [name for table in ("QUANTISERS", "MODEL_QUANTISERS") for name in _names("core/quantise/__init__.py", table)]
 
 
 def _check_files(config: Config) -> None:
     """Files that are not there are named at once; what is in them is read later."""
-    model, weights, images = config.teacher.model, config.teacher.weights, config.data.dir
-    if model is not None and not Path(model.rpartition(":")[0]).expanduser().is_file():
-        raise UserError(
-            f"--model must name a Python file and a function in it, such as my_net.py:build, but there is no file for {model!r}"
-        )
-    if weights is not None and not weights.is_file():
-        raise UserError(f"--weights must be a file, but there is no {weights}")
-    if config.data.name == "folder" and images is None:
-        raise UserError("the data set 'folder' needs a folder, but none is named; give --data-dir FOLDER")
-    if config.data.name != "cifar10" and images is not None and not images.is_dir():
-        raise UserError(f"--data-dir must be a folder of images, but {images} is {'a file' if images.exists() else 'missing'}")
+    for teacher in config.teachers:
+        if teacher.model is not None and not Path(teacher.model.rpartition(":")[0]).expanduser().is_file():
+            named = f"there is no file for {teacher.model!r}"
+            raise UserError(f"--model must name a Python file and a function in it, such as my_net.py:build, but {named}")
+        if teacher.weights is not None and not teacher.weights.is_file():
+            raise UserError(f"--weights must be a file, but there is no {teacher.weights}")
 
 
 def _names(file: str, table: str) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from core.candidate import SELF, Execution, Frozen, WeightBits, fingerprint
 from core.config import Config
 from core.errors import UserError
+from core.students.zoo import check_zoo_name, in_zoo
 from core.tables import lookup, nearest
 from core.yaml_io import apply_overrides, is_bare_name, load_yaml, parse, resolve_path
 
@@ -84,7 +85,7 @@ def options(value: Any) -> tuple[Any, ...]:
 
 def _all(holds: Callable[[float], bool], law: str) -> AfterValidator:
     def check(value: Any) -> Any:
-        if wrong := [number for number in options(value) if not holds(number)]:
+        if wrong := [number for number in options(value) if number is not None and not holds(number)]:
             raise ValueError(f"must be {law}, but got {wrong[0]:g}")
         return value
 
@@ -93,12 +94,14 @@ def _all(holds: Callable[[float], bool], law: str) -> AfterValidator:
 
 Positive = Annotated[Ranged[float], _all(lambda number: number > 0, "greater than 0")]
 NotNegative = Annotated[Ranged[float], _all(lambda number: number >= 0, "at least 0")]
+PositiveOrPublished = Annotated[Ranged[float | None], _all(lambda number: number > 0, "greater than 0")]
+NotNegativeOrPublished = Annotated[Ranged[float | None], _all(lambda number: number >= 0, "at least 0")]
 Ratio = Annotated[Ranged[float], _all(lambda number: 0 <= number < 1, "at least 0 and less than 1")]
 Positions = Annotated[int, Field(ge=1, le=1000)]
 
 
 class StudentSpace(Frozen):
-    """Which networks, and the factor on their channels. `self` is the user's own network, always at width 1."""
+    """Which networks, and the factor on their channels. `self` is the teacher's network, always at width 1, as are a library's."""
 
     name: Listed[str]
     width: Positive = 1.0
@@ -107,17 +110,23 @@ class StudentSpace(Frozen):
     def _check(self) -> StudentSpace:
         if self.name == SELF and self.width != 1.0:
             raise ValueError("must have width 1.0 where 'self' is the only name: your own network has no width")
+        zoo = [name for name in options(self.name) if in_zoo(name)]
+        if zoo and self.width != 1.0:
+            raise ValueError(f"must have width 1.0 where {zoo[0]} is a name: a library's network has its own channels")
         return self
 
 
 class DistilSpace(Frozen):
-    """ce_weight * cross-entropy + weight * loss(temperature)."""
+    """ce_weight * cross-entropy + weight * loss(temperature). None: as published for the loss (METHODS, core/methods.py)."""
 
     loss: Listed[str] = "kd"
-    temperature: Positive = 4.0
-    weight: NotNegative = 0.9
-    ce_weight: NotNegative = 0.1
+    temperature: PositiveOrPublished = None
+    weight: NotNegativeOrPublished = None
+    ce_weight: NotNegativeOrPublished = None
     grid: Listed[Literal[1, 2, 4]] = 1
+    complementary_weight: NotNegative = 2.0
+    alpha: NotNegative = 1.0
+    beta: NotNegative = 8.0
     init: Listed[Literal["inherit", "scratch"]] = "inherit"
 
     @model_validator(mode="after")
@@ -143,26 +152,35 @@ class QuantiseSpace(Frozen):
     execution: Listed[Execution] = "int8"
     quantiser: Listed[str] = "lsq"
     edge_bits: Listed[WeightBits | None] = 8
+    rate_weight: NotNegative = 0.1
+    sparsity: NotNegative = 0.0
+    sparsity_by: Literal["ratio", "std"] = "ratio"
 
     @model_validator(mode="after")
     def _check(self) -> QuantiseSpace:
+        if self.sparsity_by == "ratio" and max(options(self.sparsity)) >= 1:
+            raise ValueError(f"must have sparsity less than 1 where it is a ratio, but got {max(options(self.sparsity)):g}")
         if self.execution == "int8" and 16 in (*options(self.weight_bits), *options(self.edge_bits)):
             raise ValueError("must allow execution float where 16 bits are allowed: 16-bit weights do not execute in int8")
         return self
 
 
 class ObjectiveSpace(Frozen):
-    """How size is counted. `packed`: bytes of the bit-packed weight file."""
+    """How size is counted. `packed`: bytes of the bit-packed weight file; `coded`: of the entropy-coded one, known after training."""
 
-    size: Literal["packed"] = "packed"
+    size: Literal["packed", "coded"] = "packed"
 
 
 class Constraints(Frozen):
-    """Hard limits of the search; None: no limit. 1 KB is 1000 bytes, accuracy is a share in (0, 1]."""
+    """Limits of the search; None: no limit. 1 KB is 1000 bytes, accuracy is a share in (0, 1].
+
+    Hard ones keep a candidate from being trained; `soft` ones are told to the sampler, which learns to keep them.
+    """
 
     latency_ms: Annotated[float, Field(gt=0.0)] | None = None
     size_kb: Annotated[float, Field(gt=0.0)] | None = None
     accuracy: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    soft: bool = False
 
 
 class Space(Frozen):
@@ -199,8 +217,14 @@ def portable(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a study without the folders of its files: they may move. `check_inputs` in search/study.py keeps what is in them."""
     config = content["config"]
     teacher = config["teacher"]
-    where = {"model": teacher["model"] and Path(teacher["model"]).name, "weights": teacher["weights"] and "given"}
-    return {**content, "config": {**config, "data": {**config["data"], "dir": None}, "teacher": {**teacher, **where}}}
+    runtime = {key: value for key, value in config["runtime"].items() if key not in ("agent", "wait_s")}  # the device is in its fingerprint
+    moved = {"data": {**config["data"], "dir": None}, "teacher": _placeless(teacher), "runtime": runtime}
+    # absent in a study of an older version
+    return {**content, "config": {**config, **moved, "more_teachers": [_placeless(each) for each in config.get("more_teachers", ())]}}
+
+
+def _placeless(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    return {**teacher, "model": teacher["model"] and Path(teacher["model"]).name, "weights": teacher["weights"] and "given"}
 
 
 def check_names(space: Space, students: Iterable[str], losses: Iterable[str], quantisers: Iterable[str], where: str = "the space") -> None:
@@ -212,7 +236,9 @@ def check_names(space: Space, students: Iterable[str], losses: Iterable[str], qu
     ]
     for kind, key, value, known in checks:
         for name in options(value):
-            if name not in known:
+            if kind == "student" and in_zoo(name):
+                check_zoo_name(name, f"{where}, {key}")
+            elif name not in known:
                 listed = ", ".join(sorted(set(known)))
                 raise UserError(f"unknown {kind} {name!r}{nearest(name, known) or ';'} known: {listed} ({where}, {key})")
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
 from core.errors import UserError
+from results.front import Point
 from results.record import read_records
 from search.owner import OWNER_KEY, is_dead
 from search.space import portable
@@ -23,10 +23,13 @@ from search.storage import open_storage, safe_url, sqlite_file
 METRICS = ("accuracy", "size_bytes", "latency_ms")
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
 DIGEST_KEY, CONTENT_KEY, INPUTS_KEY = "space_digest", "space", "inputs"
+REFERENCE_KEY = "hypervolume_reference"
 REQUEUED_KEY = "requeued_from"
 WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin anew"
-MADE_BY_A_RUN = ("candidates", "drafts", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json")
-UNOWNED_FOR = timedelta(minutes=1)
+MADE_BY_A_RUN = (
+    *("candidates", "drafts", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json", "epochs.csv"),
+    *("refined", "refined.csv", "refined.json", "reexported"),
+)
 
 
 def check_name(name: str) -> str:
@@ -40,7 +43,7 @@ def open_study(url: str, name: str, digest: str, content: Mapping[str, Any]) -> 
     """Create the study or continue it. Raises UserError when it was made from another space or configuration."""
     study = find_study(url, name)
     if study is None:
-        study = optuna.create_study(storage=open_storage(url), study_name=name, directions=list(DIRECTIONS), load_if_exists=True)
+        study = optuna.create_study(storage=open_storage(url, requeue), study_name=name, directions=list(DIRECTIONS), load_if_exists=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(METRICS))
@@ -56,9 +59,11 @@ def find_study(url: str, name: str) -> optuna.Study | None:
     path = sqlite_file(url)
     if path is not None and not path.exists():
         return None
+    storage = open_storage(url, requeue)
     try:
-        return optuna.load_study(study_name=name, storage=open_storage(url))
+        return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
+        storage.engine.dispose()
         return None
 
 
@@ -87,18 +92,27 @@ def check_inputs(study: optuna.Study, inputs: Mapping[str, str]) -> None:
     kept = study.user_attrs.get(INPUTS_KEY, {}) if study.get_trials(deepcopy=False) else {}
     for what, digest in inputs.items():
         if kept.get(what, digest) != digest:
+            here = "give --remeasure to time its models on this device and go on, " if what == "device or runtime" else ""
             raise UserError(
                 f"a study keeps the {what} that it began with, but {study.study_name!r} began with {kept[what]} and this is {digest}; "
-                f"restore the old one, {WAYS_OUT}"
+                f"{here}restore the old one, {WAYS_OUT}"
             )
     study.set_user_attr(INPUTS_KEY, {**kept, **inputs})
+
+
+def fixed_reference(study: optuna.Study, reference: Point) -> Point:
+    """The reference point of the study's hypervolume: the one it began with, or now `reference`."""
+    if REFERENCE_KEY not in study.user_attrs:
+        study.set_user_attr(REFERENCE_KEY, list(reference))
+    error, size, latency = study.user_attrs[REFERENCE_KEY]
+    return float(error), float(size), float(latency)
 
 
 def delete_study(url: str, name: str, folder: Path) -> None:
     """`--fresh`: forget the study and the files of its runs; other studies of the database and the user's own files stay."""
     study = find_study(url, name)
     if study is not None:
-        busy = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if not _is_orphan(trial)]
+        busy = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if not is_orphan(trial)]
         if busy:
             raise UserError(
                 f"--fresh needs a study at rest, but another process is running trial {busy[0]} of {name!r}; stop that one first"
@@ -131,20 +145,51 @@ def count_finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
-def sweep(study: optuna.Study) -> list[int]:
-    """Fail RUNNING trials whose owner is dead and queue their parameters again; their numbers."""
-    orphans = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_orphan(trial)]
+def sweep(study: optuna.Study, one_machine: bool = False, idle: Mapping[str, Any] | None = None) -> list[int]:
+    """Fail RUNNING trials whose owner is dead and queue their parameters again; their numbers. Hold the study's lock.
+
+    `one_machine`: the study cannot leave its machine, so owners elsewhere are dead. `idle` is an owner that runs nothing now.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        optuna.storages.fail_stale_trials(study)  # of other machines, by their heartbeats
+    orphans = [trial for trial in _running(study) if is_orphan(trial, one_machine, idle)]
     for trial in orphans:
         requeue(study, trial)
         study.tell(trial.number, state=TrialState.FAIL)
     return [trial.number for trial in orphans]
 
 
+def count_begun(study: optuna.Study) -> int:
+    """Trials that do not wait in the queue."""
+    return sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+
+
+def count_running(study: optuna.Study) -> int:
+    """Trials that somebody works on, or did when they were last heard of."""
+    return len(_running(study))
+
+
+def count_taken(study: optuna.Study) -> int:
+    """Finished and running trials, in one look: a trial that ends between two would be in neither."""
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)))
+
+
+def _running(study: optuna.Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue a trial's parameters for the next start: those it has asked for, and those it was itself queued with."""
+    """Queue a trial's parameters for the next start, once: those it has asked for, and those it was itself queued with."""
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
-    if params:
+    # a process that died here has queued them, and not yet failed the trial
+    if params and not is_requeued(study, trial.number):
         study.enqueue_trial(params, user_attrs={REQUEUED_KEY: trial.number})
+
+
+def is_requeued(study: optuna.Study, number: int) -> bool:
+    """Whether another trial repeats trial `number`."""
+    return any(trial.user_attrs.get(REQUEUED_KEY) == number for trial in study.get_trials(deepcopy=False))
 
 
 def requeue_interrupted(study: optuna.Study, number: int | None) -> None:
@@ -154,9 +199,7 @@ def requeue_interrupted(study: optuna.Study, number: int | None) -> None:
         requeue(study, trial)
 
 
-def _is_orphan(trial: FrozenTrial) -> bool:
-    """Whether nobody works on a RUNNING trial any more. Its owner signs it first of all; one never signed died at that moment."""
+def is_orphan(trial: FrozenTrial, one_machine: bool = False, idle: Mapping[str, Any] | None = None) -> bool:
+    """Whether nobody works on a RUNNING trial any more. It is signed under the study's lock: unsigned, its owner died in that moment."""
     owner = trial.user_attrs.get(OWNER_KEY)
-    if owner is None:
-        return trial.datetime_start is None or datetime.now() - trial.datetime_start > UNOWNED_FOR
-    return is_dead(owner)
+    return owner is None or owner == idle or is_dead(owner, one_machine)

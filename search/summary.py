@@ -15,30 +15,40 @@ from results.front import front
 from results.plots import front_html
 from results.record import TeacherReport, TrialRecord
 from results.table import front_csv
+from search.account import account, account_text
+from search.goal import volumes_of
 
-PER_START = ("started", "command", "wall_seconds", "teacher_seconds", "teacher_forward_images")
-PACKAGES = ("torch", "torchvision", "torch-pruning", "optuna", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
+PER_START = ("started", "command", "wall_seconds", "teacher_seconds", "teacher_forward_images", "sampler_seconds", "storage_seconds")
+PACKAGES = (
+    *("torch", "torchvision", "torch-pruning", "optuna", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy"),
+    *("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings"),
+)
 
 
-def write_summary(folder: Path, records: Sequence[TrialRecord], teacher: TeacherReport, facts: Mapping[str, Any]) -> None:
-    """Write the three files; `facts` are what run.json holds besides counts and seconds."""
+def write_summary(folder: Path, records: Sequence[TrialRecord], teacher: TeacherReport, facts: Mapping[str, Any]) -> list[str]:
+    """Write the three files; `facts` are what run.json holds besides counts and seconds. The lines that tell where the time went."""
     best = front(records)
     front_csv(best, teacher, folder / "front.csv")
     front_html(records, best, teacher, folder / "front.html")
-    write_run_json(folder, records, teacher, facts)
+    return account_text(write_run_json(folder, records, teacher, facts)["account"])
 
 
-def write_run_json(folder: Path, records: Sequence[TrialRecord], teacher: TeacherReport, facts: Mapping[str, Any]) -> None:
+def write_run_json(folder: Path, records: Sequence[TrialRecord], teacher: TeacherReport, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The account of a study: machine, versions, teacher, trials, seconds; what earlier starts took is kept and added up."""
-    account = {
+    over_all = _over_all_starts(folder / "run.json", facts)
+    volumes = volumes_of(records)
+    told = {
         **facts,
-        **_over_all_starts(folder / "run.json", facts),
+        **over_all,
+        "account": account(records, over_all["starts"]),
+        "hypervolume": volumes[-1] if volumes else None,
         "versions": versions(),
         "teacher": teacher.model_dump(mode="json"),
         "trials": dict(Counter(record.state for record in records)),
         "seconds_per_stage": seconds_per_stage(records),
     }
-    write_atomically(folder / "run.json", json.dumps(account, indent=2) + "\n")
+    write_atomically(folder / "run.json", json.dumps(told, indent=2) + "\n")
+    return told
 
 
 def _over_all_starts(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,16 +11,24 @@ from typing import Any
 import optuna
 
 from core.candidate import Candidate, ShapePlan
+from core.checkpoint import forget
 from core.errors import InfeasibleCandidate, TrialError
+from core.files import made_once
 from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
-from objectives.evaluate import evaluate, fingerprint_of, shape_of
-from results.front import front, objectives
-from results.record import RECORD_KEY, TrialRecord
+from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
+from results.analysis import hypervolume, logarithmic
+from results.front import Point, front, objectives
+from results.record import RECORD_KEY, TrialRecord, read_records
+from search.constraints import pass_on
 from search.owner import OWNER_KEY, current_owner
 from search.progress import Progress
 from search.sample import sample
 from search.space import Space
+from search.stopping import Gatekeeper, Judge
+
+VOLUME_KEY = "hypervolume"
+"""Trial attribute, for the dashboard."""
 
 
 @dataclass
@@ -30,13 +40,33 @@ class TrialRunner:
     progress: Progress
     records: list[TrialRecord]
     owner: dict[str, Any] = field(default_factory=current_owner)
+    begun: Callable[[], None] = lambda: None
+    """Called when a trial is signed: from then on others know that it is taken."""
+    shape: Callable[..., tuple[Any, ShapePlan]] = shape_of
+    measure: Callable[..., Evaluation] = evaluate
+    """The two halves of a trial's work; benchmarks/simulated_search.py has some that train nothing."""
+    judge: Judge | None = None
+    """Who keeps hopeless candidates from being trained; None: nobody."""
+    reference: Point | None = None
+    """Of the hypervolume; None: none is kept."""
+    stage_seconds: float = 0.0
+    """Of all stages of the trials that this process has ended."""
+    loop_seconds: float = 0.0
+    """From taking these trials to having told how they ended."""
+    sampler_seconds: float = 0.0
     newest: int | None = None
     """Number of the trial begun last."""
+    held: ExitStack = field(default_factory=ExitStack)
+    """The network that is being made, so that no other worker here makes it too."""
+
+    def __post_init__(self) -> None:
+        self.best = front(self.records)
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, float, float]:
         """Raises TrialPruned for an infeasible candidate and TrialError for a failed one; both are recorded first."""
         self.newest = trial.number
         trial.set_user_attr(OWNER_KEY, self.owner)
+        self.begun()
         stages = Stages(
             lambda name: self.progress.stage(trial.number, name), lambda name, *numbers: self.progress.epoch(trial.number, name, *numbers)
         )
@@ -45,7 +75,7 @@ class TrialRunner:
         try:
             record = self._evaluate(trial, stages, known)
         except InfeasibleCandidate as error:
-            self._finish(trial, TrialRecord(state="PRUNED", reason=str(error), seconds=stages.seconds, **known))
+            self._finish(trial, TrialRecord(state="PRUNED", reason=str(error), seconds=stages.seconds, **{"ending": "limit", **known}))
             raise optuna.TrialPruned(str(error)) from error
         except TrialError as error:
             self._finish(trial, TrialRecord(state="FAIL", reason=f"{type(error).__name__}: {error}", seconds=stages.seconds, **known))
@@ -58,30 +88,59 @@ class TrialRunner:
         candidate = sample(self.space, trial)
         known["candidate"] = candidate
         with stages("shape"):
-            pruned, plan = shape_of(candidate, self.bench)
+            pruned, plan = self.shape(candidate, self.bench)
         fingerprint = fingerprint_of(candidate, plan)
         known |= _identity(candidate, plan, fingerprint)
+        folder = self.bench.folder / "candidates" / fingerprint
+        self.held.enter_context(made_once(folder, self.progress.message))
+        self._learn(trial.study)
         twin = self._twin(fingerprint)
         if twin is not None:
+            known["ending"] = "reused"
             if twin.state == "PRUNED":
+                known |= {"size_bytes": twin.size_bytes, "latency_ms": twin.latency_ms, "rungs": twin.rungs}
                 raise InfeasibleCandidate(f"the same network as trial {twin.number}: {twin.reason}")
             reason = f"the same network as trial {twin.number}: not trained again"
             return twin.model_copy(update={**known, "reason": reason, "seconds": stages.seconds})
-        folder = self.bench.folder / "candidates" / fingerprint
-        limits = Limits(**self.space.constraints.model_dump())
-        result = evaluate(candidate, pruned, plan, self.bench, limits, stages, folder)
+        gate = Gatekeeper(self.judge, lambda: self.records, lambda: self.best, known)
+        result = self.measure(candidate, pruned, plan, self.bench, self._limits(), stages, folder, gate)
         trial.set_user_attr("engine", result.artifact.model_dump(mode="json", exclude={"model_path"}))
         path = str(Path(folder).relative_to(self.bench.folder))
         return TrialRecord(state="COMPLETE", measurement=result.measurement, seconds=stages.seconds, path=path, **known)
+
+    def release(self) -> None:
+        """Let others make the network; after the trial was told, so that they find it finished."""
+        self.held.close()
+
+    def _learn(self, study: optuna.Study) -> None:
+        """Add what other workers have finished meanwhile."""
+        others = read_records(study, known={record.number for record in self.records})
+        self.records += others
+        self.best = front([*self.best, *others])
+
+    def _limits(self) -> Limits:
+        """Soft constraints limit nothing."""
+        constraints = self.space.constraints
+        return Limits() if constraints.soft else Limits(**constraints.model_dump(exclude={"soft"}))
 
     def _twin(self, fingerprint: str) -> TrialRecord | None:
         """A finished trial that resolved to the same network; it is never trained twice."""
         return next((record for record in self.records if record.fingerprint == fingerprint and record.state != "FAIL"), None)
 
     def _finish(self, trial: optuna.Trial, record: TrialRecord) -> None:
+        if record.fingerprint is not None:
+            forget(self.bench.folder / "candidates" / record.fingerprint)
+        self.best = front([*self.best, record])
+        if self.reference is not None:
+            volume = round(hypervolume([logarithmic(objectives(each)) for each in self.best], self.reference), 6)
+            record = record.model_copy(update={"hypervolume": volume})
+            trial.set_user_attr(VOLUME_KEY, volume)
+        if self.space.constraints.soft:
+            pass_on(self.space.constraints, trial, record)
         trial.set_user_attr(RECORD_KEY, record.model_dump_json())
+        self.stage_seconds += sum(record.seconds.values())
         self.records.append(record)
-        self.progress.trial_done(record, front(self.records))
+        self.progress.trial_done(record, self.best)
 
 
 def _identity(candidate: Candidate, plan: ShapePlan, fingerprint: str) -> dict[str, Any]:

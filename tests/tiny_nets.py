@@ -13,7 +13,7 @@ from core.candidate import Execution, LayerPlan, ShapePlan, WeightBits
 from core.compress import calibrate
 from core.layers import layer_infos
 from core.quantise.graph import Grid, build_graph
-from core.quantise.lsq import ptq
+from core.quantise.ptq import ptq
 
 SHAPE = (3, 8, 8)
 CLASSES = 5

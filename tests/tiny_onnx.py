@@ -15,12 +15,16 @@ IMAGES = np.random.default_rng(1).standard_normal((7, CHANNELS, SIZE, SIZE)).ast
 
 
 class Classifier:
-    """conv 3x3, ReLU, conv 3x3, ReLU, global average pool, 1x1 conv as classifier; float, or Q/DQ on the UINT8 grid."""
+    """conv 3x3, ReLU, conv 3x3, ReLU, global average pool, 1x1 conv as classifier; float, or Q/DQ on the UINT8 grid.
 
-    def __init__(self, quantised: bool = False, seed: int = 0) -> None:
+    `signed`: on the symmetric INT8 grid, with half as many levels above zero.
+    """
+
+    def __init__(self, quantised: bool = False, seed: int = 0, signed: bool = False) -> None:
         rng = np.random.default_rng(seed)
         shapes = [(FILTERS, CHANNELS, 3, 3), (FILTERS, FILTERS, 3, 3), (CLASSES, FILTERS, 1, 1)]
         self.quantised = quantised
+        self.kind, self.low, self.high = (np.int8, -128, 127) if signed else (np.uint8, 0, 255)
         self.weights = [rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:])).astype(np.float32) for shape in shapes]
         self.scales = [np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127) for weight in self.weights]
         self.integers = [np.round(w / s[:, None, None, None]).astype(np.int8) for w, s in zip(self.weights, self.scales, strict=True)]
@@ -29,9 +33,9 @@ class Classifier:
     def logits(self, images: np.ndarray) -> np.ndarray:
         """The logits (N, classes) that an engine should give."""
         hidden = np.maximum(self._conv(0, self._grid(images, INPUT_SCALE, -128, 127), pad=1), 0)
-        hidden = np.maximum(self._conv(1, self._grid(hidden, HIDDEN_SCALE, 0, 255), pad=1), 0)
-        pooled = self._grid(hidden, HIDDEN_SCALE, 0, 255).mean(axis=(2, 3), keepdims=True)
-        return self._conv(2, self._grid(pooled, POOLED_SCALE, 0, 255), pad=0)[:, :, 0, 0]
+        hidden = np.maximum(self._conv(1, self._grid(hidden, HIDDEN_SCALE, self.low, self.high), pad=1), 0)
+        pooled = self._grid(hidden, HIDDEN_SCALE, self.low, self.high).mean(axis=(2, 3), keepdims=True)
+        return self._conv(2, self._grid(pooled, POOLED_SCALE, self.low, self.high), pad=0)[:, :, 0, 0]
 
     def save(self, path: Path) -> Path:
         """Write the model, opset 21, batch open."""
@@ -61,10 +65,10 @@ class Classifier:
 
         conv(0, grid("images", INPUT_SCALE, np.int8), "c0")
         nodes.append(helper.make_node("Relu", ["c0"], ["r0"]))
-        conv(1, grid("r0", HIDDEN_SCALE, np.uint8), "c1")
+        conv(1, grid("r0", HIDDEN_SCALE, self.kind), "c1")
         nodes.append(helper.make_node("Relu", ["c1"], ["r1"]))
-        nodes.append(helper.make_node("GlobalAveragePool", [grid("r1", HIDDEN_SCALE, np.uint8)], ["pooled"]))
-        conv(2, grid("pooled", POOLED_SCALE, np.uint8), "map")
+        nodes.append(helper.make_node("GlobalAveragePool", [grid("r1", HIDDEN_SCALE, self.kind)], ["pooled"]))
+        conv(2, grid("pooled", POOLED_SCALE, self.kind), "map")
         nodes.append(helper.make_node("Flatten", ["map"], ["logits"]))
         return save_model(path, nodes, constants)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -111,11 +112,11 @@ def test_an_unreadable_file_is_named(write) -> None:
 
 def test_a_misspelt_key_names_the_section_the_nearest_and_the_known() -> None:
     text = message(parse, Config, {"data": {"image_sise": 8}}, "configs/x.yaml")
-    assert text.startswith("unknown key 'image_sise' in configs/x.yaml at data, did you mean 'image_size'? known: channels, dir,")
+    assert text.startswith("unknown key 'image_sise' in configs/x.yaml at data, did you mean 'image_size'? known: channels, classes, dir,")
     text = message(parse, Config, {"dta": {}}, "configs/x.yaml")
     assert text.startswith("unknown key 'dta' in configs/x.yaml, did you mean 'data'? known: data, finetune,")
     text = message(parse, Config, {"teacher": {"train": {"zzz": 1}}}, "x.yaml")
-    assert text.startswith("unknown key 'zzz' in x.yaml at teacher.train; known: batch_size, ema,")
+    assert text.startswith("unknown key 'zzz' in x.yaml at teacher.train; known: batch_size, early_share, early_size, ema,")
 
 
 @pytest.mark.parametrize("key", ["<<", "<fixed>", "<range>", "a b", "ü"])
@@ -220,3 +221,35 @@ def test_paths_in_a_config_start_at_its_folder_those_of_overrides_do_not(write, 
     assert load_config(str(path), ["data.dir=images"], Path()).data.dir == Path("images")
     assert load_config(str(path), ["data.dir=~/images"], Path()).data.dir == tmp_path / "home" / "images"
     assert "names no path" in message(load_config, None, ["data.dir=~nobody-has-this-name/x"], Path())
+
+
+def test_a_config_lies_over_its_base_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "low.yaml").write_text("seed: 3\nteacher: {weights: w.pt}\nfinetune: {epochs: 4, lr: 0.5}\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "middle.yaml").write_text("base: low\nfinetune: {lr: 0.25}\n")
+    (tmp_path / "deep" / "top.yaml").write_text("base: middle.yaml\nseed: 4\n")
+    config = load_config(str(tmp_path / "deep" / "top.yaml"), ["finetune.momentum=0.5"], tmp_path)
+    assert (config.seed, config.finetune.epochs, config.finetune.lr, config.finetune.momentum) == (4, 4.0, 0.25, 0.5)
+    assert config.teacher.weights == tmp_path / "configs" / "w.pt"
+
+
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        ("top.yaml", "a configuration's base must not lead back to itself"),
+        ("[a]", "`base` must be the name or path of a configuration, but got"),
+        ("lwo", "unknown config 'lwo'"),
+        ("gone.yaml", "no such file: "),
+    ],
+)
+def test_a_base_that_is_none_is_said(base: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "top.yaml").write_text(f"base: {base}\n")
+    with pytest.raises(UserError, match=re.escape(says)):
+        load_config(str(tmp_path / "top.yaml"), [], tmp_path)
+
+
+def test_every_teacher_s_files_start_at_the_config(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("more_teachers: [{weights: a.pt}, {model: 'net.py:build'}]\n")
+    first, second = load_config(str(tmp_path / "my.yaml"), [], tmp_path).more_teachers
+    assert (first.weights, second.model) == (tmp_path / "a.pt", str(tmp_path / "net.py:build"))

@@ -42,7 +42,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
 def test_accuracy_is_the_share_of_labels_that_the_engine_meets(engines: EngineHost, model: Path, graph: nn.Module) -> None:
     labels = simulate(graph, X).argmax(1)
     labels[:25] = (labels[:25] + 1) % CLASSES
-    scored = score(engines, model, graph, X, labels)
+    scored = score(engines, model, graph, X.split(70), labels)
     assert scored.images == 100
     assert scored.agreement >= 0.98
     assert scored.accuracy == pytest.approx(0.75, abs=0.02)
@@ -67,11 +67,11 @@ class Shifted(nn.Module):
 def test_disagreement_beyond_the_tolerance_is_refused(engines: EngineHost, model: Path, graph: nn.Module) -> None:
     labels = torch.zeros(100, dtype=torch.int64)
     with pytest.raises(EngineMismatch, match=r"all but 2 of 100 images, but differ on \d+"):
-        score(engines, model, Shifted(graph, 10), X, labels)
+        score(engines, model, Shifted(graph, 10), [X], labels)
 
 
 def test_two_images_may_always_differ(engines: EngineHost, model: Path, graph: nn.Module) -> None:
-    scored = score(engines, model, Shifted(graph, 2), X[:20], torch.zeros(20, dtype=torch.int64))
+    scored = score(engines, model, Shifted(graph, 2), [X[:20]], torch.zeros(20, dtype=torch.int64))
     assert scored.agreement == pytest.approx(0.9)
 
 

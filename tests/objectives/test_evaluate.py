@@ -18,7 +18,8 @@ from core.engines import EngineHost
 from core.errors import InfeasibleCandidate, TrainingDiverged, UserError
 from core.export import check_rebuilds
 from core.pack import unpack
-from core.teacher import TeacherLogits, obtain_teacher
+from core.teacher import obtain_teacher
+from core.teacher_logits import TeacherLogits
 from core.train import Device
 from core.views import viewed
 from objectives.bench import SELF, Stages, Workbench
@@ -109,7 +110,7 @@ def test_the_same_candidate_again_gives_the_same_files(done: tuple[Evaluation, S
 def test_the_parent_is_distilled_once_and_the_teacher_asked_once_per_view(done: tuple[Evaluation, Stages], bench: Workbench) -> None:
     asked = bench.logits.forward_images
     assert asked <= 2 * len(bench.train_set)
-    assert len(list((bench.folder / "parents").iterdir())) == 1
+    assert len(list((bench.folder / "parents").glob("*.safetensors"))) == 1
     epochs: list[float] = []
     bench.parent("light_cnn", 0.25, lambda *numbers: epochs.append(numbers[0]))
     assert epochs == []
@@ -128,6 +129,22 @@ def test_the_own_network_is_its_own_student(bench: Workbench, tmp_path: Path) ->
 def test_the_own_network_unpruned_in_eight_bits_without_training_is_as_good_as_the_teacher(bench: Workbench, tmp_path: Path) -> None:
     still = bench.config.model_copy(update={"finetune": TrainConfig(epochs=0.0)})
     result = run(Candidate(student=SELF, quantiser="ptq"), replace(bench, config=still), tmp_path)
+    assert result.measurement.accuracy == pytest.approx(bench.teacher.accuracy, abs=0.05)
+
+
+@pytest.mark.parametrize("genes", [{"quantiser": "rate", "rate_weight": 0.1}, {"quantiser": "codebook", "sparsity": 0.5}])
+def test_a_quantiser_that_trains_by_its_own_rule_gives_an_engine_that_is_right(
+    genes: dict[str, object], bench: Workbench, tmp_path: Path
+) -> None:
+    result = run(CANDIDATE.model_copy(update={**genes, "groups": (GroupPlan(weight_bits=4),)}), bench, tmp_path)
+    assert result.measurement.accuracy > 0.8
+    assert result.measurement.agreement >= 0.95
+
+
+@pytest.mark.parametrize("quantiser", ["brecq", "nncf", "float"])
+def test_a_quantiser_that_does_not_train_keeps_the_teacher_s_accuracy(quantiser: str, bench: Workbench, tmp_path: Path) -> None:
+    still = bench.config.model_copy(update={"finetune": TrainConfig(epochs=0.0)})
+    result = run(Candidate(student=SELF, quantiser=quantiser), replace(bench, config=still), tmp_path)
     assert result.measurement.accuracy == pytest.approx(bench.teacher.accuracy, abs=0.05)
 
 
@@ -176,6 +193,11 @@ def test_equal_networks_trained_alike_have_one_fingerprint(bench: Workbench) -> 
     assert of(CANDIDATE.model_copy(update={"groups": (GROUPS[0], forced, GROUPS[2])})) == known
     for other in ({"width": 0.5}, {"quantiser": "ptq"}, {"edge_bits": 4}, {"distil": DistilPlan(temperature=2.0)}):
         assert of(CANDIDATE.model_copy(update=other)) != known
+    genes = {"rate_weight": 0.5, "sparsity": 0.5}  # of other quantisers
+    assert of(CANDIDATE.model_copy(update=genes)) == known
+    for quantiser, gene in (("rate", "rate_weight"), ("codebook", "sparsity")):
+        found = {of(CANDIDATE.model_copy(update={"quantiser": quantiser, gene: value})) for value in (0.2, 0.4)}
+        assert len(found) == 2
     by_labels = [DistilPlan(loss="ce", temperature=t, weight=w) for t, w in ((1.0, 0.5), (4.0, 0.9))]
     assert len({of(CANDIDATE.model_copy(update={"distil": plan})) for plan in by_labels}) == 1
 

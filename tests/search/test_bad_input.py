@@ -31,7 +31,7 @@ Capture = pytest.CaptureFixture[str]
         ("student: {name: resnet8, width: wide}\n", "`width` must be a number, but got 'wide' (space.yaml, student.width)"),
         ("student: {name: []}\n", "`name` must have at least one choice, but the list is empty (space.yaml, student.name)"),
         ("student: {name: resnet8}\nprune: {ratio: {low: 0.6, high: 0.1}}\n", "`ratio` must have low <= high, but got low 0.6, high 0.1"),
-        ("student: {name: resnet9}\n", "unknown student 'resnet9', did you mean 'resnet8'? known: airbench, light_cnn, "),
+        ("student: {name: resnet9}\n", "unknown student 'resnet9', did you mean 'resnet8'? known: airbench, hybrid_parallel, "),
         ("student: {name: resnet8}\ndistil: {loss: kl}\n", "unknown loss 'kl'"),
         ("student: {name: resnet8}\nquantise: {weight_bits: [4, 9]}\n", "must be one of 2, 3, 4, 5, 6, 7, 8, 16, but got 9"),
         ("student: {name: resnet8}\nconfig: cifar\n", "unknown config 'cifar', did you mean 'cifar10'?"),
@@ -49,8 +49,11 @@ def test_a_space_that_cannot_be_searched(text: str, law: str, empty: Path, capfd
     [
         (["--trials", "0"], "--trials must be at least 1, but got 0"),
         (["--trials", "many"], "argument --trials: invalid int value: 'many'; see python -m search.run --help"),
-        (["--set", "runtime.name=openvin"], "unknown runtime 'openvin', did you mean 'openvino'?; known: onnxruntime, openvino"),
-        (["--set", "data.name=mnist"], "unknown data set 'mnist'; known: cifar10, digits, folder"),
+        (
+            ["--set", "runtime.name=openvin"],
+            "unknown runtime 'openvin', did you mean 'openvino'?; known: onnxruntime, onnxruntime_cuda, openvino, tensorrt, tensorrt_rtx",
+        ),
+        (["--set", "data.name=mnist"], "unknown data set 'mnist'; known: cifar10, cifar100, cub200, digits, folder, imagenet, unlabelled"),
         (["--set", "teacher.name=resnet21"], "unknown student 'resnet21', did you mean 'resnet"),
         (["--set", "finetune.epoch=3"], "unknown key 'epoch' in "),
         (["--set", "finetune.epochs=two"], "`epochs` must be a number, but got 'two'"),
@@ -262,7 +265,7 @@ def test_too_little_disk_is_said_before_anything_else(empty: Path, capfd: Captur
 
 def test_a_file_in_the_place_of_the_runs_folder(empty: Path, capfd: Capture) -> None:
     Path("runs").write_text("")
-    assert "'runs" in refused(search(capfd, *command("--trials", "2", "--quiet")))
+    assert "/runs/tiny'" in refused(search(capfd, *command("--trials", "2", "--quiet")))
 
 
 # Bundles
@@ -275,8 +278,8 @@ def test_a_folder_that_is_no_bundle(empty: Path, capfd: Capture) -> None:
     assert "gone is no bundle" in refused(predict(capfd, "--bundle", "gone", "image.png"))
 
 
-def test_the_shipped_spaces_resolve() -> None:
+def test_the_shipped_spaces_resolve(tmp_path: Path) -> None:
     from search.setup import build_parser, resolve_arguments
 
     for path in sorted((ROOT / "spaces").glob("*.yaml")):
-        resolve_arguments(build_parser().parse_args(["--space", str(path), *sets(["seed=1"])]))
+        resolve_arguments(build_parser().parse_args(["--space", str(path), "--data-dir", str(tmp_path), *sets(["seed=1"])]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,18 @@ def test_the_plan_names_data_networks_budget_and_runtime_and_writes_no_study(emp
     assert "student    resnet8 at width 0.5: " in answer.out
     assert "budget     parent 4, distil 2, quantise 1 epochs on cpu" in answer.out
     assert "runtime    openvino " in answer.out
+    assert "reach      " in answer.out
+    assert "the corners of the space among them" in answer.out
+    assert re.search(r"hours      about [^:]+: teacher .+, parents .+, training .+, engines .+; before skipping and stopping", answer.out)
+    assert re.search(r"disk       about [0-9.]+ MB of models", answer.out)
     assert not Path("runs/tiny").exists()
     resolved = yaml.safe_load(answer.out[answer.out.index("space:\n") :])
     assert resolved["config"]["finetune"]["epochs"] == 2.0
+
+
+def test_a_limit_that_nothing_reaches_is_named_with_its_floor(empty: Path, capfd: Capture) -> None:
+    answer = search(capfd, *command("--trials", "5", "--dry-run", "--max-latency-ms", "0.00001", settings=["runtime.max_s=0.02"]))
+    assert re.search(r"warning    1e-05 ms is out of reach on this device: the floor is [0-9.]+ ms", answer.out)
 
 
 def test_a_study_that_would_go_on_is_counted_and_one_of_another_space_refused(again: Path, capfd: Capture) -> None:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from search.export_best import newest_run, wilson
+from search.export_best import newest_run
+from search.final_score import wilson
 from tests.search.studies import export, load, predict, refused
 
 Capture = pytest.CaptureFixture[str]
@@ -24,6 +25,8 @@ def test_rank_0_is_a_bundle_that_answers_for_its_test_accuracy(again: Path, capf
     answer = export(capfd, "--rank", "0")
     assert answer.code == 0, answer
     assert answer.out.splitlines()[-1] == "written: exported/tiny-rank0"
+    assert "this model: " in answer.out
+    assert "the same network in float, f32: " in answer.out
     bundle = Path("exported/tiny-rank0")
     measured = json.loads((bundle / "measurement.json").read_text())
     best = max(load().best_trials, key=lambda trial: trial.values[0])
@@ -32,10 +35,30 @@ def test_rank_0_is_a_bundle_that_answers_for_its_test_accuracy(again: Path, capf
     assert measured["test"]["images"] == 360
     assert {"p50_ms", "p95_ms", "fingerprint"} <= measured["search"]["latency"].keys()
     assert measured["versions"]["onnx"]
+    floats = [f"the same network in float, {kind}" for kind in ("f32", "bf16")]
+    assert [twin["what"] for twin in measured["twins"]] == ["this model", *floats]
+    assert measured["twins"][0]["engine"]["int8_layers"] > measured["twins"][1]["engine"]["int8_layers"] == 0
+    assert measured["latency"] == measured["twins"][0]["latency"]
+    assert measured["calibration"][0] == 0
+    assert len(set(measured["calibration"])) == len(measured["calibration"])
     assert load().user_attrs["test_accuracy"] == {json.loads(best.user_attrs["record"])["fingerprint"]: measured["test"]}
 
     # the bundle, on the test images as files, gives the accuracy that the export states
     assert predicted_right(capfd, bundle) == round(measured["test"]["accuracy"] * 360)
+
+
+def test_another_runtime_gets_the_same_weights_scored_and_timed_there(again: Path, capfd: Capture) -> None:
+    assert export(capfd, "--rank", "0").code == 0
+    answer = export(capfd, "--rank", "0", "--runtime", "onnxruntime")
+    assert answer.code == 0, answer
+    there, own = Path("exported/tiny-rank0-onnxruntime"), Path("exported/tiny-rank0")
+    assert "from openvino to onnxruntime: search " in answer.out
+    assert (there / "weights.pack").read_bytes() == (own / "weights.pack").read_bytes()  # one grid, so the same scales again
+    measured = json.loads((there / "measurement.json").read_text())
+    assert measured["search"]["latency"]["runtime"] == measured["device"]["runtime"] == "onnxruntime"
+    assert json.loads((there / "bundle.json").read_text())["runtime"] == "onnxruntime"
+    fingerprint = measured["candidate_fingerprint"]
+    assert load().user_attrs["test_accuracy"].keys() == {fingerprint, f"{fingerprint}@onnxruntime"}
 
 
 def predicted_right(capfd: Capture, bundle: Path) -> int:
@@ -82,10 +105,9 @@ def test_limits_choose_the_point_or_name_the_nearest_miss(again: Path, capfd: Ca
         ),
         (["--study", "a/b"], "a study's name has letters, digits, "),
         (
-            ["--runtime", "onnxruntime"],
-            "--runtime must be the study's (openvino), but got onnxruntime; search again with --set runtime.name=",
+            ["--runtime", "tensor"],
+            "unknown runtime 'tensor', did you mean 'tensorrt'?; known: onnxruntime, onnxruntime_cuda, openvino, tensorrt, tensorrt_rtx",
         ),
-        (["--runtime", "tensor"], "unknown runtime 'tensor'; known: onnxruntime, openvino"),
         (["--min-accuracy", "97"], "--min-accuracy must be between 0 and 1, but got 97; for 97 % give 0.97"),
         (["--data-dir", "nowhere"], "an export scores the point on the search's own test images, but there is no folder nowhere; "),
         (["--out", "runs"], "runs"),

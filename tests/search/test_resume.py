@@ -158,7 +158,7 @@ def test_fresh_deletes_its_own_study_and_what_runs_made_and_nothing_else(again: 
     assert begun(load()) == ["PRUNED"]
     assert optuna.get_all_study_names("sqlite:///runs/tiny/study.db") == ["other", "tiny"]
     assert Path("runs/tiny/notes.txt").read_text() == "mine"
-    assert not Path("runs/tiny/candidates").exists()
+    assert list(Path("runs/tiny").glob("candidates/*/*")) == []
 
 
 def test_fresh_deletes_nothing_for_a_run_that_cannot_begin(again: Path, capfd: Capture) -> None:

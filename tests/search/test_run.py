@@ -9,7 +9,8 @@ import optuna
 import pandas
 import pytest
 
-from search.run import _command, _sampler
+from search.run import _command
+from search.samplers import make_sampler
 from search.study import count_finished
 from tests.search.studies import DOT, ONE_NETWORK, begun, command, load, refused, search
 
@@ -44,12 +45,16 @@ def test_run_json_accounts_for_the_run(finished: Path) -> None:
     assert account["versions"]["torch"]
     assert account["fingerprint"]
     assert account["seed"] == 0
+    assert sum(account["account"]["seconds"].values()) == pytest.approx(account["wall_seconds"], abs=2.0)
+    assert account["hypervolume"] > 0
 
 
 def test_without_a_terminal_progress_is_lines_and_ends_with_the_front(finished: Path) -> None:
     lines = (finished / "stdout.txt").read_text().splitlines()
     assert any(line.startswith("trial 0 (1 of 2) distil") for line in lines)
-    assert any(line.startswith("rank  trial  accuracy %") for line in lines[-7:])
+    assert any(line.startswith("rank  trial  accuracy %") for line in lines[-9:])
+    assert any(line.startswith("time: ") and "training" in line for line in lines[-3:])
+    assert any(line.startswith("trials: 2 complete") for line in lines[-3:])
     assert lines[-1] == "written: runs/tiny/front.csv, runs/tiny/front.html, runs/tiny/run.json"
 
 
@@ -70,7 +75,7 @@ def test_a_larger_number_continues_the_study_with_new_candidates(again: Path, ca
 
 def test_a_continued_study_draws_other_numbers_and_an_equal_start_the_same() -> None:
     def draw(seed: int, trials: int) -> float:
-        return optuna.create_study(sampler=_sampler(seed, trials)).ask().suggest_float("x", 0, 1)
+        return optuna.create_study(sampler=make_sampler("tpe", seed, trials, 50)).ask().suggest_float("x", 0, 1)
 
     assert draw(0, 0) == draw(0, 0)
     assert len({draw(0, 0), draw(0, 1), draw(1, 0), draw(-1, 0)}) == 4

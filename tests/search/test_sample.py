@@ -150,3 +150,11 @@ def test_what_is_sampled_lies_in_the_space(ratio, width, weight, bits, positions
     for group in candidate.groups:
         assert group.weight_bits in bits
         assert min(options(of.prune.ratio)) <= group.prune_ratio <= max(options(of.prune.ratio))
+
+
+def test_a_quantiser_s_own_genes_reach_the_candidate() -> None:
+    of = space(quantise={"quantiser": ["rate", "codebook"], "rate_weight": {"low": 0.01, "high": 1.0, "log": True}, "sparsity": [0.0, 0.5]})
+    trial = FixedTrial({"quantiser": "rate", "rate_weight": 0.25, "sparsity": 0.5})
+    found = sample(of, trial)
+    assert (found.quantiser, found.rate_weight, found.sparsity, found.sparsity_by) == ("rate", 0.25, 0.5, "ratio")
+    assert live_parameters(of) == 3

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from core.config import Config
 from core.errors import UserError
+from core.methods import METHODS
 from core.students import STUDENTS
 from core.yaml_io import load_config, parse
 from search.space import Range, Space, check_names, default_space, load_space, space_digest, split_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = sorted((ROOT / "spaces").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "spaces").rglob("*.yaml"))
 
 
 def space(**sections: object) -> Space:
@@ -37,7 +38,7 @@ def test_a_shipped_space_loads_with_its_config_and_known_names(path: Path) -> No
     shipped = load_space(path)
     assert shipped.config is not None
     load_config(shipped.config, [], ROOT)
-    check_names(shipped, STUDENTS, ["kd"], ["lsq"])
+    check_names(shipped, STUDENTS, METHODS, ["lsq"])
 
 
 def test_cifar10_searches_every_layer_of_its_deepest_student() -> None:
@@ -95,6 +96,11 @@ def test_edge_bits_may_be_null_or_a_choice_with_null() -> None:
             {"quantise": {"weight_bits": 9}},
             "`weight_bits` must be one of 2, 3, 4, 5, 6, 7, 8, 16, but got 9 (x.yaml, quantise.weight_bits)",
         ),
+        (
+            {"quantise": {"sparsity": [0.5, 1.5]}},
+            "`quantise` must have sparsity less than 1 where it is a ratio, but got 1.5 (x.yaml, quantise)",
+        ),
+        ({"quantise": {"rate_weight": -1}}, "`rate_weight` must be at least 0, but got -1 (x.yaml, quantise.rate_weight)"),
         ({"quantise": {"weight_bits": [8, 9]}}, "`weight_bits` must be one of 2, 3, 4, 5, 6, 7, 8, 16, but got 9"),
         (
             {"quantise": {"weight_bits": []}},
@@ -116,6 +122,9 @@ def test_edge_bits_may_be_null_or_a_choice_with_null() -> None:
         ({"student": "resnet8"}, "`student` must be a section of 'key: value' lines, but got 'resnet8' (x.yaml, student)"),
         ({"distil": {"temperature": [4, 0]}}, "`temperature` must be greater than 0, but got 0 (x.yaml, distil.temperature)"),
         ({"distil": {"weight": [0, 1], "ce_weight": 0}}, "`distil` must not let weight and ce_weight both be 0"),
+        ({"distil": {"weight": [None, -1]}}, "`weight` must be at least 0, but got -1 (x.yaml, distil.weight)"),
+        ({"distil": {"beta": -1}}, "`beta` must be at least 0, but got -1 (x.yaml, distil.beta)"),
+        ({"distil": {"temperature": "hot"}}, "`temperature` must be a number, but got 'hot' (x.yaml, distil.temperature)"),
         ({"distil": {"init": "copy"}}, "`init` must be one of 'inherit', 'scratch', but got 'copy' (x.yaml, distil.init)"),
         ({"constraints": {"accuracy": 90}}, "`accuracy` must be at most 1, but got 90 (x.yaml, constraints.accuracy)"),
         ({"constraints": {"latency_ms": 0}}, "`latency_ms` must be greater than 0, but got 0 (x.yaml, constraints.latency_ms)"),

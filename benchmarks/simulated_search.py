@@ -1,0 +1,195 @@
+"""A study whose objective is a formula: the real sampler, runner, gate and records, and no training.
+
+    python -m benchmarks.simulated_search --trials 2000
+
+Writes results/simulated_search.json: per sampler the trials by how they ended, the training that was not spent, hypervolume, and
+seconds per trial of sampler and bookkeeping. The formula (`simulated`) is not a claim about networks: it checks the logic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from core.candidate import Candidate, EngineArtifact, LatencyReport, LayerPlan, Measurement, Rung, ShapePlan, fingerprint
+from core.config import StoppingConfig
+from core.errors import InfeasibleCandidate
+from core.files import write_atomically
+from objectives.bench import Stages
+from objectives.budget import Gate, Known, Limits
+from objectives.evaluate import Evaluation
+from objectives.outlook import traits_of
+from results.analysis import reference_of
+from results.record import TeacherReport, TrialRecord
+from search.baselines import enqueue_baselines
+from search.progress import Progress
+from search.samplers import SAMPLERS, make_sampler
+from search.space import load_space
+from search.stopping import Judge
+from search.study import DIRECTIONS
+from search.trial import TrialRunner
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = Path(__file__).parent / "results" / "simulated_search.json"
+EPOCHS = {"distil": 4, "quantise": 2}
+IMAGES = 5000
+CLASSES = 10
+CAPACITY = {"resnet8": 78_000, "resnet14": 175_000, "resnet20": 272_000, "resnet8x4": 1_230_000}
+"""Parameters of the students at width 1."""
+
+
+@dataclass(frozen=True)
+class SimulatedBench:
+    """What the runner itself looks at."""
+
+    folder: Path
+    seed: int
+    limited: float
+    """Share of candidates that break a hard limit."""
+
+
+def simulate(
+    sampler: str, trials: int, seed: int, folder: Path, *, limited: float = 0.0, stopping: StoppingConfig | None = None, positions: int = 22
+) -> TrialRunner:
+    """A study of `trials` in memory, below `folder`; its runner holds the records, and the seconds of sampler and loop."""
+    space = load_space(ROOT / "spaces" / "cifar10.yaml", [f"quantise.positions={positions}"])
+    study = optuna.create_study(directions=list(DIRECTIONS))
+    enqueue_baselines(study, space, CAPACITY)
+    teacher = TeacherReport(accuracy=0.93, size_bytes=4 * 2_000_000, latency=latency_of(4.0))
+    judge = Judge(stopping or StoppingConfig(), teacher.accuracy, IMAGES)
+    with Progress(trials, quiet=True) as progress:
+        runner = TrialRunner(
+            space, SimulatedBench(folder, seed, limited), progress, [], judge=judge, reference=reference_of(teacher, CLASSES)
+        )  # type: ignore[arg-type]
+        runner.shape, runner.measure = shape, measure
+        clocked = make_sampler(sampler, seed, 0, trials)
+        study.sampler = clocked
+        start = time.perf_counter()
+        for _ in range(trials):
+            study.optimize(runner, n_trials=1)
+            runner.release()
+        runner.loop_seconds, runner.sampler_seconds = time.perf_counter() - start, clocked.seconds
+    return runner
+
+
+def shape(candidate: Candidate, bench: SimulatedBench) -> tuple[float, ShapePlan]:
+    """(parameters, a plan with a layer per depth position)"""
+    groups = candidate.groups
+    kept = sum(round(1 - group.prune_ratio, 3) ** 2 for group in groups) / len(groups)
+    layers = tuple(
+        LayerPlan(
+            name=f"layer{i}", out_channels=round(64 * (1 - group.prune_ratio)), weight_bits=group.weight_bits, execution=group.execution
+        )
+        for i, group in enumerate(groups)
+    )
+    return CAPACITY[candidate.student] * candidate.width**2 * kept, ShapePlan(
+        student=candidate.student, width=candidate.width, layers=layers
+    )
+
+
+def measure(
+    candidate: Candidate,
+    parameters: float,
+    plan: ShapePlan,
+    bench: SimulatedBench,
+    limits: Limits,
+    stages: Stages,
+    folder: Path,
+    gate: Gate,
+) -> Evaluation:
+    """What `evaluate` does, from formulas: the same gate at the same moments."""
+    luck = random.Random(f"{bench.seed} {fingerprint(plan, candidate.distil)}")
+    if luck.random() < bench.limited:
+        raise InfeasibleCandidate("simulated: beyond a hard limit")
+    in_int8 = sum(layer.execution == "int8" for layer in plan.layers) / len(plan.layers)
+    size = round(parameters * plan.mean_bits / 8)
+    latency = latency_of(0.05 + parameters * (1 - 0.6 * in_int8) / 400_000)
+    traits = traits_of(candidate, round(parameters), round(40 * parameters))
+    known = Known(traits, size, latency)
+    gate.before_training(known)
+    final = final_accuracy(candidate, parameters, luck)
+    for stage, epochs in EPOCHS.items():
+        with stages(stage):
+            for epoch in range(1, epochs + 1):
+                done = epoch if stage == "distil" else EPOCHS["distil"] + epoch
+                reached = final * (1 - 0.35 * math.exp(-0.7 * done)) + luck.gauss(0, 0.008)
+                gate.at_rung(known, Rung(stage=stage, epoch=epoch, accuracy=min(1.0, max(0.0, reached))), done == sum(EPOCHS.values()))
+    measurement = Measurement(
+        accuracy=final, images=IMAGES, size_bytes=size, latency=latency, agreement=1.0, parameters=round(parameters),
+        macs=round(40 * parameters), mean_bits=plan.mean_bits,
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    return Evaluation(measurement, EngineArtifact(runtime="simulated", model_path="", precision="f32"), folder)
+
+
+def final_accuracy(candidate: Candidate, parameters: float, luck: random.Random) -> float:
+    """Grows with parameters, falls with the rounding noise of the weights; a little of it is the temperature, and luck."""
+    noise = sum(4.0**-group.weight_bits for group in candidate.groups) / len(candidate.groups)
+    log_odds = 2.2 + 0.55 * math.log2(parameters / 270_000) - 25 * noise - 0.1 * abs(math.log2(candidate.distil.temperature / 4))
+    return 1 / (1 + math.exp(-log_odds - luck.gauss(0, 0.08)))
+
+
+def latency_of(ms: float) -> LatencyReport:
+    """A stable report with an interval of 1 %."""
+    return LatencyReport(
+        p50_ms=ms, p95_ms=1.05 * ms, ci_ms=(0.995 * ms, 1.005 * ms), samples=1000, batch=1, threads=1, runtime="simulated",
+        precision="f32", fingerprint="simulated", stable=True,
+    )  # fmt: skip
+
+
+def told(runner: TrialRunner) -> dict[str, Any]:
+    """What a simulated study says for a table."""
+    records, trials = runner.records, len(runner.records)
+    epochs = sum(len(record.rungs) for record in records if record.ending != "reused")
+    return {
+        "trials": dict(Counter(record.ending or record.state.lower() for record in records)),
+        "epochs_saved": round(1 - epochs / (trials * sum(EPOCHS.values())), 4),
+        "hypervolume": records[-1].hypervolume,
+        "front": len(runner.best),
+        "sampler_s_per_trial": round(runner.sampler_seconds / trials, 4),
+        "bookkeeping_s_per_trial": round((runner.loop_seconds - runner.sampler_seconds) / trials, 4),
+    }
+
+
+def plain(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Records without their clock: what a seed must give again."""
+    return [record.model_dump(mode="json", exclude={"seconds"}) for record in records]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--samplers", nargs="+", default=[name for name in SAMPLERS if name != "gp"], help="gp takes seconds a trial")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    for name in args.samplers:
+        for case, settings in {
+            "everything trained": {"stopping": StoppingConfig(skip=False, stop=False)},
+            "skip and stop": {},
+            "30 % beyond a limit": {"limited": 0.3},
+        }.items():
+            key = f"{name}, {case}, {args.trials} trials, seed {args.seed}"
+            if key in result:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                result[key] = told(simulate(name, args.trials, args.seed, Path(folder), **settings))  # type: ignore[arg-type]
+            print(key, result[key], flush=True)
+            write_atomically(args.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Which candidates are worth their training (docs/architecture.md, decision 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.candidate import Measurement, Rung
+from core.config import StoppingConfig
+from core.errors import HopelessCandidate
+from objectives.budget import Known, dominates, surely_dominates
+from objectives.outlook import Finished, Outlook, interval, needed, traits_of
+from results.front import complete
+from results.record import TrialRecord
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How good a candidate can get, by the trials that finished before. Accuracy of the teacher on `images` search images."""
+
+    config: StoppingConfig
+    teacher_accuracy: float
+    images: int
+
+    def outlook(self, records: Sequence[TrialRecord]) -> Outlook:
+        """By the distinct trials that were trained in full. No limit is above the better of teacher and best trial, noise included."""
+        finished = tuple(finished_of(record) for record in complete(records) if record.candidate is not None)
+        best = max([self.teacher_accuracy, *(each.accuracy for each in finished)])
+        return Outlook(finished, self.config.confidence, interval(best, self.images, self.config.confidence)[1])
+
+    @property
+    def trials_needed(self) -> int:
+        """Finished trials before it says more than the ceiling."""
+        return needed(self.config.confidence)
+
+
+@dataclass(frozen=True)
+class Gatekeeper:
+    """The gate of one trial (`objectives.budget.Gate`). `front` and `records` are the study's when asked; `notes` goes into the record."""
+
+    judge: Judge | None
+    records: Callable[[], Sequence[TrialRecord]]
+    front: Callable[[], Sequence[TrialRecord]]
+    notes: dict[str, Any]
+
+    def before_training(self, known: Known) -> None:
+        """Raises HopelessCandidate where a point of the front surely dominates whatever the candidate may reach."""
+        self.notes.update(size_bytes=known.size_bytes, latency_ms=known.latency.p50_ms)
+        if self.judge is None or not self.judge.config.skip:
+            return
+        confidence = self.judge.config.confidence
+        upper = self.judge.outlook(self.records()).upper(known.traits)
+        for record in self.front():
+            if surely_dominates(measured(record), known, upper, confidence):
+                self.notes["ending"] = "skipped"
+                raise HopelessCandidate(f"{_beaten(record, upper, confidence)}; not trained")
+
+    def at_rung(self, known: Known, rung: Rung, last: bool) -> None:
+        """Note the rung. Raises HopelessCandidate where the front dominates the best that may still come, unless it is nearly done."""
+        self.notes["rungs"] = (*self.notes.get("rungs", ()), rung)
+        if self.judge is None or not self.judge.config.stop or last:
+            return
+        outlook = self.judge.outlook(self.records())
+        if len(outlook.finished) < self.judge.trials_needed:
+            return  # the ceiling alone is no reason to stop what is being trained
+        upper = outlook.upper(known.traits, rung)
+        for record in self.front():
+            if dominates(measured(record), known, upper):
+                self.notes["ending"] = "stopped"
+                at = f"stopped after epoch {rung.epoch:g} of {rung.stage} with {100 * rung.accuracy:.1f} %"
+                raise HopelessCandidate(f"{_beaten(record, upper, self.judge.config.confidence)}; {at}")
+
+
+def finished_of(record: TrialRecord) -> Finished:
+    """What a complete record teaches."""
+    point = measured(record)
+    assert record.candidate is not None
+    return Finished(traits_of(record.candidate, point.parameters, point.macs), record.rungs, point.accuracy)
+
+
+def measured(record: TrialRecord) -> Measurement:
+    """The measurement of a complete record."""
+    assert record.measurement is not None, f"trial {record.number} is not measured"
+    return record.measurement
+
+
+def _beaten(record: TrialRecord, upper: float, confidence: float) -> str:
+    better = f"trial {record.number} is as small, as fast and has {100 * measured(record).accuracy:.2f} %"
+    reach = f"this one reaches at most {100 * upper:.2f} % (confidence {confidence:g})"
+    return f"a candidate must be able to join the front, but {better}, and {reach}"

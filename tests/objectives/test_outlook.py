@@ -1,0 +1,128 @@
+"""The outlook learns an upper limit of accuracy: seldom too low, never above its ceiling, and silent while it knows little."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from core.candidate import Candidate, GroupPlan, LatencyReport, Measurement, Rung
+from objectives.budget import Known, dominates, surely_dominates
+from objectives.outlook import Finished, Outlook, Traits, interval, needed, traits_of
+
+
+def finished(count: int, seed: int) -> list[Finished]:
+    """Trials of two students whose accuracy grows with their capacity, with noise."""
+    luck = random.Random(seed)
+    return [one(luck) for _ in range(count)]
+
+
+def one(luck: random.Random) -> Finished:
+    student, capacity, bits = luck.choice(["a", "b"]), luck.uniform(10, 18), luck.uniform(2, 8)
+    log_odds = 0.3 * (capacity - 14) + 0.2 * (bits - 5) + (0.5 if student == "b" else 0.0) + luck.gauss(0, 0.2)
+    accuracy = 1 / (1 + math.exp(-log_odds))
+    rung = Rung(stage="distil", epoch=1.0, accuracy=max(0.0, 0.8 * accuracy + luck.gauss(0, 0.01)))
+    return Finished(Traits(student, (capacity, capacity + 5, bits, bits - 0.5)), (rung,), accuracy)
+
+
+@pytest.mark.parametrize(("confidence", "trials"), [(0.5, 1), (0.9, 9), (0.95, 19), (0.99, 99)])
+def test_a_quantile_of_a_confidence_needs_so_many_trials(confidence: float, trials: int) -> None:
+    assert needed(confidence) == trials
+
+
+def test_before_there_are_enough_trials_only_the_ceiling_is_known() -> None:
+    known = finished(9, seed=0)
+    assert Outlook(tuple(known[:8]), 0.9, 0.97).upper(known[0].traits) == 0.97
+    assert Outlook(tuple(known), 0.9, 0.97).upper(Traits("a", (10, 15, 2, 1.5))) < 0.97
+
+
+@pytest.mark.parametrize("at_rung", [False, True])
+@pytest.mark.parametrize("count", [12, 40])
+def test_the_limit_holds_about_as_often_as_it_says(count: int, at_rung: bool) -> None:
+    holds = []
+    for seed in range(60):
+        *known, new = finished(count + 1, seed)
+        upper = Outlook(tuple(known), 0.9).upper(new.traits, new.rungs[0] if at_rung else None)
+        holds.append(new.accuracy <= upper)
+    # 60 draws of 0.9: below 0.8 once in 100 times; cross-conformal limits may fall a little short of their word
+    assert sum(holds) / len(holds) >= 0.8
+
+
+def test_a_rung_says_more_than_the_traits_alone() -> None:
+    known, new = finished(40, seed=1), finished(20, seed=2)
+    outlook = Outlook(tuple(known), 0.9)
+    before = [outlook.upper(each.traits) - each.accuracy for each in new]
+    after = [outlook.upper(each.traits, each.rungs[0]) - each.accuracy for each in new]
+    assert sum(after) < 0.7 * sum(before)
+
+
+def test_more_capacity_and_a_better_rung_never_lower_the_limit() -> None:
+    outlook = Outlook(tuple(finished(40, seed=3)), 0.9)
+    low, high = Traits("a", (12, 17, 4, 3.5)), Traits("a", (13, 18, 5, 4.5))
+    assert outlook.upper(low) <= outlook.upper(high)
+    rungs = [Rung(stage="distil", epoch=1.0, accuracy=accuracy) for accuracy in (0.2, 0.4, 0.6)]
+    limits = [outlook.upper(low, rung) for rung in rungs]
+    assert limits == sorted(limits)
+
+
+def test_a_rung_that_no_finished_trial_has_says_nothing() -> None:
+    outlook = Outlook(tuple(finished(40, seed=3)), 0.9, 0.98)
+    assert outlook.upper(Traits("a", (12, 17, 4, 3.5)), Rung(stage="distil", epoch=7.0, accuracy=0.1)) == 0.98
+
+
+def test_the_limit_is_never_above_the_ceiling() -> None:
+    outlook = Outlook(tuple(finished(40, seed=4)), 0.9, 0.3)
+    assert outlook.upper(Traits("b", (18, 23, 8, 8))) == 0.3
+
+
+def test_an_unknown_student_gets_a_limit_too() -> None:
+    assert 0 < Outlook(tuple(finished(20, seed=5)), 0.9).upper(Traits("new", (14, 19, 5, 4.5))) <= 1
+
+
+def test_the_noise_bits_are_those_of_the_worst_positions() -> None:
+    even = traits_of(Candidate(student="a", groups=(GroupPlan(weight_bits=5),) * 2), 1024, 4096)
+    mixed = traits_of(Candidate(student="a", groups=(GroupPlan(weight_bits=2), GroupPlan(weight_bits=8))), 1024, 4096)
+    assert even.capacity == (10.0, 12.0, 5.0, 5.0)
+    assert mixed.capacity[2] == 5.0
+    assert 2.0 < mixed.capacity[3] < 3.0
+
+
+def test_an_interval_holds_its_share_and_narrows_with_images() -> None:
+    for accuracy in (0.0, 0.3, 0.9, 1.0):
+        low, high = interval(accuracy, 100, 0.95)
+        assert 0 <= low <= accuracy <= high <= 1
+        assert high - low > interval(accuracy, 1000, 0.95)[1] - interval(accuracy, 1000, 0.95)[0]
+
+
+def latency(ms: float) -> LatencyReport:
+    return LatencyReport(
+        p50_ms=ms, p95_ms=2 * ms, ci_ms=(0.9 * ms, 1.1 * ms), samples=9, batch=1, threads=1, runtime="r", precision="f32",
+        fingerprint="f", stable=True,
+    )  # fmt: skip
+
+
+def point(accuracy: float, size: int, ms: float) -> Measurement:
+    return Measurement(
+        accuracy=accuracy, images=1000, size_bytes=size, latency=latency(ms), agreement=1.0, parameters=9, macs=9, mean_bits=8
+    )
+
+
+def known(size: int, ms: float) -> Known:
+    return Known(Traits("a", ()), size, latency(ms))
+
+
+def test_before_training_only_what_noise_cannot_explain_dominates() -> None:
+    assert surely_dominates(point(0.9, 1000, 1.0), known(1000, 1.3), 0.87, 0.9)
+    assert not surely_dominates(point(0.9, 1000, 1.0), known(1000, 1.1), 0.87, 0.9)  # the intervals of latency overlap
+    assert surely_dominates(point(0.9, 1000, 1.0), known(1000, 1.0), 0.87, 0.9)  # one structure, measured once
+    assert not surely_dominates(point(0.9, 1000, 1.0), known(999, 1.3), 0.87, 0.9)
+    assert not surely_dominates(point(0.9, 1000, 1.0), known(1000, 1.3), 0.895, 0.9)  # within the noise of 1000 images
+
+
+def test_whatever_dominates_surely_also_dominates_as_measured() -> None:
+    luck = random.Random(0)
+    for _ in range(300):
+        other, mine = point(luck.random(), luck.choice([900, 1000]), luck.uniform(0.8, 1.3)), known(1000, 1.0)
+        upper = luck.random()
+        assert dominates(other, mine, upper) or not surely_dominates(other, mine, upper, 0.9)
