@@ -217,12 +217,12 @@ class _Meter:
 
 def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Weight decay acts on convolution and linear weights only, not on biases, normalisation or quantisation steps."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    turned = [p for p in params if config.optimiser == "muon" and is_orthogonal(p)]
-    decayed = [p for p in params if p.ndim > 1 and not any(p is q for q in turned)]
+    params, muon = [p for p in model.parameters() if p.requires_grad], config.optimiser == "muon"
+    turned = [p for p in params if muon and is_orthogonal(p)]
+    decayed = [p for p in params if p.ndim > 1 and not (muon and is_orthogonal(p))]
     plain = [p for p in params if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if config.optimiser == "muon":
+    if muon:
         rest = [group | {"lr": config.rest_lr, "momentum": 0.9, "orthogonal": False} for group in groups]
         return Muon([{"params": turned, "lr": config.lr, "momentum": config.momentum, "orthogonal": True}, *rest])
     if config.optimiser == "sgd":

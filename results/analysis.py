@@ -34,7 +34,7 @@ def reference_of(teacher: TeacherReport, classes: int) -> Point:
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """Volume between `points` and `reference`, all minimised; for a front, in a search: without the study that the history needs."""
+    """Volume between `points` and `reference`, all minimised; points beyond it add nothing."""
     from optuna._hypervolume import compute_hypervolume
 
     inside = [point for point in points if all(value < worst for value, worst in zip(point, reference, strict=True))]
@@ -48,14 +48,7 @@ def logarithmic(point: Point) -> Point:
 
 def hypervolume_history(points: Sequence[Point], reference: Point) -> list[float]:
     """Volume between the front so far and `reference`, after each of `points` (all minimised). Points beyond it add nothing."""
-    if not points:
-        return []
-    from optuna.visualization import plot_hypervolume_history
-
-    with _quiet():
-        study = optuna.create_study(directions=["minimize"] * 3)
-        study.add_trials([optuna.trial.create_trial(values=list(point)) for point in points])
-        return [float(value) for value in plot_hypervolume_history(study, reference).data[0].y]
+    return [hypervolume(points[: number + 1], reference) for number in range(len(points))]
 
 
 def hypervolume_of(view: StudyView) -> tuple[list[int], list[float]]:

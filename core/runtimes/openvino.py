@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -29,11 +30,9 @@ class OpenVinoEngine:
     """A compiled model with one stream and one inference request."""
 
     def __init__(self, path: str, options: EngineOptions) -> None:
-        # openvino reports its own import unless this package is missing: nothing is sent from a user's machine
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-        import openvino as ov  # late: 0.2 s, and only the process that measures needs it
+        core = _core()
+        import openvino as ov
 
-        core = ov.Core()
         model = core.read_model(path)
         shape = model.input(0).partial_shape
         self.input_shape = fixed_shape([size.get_length() if size.is_static else str(size) for size in shape], options.batch)
@@ -54,6 +53,20 @@ class OpenVinoEngine:
         int8 = sum(kernel.upper().endswith("I8") for kernel in layers)
         hint = self._model.get_property("INFERENCE_PRECISION_HINT").to_string()
         return {"precision": {"float32": "f32", "bfloat16": "bf16"}.get(hint, hint), "int8_layers": int8, "layers": len(layers)}
+
+
+@functools.cache
+def _core() -> Any:
+    """The only core of this process, never freed.
+
+    Each core's CPU plugin installs a stack for signal handlers and puts the one before it back when it goes: two that are freed in the order
+    they were made leave a freed stack installed, and the next signal with a Python handler ends the process with SIGSEGV.
+    """
+    # openvino reports its own import unless this package is missing: nothing is sent from a user's machine
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino as ov  # late: 0.2 s, and only the process that measures needs it
+
+    return ov.Core()
 
 
 def _properties(options: EngineOptions, supported: Any) -> dict[str, Any]:

@@ -173,3 +173,18 @@ def test_the_table_imports_no_runtime_and_no_torch() -> None:
     code = f"import sys, core.engine_child; print({late!r} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_signal_finds_its_stack_after_openvino_engines_are_gone(tmp_path: Path) -> None:
+    model = Classifier().save(tmp_path / "model.onnx")
+    code = f"""
+import signal, subprocess
+from core.runtimes import RUNTIMES, EngineOptions
+make = lambda: RUNTIMES["openvino"]().load({str(model)!r}, EngineOptions(batch=1, threads=1, precision="f32"))
+first, second = make(), make()
+del first
+del second
+signal.signal(signal.SIGCHLD, lambda *_: print("delivered"))
+subprocess.run(["true"])"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "delivered\n"), result.stderr
