@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +17,24 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from core.errors import TrialError, UserError
+from core.importance import RANKS, Rank, Scores, standing_in
 from core.layers import LayerInfo, dry_run, evaluating, layer_infos
 from core.prune_attention import attention_heads, head_dims, norm_pruners, weakest_heads
 from core.prune_shuffle import ShuffledCut, shuffled_cut, shuffles
 from core.tables import lookup, nearest
-
-NORMS = {"l1": 1, "l2": 2}
 
 LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 """What Torch-Pruning, or a network that it pruned wrongly, is known to raise."""
 
 
 def prune_channels(
-    model: nn.Module, ratios: Mapping[str, float], input_shape: tuple[int, int, int], *, round_to: int = 8, importance: str = "l2"
+    model: nn.Module,
+    ratios: Mapping[str, float],
+    input_shape: tuple[int, int, int],
+    *,
+    round_to: int = 8,
+    importance: str = "l2",
+    scores: Scores | None = None,
 ) -> nn.Module:
     """A copy of `model` without the least important output channels of its convolutions and linear layers.
 
@@ -40,19 +45,21 @@ def prune_channels(
     Between two grouped convolutions a channel shuffle is followed (core/prune_shuffle.py); channels that pass a split, or groups that a
     concatenation moves apart, stay whole.
     Shapes depend on architecture, ratios and `round_to` alone. Gradients are dropped; train or eval mode is kept.
+    `importance` is one of RANKS (core/importance.py); `scores` stand in for the parameters there, as `taylor` wants it.
 
     Errors: UserError for ratios that name no layer or leave [0, 1), and for networks that cannot be traced; TrialError when the pruned
     network does not run.
     """
     layers = layer_infos(model, input_shape)
     check(ratios, [layer.name for layer in layers], round_to)
-    norm = lookup(NORMS, "importance", importance)
+    rank = lookup(RANKS, "importance", importance)
     pruned = deepcopy(model)
     pruned.zero_grad(set_to_none=True)
     if any(ratios.values()):
         trainable = {name: parameter.requires_grad for name, parameter in pruned.named_parameters()}
         with evaluating(pruned), torch.enable_grad():
-            prune_in_place(pruned, layers, ratios, input_shape, round_to, norm)
+            graph, entry = traced(pruned, input_shape)
+            prune_in_place(pruned, graph, entry, layers, ratios, round_to, rank, scores)
         for name, parameter in pruned.named_parameters():
             parameter.requires_grad_(trainable[name])
         check_runs(pruned, model, input_shape)
@@ -73,21 +80,33 @@ class Cut:
 
 
 def prune_in_place(
-    model: nn.Module, layers: Sequence[LayerInfo], ratios: Mapping[str, float], input_shape: tuple[int, int, int], round_to: int, norm: int
+    model: nn.Module,
+    graph: tp.DependencyGraph,
+    entry: nn.Module,
+    layers: Sequence[LayerInfo],
+    ratios: Mapping[str, float],
+    round_to: int,
+    rank: Rank,
+    scores: Scores | None,
 ) -> None:
     """Choose every cut on the dense weights first, then apply them, so that the order of cutting has no influence on the ranking."""
-    model.requires_grad_(True)  # the graph is read from autograd's, which frozen layers would not enter
     try:
-        graph, entry = trace(model, input_shape)
-    except LIBRARY_ERRORS as error:
-        raise UserError(f"{type(model).__name__} cannot be pruned by Torch-Pruning; set prune.ratio to 0: {reason_of(error)}") from error
-    try:
-        cuts = choose_cuts(graph, model, entry, layers, ratios, round_to, norm)
+        with standing_in(model, scores):
+            cuts = choose_cuts(graph, model, entry, layers, ratios, round_to, rank)
         for cut in cuts:
             cut.apply(graph)
     except LIBRARY_ERRORS as error:
         what = f"{type(model).__name__} cannot be cut by Torch-Pruning at these ratios ({reason_of(error)})"
         raise TrialError(f"{what}; where every candidate fails so, set prune.ratio to 0") from error
+
+
+def traced(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[tp.DependencyGraph, nn.Module]:
+    """`trace`, in the user's words where it fails. The model's parameters ask for gradients afterwards."""
+    model.requires_grad_(True)  # the graph is read from autograd's, which frozen layers would not enter
+    try:
+        return trace(model, input_shape)
+    except LIBRARY_ERRORS as error:
+        raise UserError(f"{type(model).__name__} cannot be pruned by Torch-Pruning; set prune.ratio to 0: {reason_of(error)}") from error
 
 
 class Entered(nn.Module):
@@ -129,13 +148,23 @@ def choose_cuts(
     layers: Sequence[LayerInfo],
     ratios: Mapping[str, float],
     round_to: int,
-    norm: int,
+    rank: Rank,
 ) -> list[Cut | ShuffledCut]:
-    """One cut per coupled group, rooted at the first of its layers to run. Groups that hold the network's input or outputs stay whole."""
-    rank = tp.importance.GroupMagnitudeImportance(p=norm, normalizer=None)
+    """One cut per coupled group."""
     heads = head_dims(model)
-    seen: set[nn.Module] = set()
     cuts: list[Cut | ShuffledCut] = []
+    for info, layer, group in coupled_groups(graph, model, entry, layers):
+        if ratio := ratios.get(info.name, 0.0):
+            cut = choose_cut(graph, group, layer, rank, ratio, round_to, heads.get(layer, 0))
+            cuts += [cut] if cut else []
+    return cuts
+
+
+def coupled_groups(
+    graph: tp.DependencyGraph, model: nn.Module, entry: nn.Module, layers: Sequence[LayerInfo]
+) -> Iterator[tuple[LayerInfo, nn.Module, tp.Group]]:
+    """Every coupled group, rooted at the first of its layers to run. Those that hold the network's input or outputs are left out."""
+    seen: set[nn.Module] = set()
     if not any(model.get_submodule(info.name) in graph.module2node for info in layers):
         raise ValueError("autograd reaches none of its layers from the output")
     for info in layers:
@@ -146,19 +175,15 @@ def choose_cuts(
         group = graph.get_pruning_group(layer, function, list(range(info.out_channels)))
         produced = [item.dep.target for item in group.items if graph.is_out_channel_pruning_fn(item.dep.handler)]
         seen |= {node.module for node in produced if isinstance(node.module, nn.Module)}
-        ratio = ratios.get(info.name, 0.0)
-        if not ratio or any(node.module is entry or not node.outputs for node in produced) or any(map(untracked, group.items)):
-            continue
-        cut = choose_cut(graph, group, layer, rank, ratio, round_to, heads.get(layer, 0))
-        cuts += [cut] if cut else []
-    return cuts
+        if not any(node.module is entry or not node.outputs for node in produced) and not any(map(untracked, group.items)):
+            yield info, layer, group
 
 
 def choose_cut(
     graph: tp.DependencyGraph,
     group: tp.Group,
     layer: nn.Module,
-    rank: Callable[[tp.Group], Tensor | None],
+    rank: Rank,
     ratio: float,
     round_to: int,
     head_dim: int,

@@ -1,0 +1,283 @@
+"""What does each way to compress keep? python benchmarks/compression.py --data-dir FOLDER [--threads 1 --shard 0/2]
+
+Every row (network:kind:seed) takes one trained FP32 network, the parent of its seed, through a trial's own path (settle, quantise,
+export, engine): files are real, and accuracies are the engine's. Fine-tunes have 3 epochs. `mixed` rows get the bytes of uniform W4 or W3
+and choose each layer's bits by a strategy; `haq` searches its actions without training (TRIALS draws, judged by the loss on calibration
+images) and fine-tunes the best. Bytes are of two files with the same weights: bit-packed and entropy-coded.
+
+A row is written as soon as it is finished, and a finished row is not made again: start the command again after an interruption, or start
+two with --shard 0/2 and --shard 1/2. --markdown prints the table of the rows that there are. Nothing is chosen by the test split; it is
+scored once per row. Writes benchmarks/results/compression.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import optuna  # noqa: E402
+import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
+from torch import nn  # noqa: E402
+
+from benchmarks.compression_markdown import markdown  # noqa: E402
+from benchmarks.distil_table import append, choose, finished, read  # noqa: E402
+from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan  # noqa: E402
+from core.cli import run_main  # noqa: E402
+from core.data import load_search_data  # noqa: E402
+from core.data.heldout import load_test_data  # noqa: E402
+from core.data.types import Images  # noqa: E402
+from core.engines import EngineHost  # noqa: E402
+from core.hardware import device_facts  # noqa: E402
+from core.layers import layer_infos  # noqa: E402
+from core.pack import pack, unpack  # noqa: E402
+from core.quantise.ptq import rounded  # noqa: E402
+from core.quantise.setting import weight_of  # noqa: E402
+from core.teacher import obtain_teacher  # noqa: E402
+from core.teacher_logits import open_answers  # noqa: E402
+from core.train import open_device  # noqa: E402
+from core.views import viewed  # noqa: E402
+from core.yaml_io import load_config  # noqa: E402
+from objectives.allocation import labelled_images, settle  # noqa: E402
+from objectives.bench import Stages, Workbench  # noqa: E402
+from objectives.budget import Limits  # noqa: E402
+from objectives.evaluate import evaluate, shape_of  # noqa: E402
+from search.summary import versions  # noqa: E402
+
+RESULT = ROOT / "benchmarks" / "results" / "compression.json"
+FOLDER = Path("runs", "compression")
+CACHE = Path("runs", ".cache")
+EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
+CHOICES = (2, 3, 4, 5, 6, 8)
+TRIALS = 60
+NETWORKS: dict[str, tuple[int, ...]] = {"resnet20": (0, 1, 2), "vgg8": (0,)}
+"""Student -> seeds."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to compress: a quantiser at some bits, or a strategy at the bytes of so many bits in every layer."""
+
+    quantiser: str
+    bits: int = 8
+    strategy: str | None = None
+    genes: dict[str, Any] = field(default_factory=dict)
+    """Of the candidate."""
+
+
+KINDS: dict[str, Kind] = {
+    "fp32": Kind("float"),
+    "int8": Kind("ptq"),
+    "int8-nncf": Kind("nncf"),
+    "w8": Kind("lsq"),
+    "w4": Kind("lsq", 4),
+    "w3": Kind("lsq", 3),
+    "w2": Kind("lsq", 2),
+    **{f"{strategy}-w{bits}": Kind("lsq", bits, strategy) for bits, strategy in product((4, 3), ("haq", "sqnr", "sensitivity", "sdq"))},
+    # Deep Compression's chain: magnitudes below 1 standard deviation, 16 shared values, coded
+    "codebook": Kind("codebook", 4, genes={"sparsity": 1.0, "sparsity_by": "std"}),
+    "rate-0.03": Kind("rate", 4, genes={"rate_weight": 0.03}),
+    "rate-0.1": Kind("rate", 4, genes={"rate_weight": 0.1}),
+    "rate-0.3": Kind("rate", 4, genes={"rate_weight": 0.3}),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network, compressed."""
+
+    student: str
+    kind: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.student}:{self.kind}:{self.seed}"
+
+
+ROWS = tuple(Row(student, kind, seed) for student, seeds in NETWORKS.items() for seed, kind in product(seeds, KINDS))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the rows that are missing, then print the table."""
+    args = build_parser().parse_args(argv)
+    if not args.markdown:
+        rows = choose(args.rows, args.shard, ROWS, "network:kind:seed")
+        missing = [row for row in rows if row.name not in finished(args.out)]
+        print(f"{len(rows) - len(missing)} of {len(rows)} rows are there already", flush=True)
+        if missing:
+            work(missing, args)
+    print(markdown(read(args.out)))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="CIFAR-10: its archive's folder or an image folder")
+    parser.add_argument("--rows", help="network:kind:seed,... in place of all")
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th row from the i-th on")
+    parser.add_argument("--threads", type=int, help="default: all cores")
+    parser.add_argument("--epochs", type=float, default=EPOCHS, help="of every fine-tuning")
+    parser.add_argument("--float-epochs", type=float, default=FLOAT_EPOCHS, help="of the FP32 networks, distilled from the teacher")
+    parser.add_argument("--config", default="cifar10")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the config")
+    parser.add_argument("--markdown", action="store_true", help="make nothing, print the table")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    return parser
+
+
+def work(rows: Sequence[Row], args: argparse.Namespace) -> None:
+    """Make and write row by row."""
+    with open_bench(args) as (bench, test):
+        for row in rows:
+            if row.name in finished(args.out):  # another process may have had it meanwhile
+                continue
+            result = compress(row, replace(bench, config=bench.config.model_copy(update={"seed": row.seed})), test)
+            append(result, shared(bench, test), args.out, [known.name for known in ROWS])
+            sizes = f"{result['packed_bytes']} bytes, {result['coded_bytes']} coded"
+            print(f"{row.name}: test {100 * result['test_accuracy']:.2f} %, {sizes}, {result['seconds']:.0f} s", flush=True)
+
+
+@contextmanager
+def open_bench(args: argparse.Namespace) -> Iterator[tuple[Workbench, Images]]:
+    """The workbench that a study of the same configuration would have, and the test split."""
+    stated = {
+        "data.dir": args.data_dir,
+        "hardware.threads": args.threads,
+        "parent.train.epochs": args.float_epochs,
+        "finetune.epochs": 0.0,
+        "quantise.train.epochs": args.epochs,
+    }
+    overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in stated.items() if value is not None]
+    config = load_config(args.config, [*overrides, *args.overrides], ROOT)
+    device = open_device(config.hardware)
+    data = load_search_data(config.data, CACHE)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / "compression.lock"):  # the second process waits and reads what the first one has made
+        teacher = obtain_teacher(config, data, device, CACHE)
+    views = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
+    logits = open_answers([teacher], config, views, data.info, device, CACHE, 1)
+    print(f"teacher {teacher.name}: {100 * teacher.accuracy:.2f} % on the search split", flush=True)
+    with EngineHost(config.runtime, FOLDER) as engines:
+        yield Workbench(config, data, views, teacher, logits, device, engines, FOLDER), load_test_data(config.data, CACHE)
+
+
+def compress(row: Row, bench: Workbench, test: Images) -> dict[str, Any]:
+    """One row through a trial's path, and its engine on the test split."""
+    kind, stages, start = KINDS[row.kind], Stages(), time.perf_counter()
+    candidate = settle(candidate_of(row, bench), bench, stages)
+    pruned, plan = shape_of(candidate, bench)
+    done = evaluate(candidate, pruned, plan, bench, Limits(), stages, FOLDER / "candidates" / row.name.replace(":", "-"))
+    seconds, measured, final = time.perf_counter() - start, done.measurement, done.candidate or candidate
+    packed = (done.folder / "weights.pack").read_bytes()
+    return {
+        "row": row.name,
+        "student": row.student,
+        "kind": row.kind,
+        "seed": row.seed,
+        "test_accuracy": engine_accuracy(bench, done.folder / "model.onnx", test),
+        "search_accuracy": measured.accuracy,
+        "agreement": measured.agreement,
+        "packed_bytes": len(packed),
+        "coded_bytes": len(pack(unpack(packed), "coded")),
+        "mean_bits": measured.mean_bits,
+        "bits": [gene.weight_bits for gene in final.groups] if kind.strategy else kind.bits,
+        "stage_seconds": {stage: value for stage, value in stages.seconds.items() if stage != "parent"},
+        "parameters": measured.parameters,
+        "seconds": round(seconds - stages.seconds.get("parent", 0.0), 1),
+        "runtime": done.artifact.runtime,
+        "precision": done.artifact.precision,
+        "int8_layers": done.artifact.int8_layers,
+        "threads": torch.get_num_threads(),
+        "device": device_facts(),
+        "recipe": bench.config.quantise.train.model_dump(mode="json"),
+    }
+
+
+def candidate_of(row: Row, bench: Workbench) -> Candidate:
+    """The row as a point of a space. `haq` has its actions searched here."""
+    kind = KINDS[row.kind]
+    group = GroupPlan(weight_bits=kind.bits, execution="float" if kind.quantiser == "float" else "int8")  # type: ignore[arg-type]
+    candidate = Candidate(student=row.student, distil=DistilPlan(), groups=(group,), quantiser=kind.quantiser, **kind.genes)
+    if kind.strategy is None:
+        return candidate
+    plan = AllocationPlan(strategy=kind.strategy, choices=CHOICES, budget_bits=kind.bits)  # type: ignore[arg-type]
+    candidate = candidate.model_copy(update={"allocation": plan})
+    return searched(candidate, bench) if kind.strategy == "haq" else candidate
+
+
+def searched(candidate: Candidate, bench: Workbench) -> Candidate:
+    """With the best of TRIALS draws of one action per layer, by the loss of the rounded parent on calibration images."""
+    parent = bench.parent(candidate.student, candidate.width)
+    count = len(layer_infos(parent, bench.input_shape))
+    loss = rounded_loss(parent, bench)
+
+    def acting(actions: Sequence[float]) -> Candidate:
+        return candidate.model_copy(update={"allocation": candidate.allocation.model_copy(update={"actions": tuple(actions)})})
+
+    def objective(trial: optuna.Trial) -> float:
+        actions = [trial.suggest_float(f"action_{index}", 0.0, 1.0) for index in range(count)]
+        return loss(settle(acting(actions), bench, Stages()))
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=bench.config.seed))
+    middle = candidate.allocation.budget_bits or 4.0
+    study.enqueue_trial({f"action_{index}": (CHOICES.index(int(middle)) + 0.5) / len(CHOICES) for index in range(count)})  # uniform
+    study.optimize(objective, n_trials=TRIALS)
+    return acting([study.best_params[f"action_{index}"] for index in range(count)])
+
+
+def rounded_loss(parent: nn.Module, bench: Workbench) -> Callable[[Candidate], float]:
+    """Settled candidate -> mean cross-entropy of the parent on calibration images, its weights rounded to the candidate's bits."""
+    batches = list(labelled_images(bench))
+    names = [info.name for info in layer_infos(parent, bench.input_shape)]
+    kept = {name: weight_of(parent, name).detach().clone() for name in names}
+    lossy = copy.deepcopy(parent).eval()
+
+    @torch.inference_mode()
+    def loss(candidate: Candidate) -> float:
+        for name, gene in zip(names, candidate.groups, strict=True):
+            weight_of(lossy, name).copy_(rounded(kept[name], gene.weight_bits, bench.config.quantise.ptq).dequantised())
+        found = [nn.functional.cross_entropy(lossy(images), labels, reduction="sum") for images, labels in batches]
+        return float(sum(found)) / sum(len(labels) for _, labels in batches)
+
+    return loss
+
+
+def engine_accuracy(bench: Workbench, model: Path, images: Images) -> float:
+    """Share of `images` that the engine gets right."""
+    answers = [bench.engines.predict(model, bench.teacher.normalise(part).numpy())[0] for part in images.chunks()]
+    top1 = torch.cat([torch.from_numpy(part).argmax(1) for part in answers])
+    return float((top1 == images.labels.cpu()).float().mean())
+
+
+def shared(bench: Workbench, test: Images) -> dict[str, Any]:
+    """What must be equal in all rows of a file, for they are compared."""
+    config = bench.config
+    return {
+        "teacher": {"name": bench.teacher.name, "digest": bench.teacher.digest, "search_accuracy": bench.teacher.accuracy},
+        "data": {"name": bench.data.info.name, "digest": bench.data.info.digest, "train": len(bench.data.train)},
+        "search_images": len(bench.data.search),
+        "test_images": len(test),
+        "parent": config.parent.model_dump(mode="json"),
+        "finetune": config.quantise.train.model_dump(mode="json"),
+        "precision": str(bench.device.amp or torch.float32),
+        "versions": versions(),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))

@@ -1,0 +1,60 @@
+"""The table of benchmarks/results/compression.json as Markdown: means, standard errors, differences in pairs."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from typing import Any
+
+from benchmarks.distil_markdown import mean_and_error
+
+Rows = dict[int, dict[str, Any]]
+"""seed -> row"""
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Per network and kind: test accuracy of the engine, its difference in pairs, and bytes of the files."""
+    rows = result.get("rows", [])
+    if not rows:
+        return "no row is finished yet"
+    table: dict[tuple[str, str], Rows] = defaultdict(dict)
+    for row in rows:
+        table[row["student"], row["kind"]][row["seed"]] = row
+    head = (
+        "| network | kind | seeds | test accuracy, % | to FP32 in pairs | to uniform bits in pairs | mean bits | packed, KB "
+        "| coded, KB | smaller |\n"
+        "|---|---|---|---|---|---|---|---|---|---|"
+    )
+    return "\n".join([_caption(result, rows), "", head, *(_line(*key, table) for key in table)])
+
+
+def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    parent, finetune, teacher = result["parent"]["train"], result["finetune"], result["teacher"]
+    threads = "/".join(str(count) for count in sorted({row["threads"] for row in rows}))
+    engines = ", ".join(sorted({row["runtime"] for row in rows}))
+    return (
+        f"FP32 networks: {parent['epochs']:g} epochs on {result['data']['train']:,} images ({result['data']['name']}), taught by "
+        f"{teacher['name']} ({100 * teacher['search_accuracy']:.2f} % on the search split); fine-tunes: {finetune['epochs']:g} epochs. "
+        f"Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the seeds. 1 KB is "
+        f"1000 bytes; `smaller`: FP32's packed file over the coded one. {rows[0]['device']['cpu']}, {threads} thread(s) per process."
+    )
+
+
+def _line(student: str, kind: str, table: dict[tuple[str, str], Rows]) -> str:
+    rows = table[student, kind]
+    strategy, _, uniform = kind.rpartition("-")
+    against = uniform if strategy in ("haq", "sqnr", "sensitivity", "sdq") else ""
+    packed, coded = (statistics.fmean(row[key] for row in rows.values()) / 1000 for key in ("packed_bytes", "coded_bytes"))
+    floats = [row["packed_bytes"] for row in table.get((student, "fp32"), {}).values()]
+    smaller = f"{statistics.fmean(floats) / 1000 / coded:.1f}x" if floats else "-"
+    accuracy = mean_and_error([100 * row["test_accuracy"] for row in rows.values()])
+    bits = statistics.fmean(row["mean_bits"] for row in rows.values())
+    cells = [student, kind, str(len(rows)), accuracy, _pairs(rows, table.get((student, "fp32"), {}), kind != "fp32")]
+    cells += [_pairs(rows, table.get((student, against), {}), bool(against)), f"{bits:.2f}", f"{packed:.1f}", f"{coded:.1f}", smaller]
+    return f"| {' | '.join(cells)} |"
+
+
+def _pairs(rows: Rows, baseline: Rows, wanted: bool) -> str:
+    """Mean difference in points over the seeds that both have, with its standard error."""
+    both = [100 * (row["test_accuracy"] - baseline[seed]["test_accuracy"]) for seed, row in rows.items() if seed in baseline]
+    return f"{mean_and_error(both, '+.2f')} (n = {len(both)})" if wanted and both else "-"

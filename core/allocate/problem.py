@@ -1,0 +1,98 @@
+"""What an allocation chooses among: the layers that are free, their bytes at every depth, and the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from core.candidate import KB, AllocationPlan, Candidate
+from core.config import PtqConfig
+from core.errors import InfeasibleCandidate
+from core.layers import LayerInfo
+
+Losses = Mapping[str, Mapping[int, float]]
+"""layer -> bits -> what the loss rises by when this layer alone has so many bits"""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What strategies may ask for. `model` is the pruned network with the weights to look at; the others cost something when called."""
+
+    model: nn.Module
+    student: str
+    losses: Callable[[], Losses]
+    file_bytes: Callable[[Candidate], int]
+    """Bytes of the bit-packed file of a settled candidate."""
+    rounding: PtqConfig
+
+
+@dataclass(frozen=True)
+class Free:
+    """A layer whose bits are to be chosen; the `index`-th of its network."""
+
+    name: str
+    index: int
+    weights: int
+    channels: int
+
+    def bytes(self, bits: float) -> int:
+        """Of its integers in the bit-packed file; and of what scales of 16-bit layers take more, 2 bytes for each channel."""
+        integers = -int(-self.weights * bits // 8)
+        return integers + (2 * self.channels if bits > 8 else 0)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Free layers in order of execution, choices in rising order; `budget` is in bytes of the free layers together, None for none."""
+
+    free: tuple[Free, ...]
+    choices: tuple[int, ...]
+    layers: int
+    """Of the whole network."""
+    budget: int | None = None
+    stated: str = ""
+    """The budget in the user's words."""
+
+    def uniform(self, bits: int) -> dict[str, int]:
+        """The same bits in every free layer."""
+        return {layer.name: bits for layer in self.free}
+
+    def bytes(self, bits: Mapping[str, int]) -> int:
+        """Of the free layers."""
+        return sum(layer.bytes(bits[layer.name]) for layer in self.free)
+
+    def keeps(self, bits: Mapping[str, int]) -> bool:
+        """Whether the budget is kept."""
+        return self.budget is None or self.bytes(bits) <= self.budget
+
+    def check_feasible(self) -> None:
+        """Raises InfeasibleCandidate when all layers at the fewest bits break the budget."""
+        if self.choices and not self.keeps(self.uniform(self.choices[0])):
+            least = self.bytes(self.uniform(self.choices[0]))
+            raise InfeasibleCandidate(
+                f"the bits must keep {self.stated}, which leaves {max(0, self.budget or 0)} bytes for {len(self.free)} layers, but "
+                f"{self.choices[0]} bits in each take {least}; not trained"
+            )
+
+
+def problem_of(candidate: Candidate, infos: Sequence[LayerInfo], file_bytes: Callable[[Mapping[str, int]], int]) -> Problem:
+    """The choice that the candidate leaves open. `file_bytes`: bits of the free layers -> bytes of the whole file."""
+    edges = (0, len(infos) - 1) if candidate.edge_bits is not None else ()
+    free = tuple(Free(info.name, index, info.weights, info.out_channels) for index, info in enumerate(infos) if index not in edges)
+    problem = Problem(free, candidate.allocation.choices, len(infos))
+    budget, stated = _budget(problem, candidate.allocation, file_bytes)
+    return replace(problem, budget=budget, stated=stated)
+
+
+def _budget(problem: Problem, plan: AllocationPlan, file_bytes: Callable[[Mapping[str, int]], int]) -> tuple[int | None, str]:
+    """Bytes of the free layers, and the limit in words; the smaller one where two are stated."""
+    found: list[tuple[int, str]] = []
+    if plan.budget_bits is not None:
+        found.append((sum(layer.bytes(plan.budget_bits) for layer in problem.free), f"allocation.budget_bits {plan.budget_bits:g}"))
+    if plan.budget_kb is not None:
+        lowest = problem.uniform(problem.choices[0])
+        others = file_bytes(lowest) - problem.bytes(lowest)
+        found.append((int(plan.budget_kb * KB) - others, f"allocation.budget_kb {plan.budget_kb:g}"))
+    return min(found) if found else (None, "")

@@ -1,0 +1,23 @@
+"""What every stage made of a candidate, as a line of `stages.csv`: the summary over all trials of a study that keeps a journal."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.candidate import StageRecord
+
+COLUMNS = ("trial", *StageRecord.model_fields)
+
+
+def append_stages(path: Path, trial: int, records: Sequence[StageRecord]) -> None:
+    """Add a line for each record of `trial`, and the heading where the file is new; nothing where there are none."""
+    if not records:
+        return
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            writer.writerow(COLUMNS)
+        writer.writerows((trial, *record.model_dump().values()) for record in records)

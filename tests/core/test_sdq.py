@@ -1,0 +1,116 @@
+"""Bits that are learned while a network trains."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from core.allocate.problem import Free, Problem
+from core.allocate.sdq import SPAN, DrawnBits, Levels, learned_bits
+from core.quantise.setting import Penalty
+from tests.tiny_nets import CLASSES, images
+
+CHOICES = (2, 3, 4, 6, 8)
+STEPS = 60
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES))
+
+
+def problem(model: nn.Sequential, bits: float) -> Problem:
+    free = tuple(Free(name, index, model.get_submodule(name).weight.numel(), 8) for index, name in enumerate(("0", "2", "4")))  # type: ignore[arg-type]
+    return Problem(free, CHOICES, 4, sum(layer.bytes(bits) for layer in free))
+
+
+def trained(model: nn.Module, penalty: Penalty | None = None, steps: int = STEPS) -> nn.Module:
+    """Plain steps on random images with labels of a rule."""
+    optimiser = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.05)
+    model.train()
+    for step in range(steps):
+        x = images(8, (3, 8, 8), step)
+        loss = nn.functional.cross_entropy(model(x), (x.mean((1, 2, 3)) > 0).long()) + (penalty() if penalty else 0.0)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("bits", [2.0, 3.0, 4.5, 8.0])
+def test_the_budget_is_kept_and_nearly_used(bits: float) -> None:
+    model = network()
+    asked = problem(model, bits)
+    found = learned_bits(model, asked, trained, STEPS)
+    assert asked.keeps(found)
+    assert set(found.values()) <= set(CHOICES)
+    step = max(layer.bytes(8) - layer.bytes(6) for layer in asked.free)
+    assert asked.bytes(found) > asked.budget - step  # type: ignore[operator]
+
+
+def test_the_weights_stay_in_float_and_have_learned() -> None:
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    learned_bits(model, problem(model, 3.0), trained, STEPS)
+    assert sorted(model.state_dict()) == sorted(before)
+    assert not torch.equal(model[0].weight, before["0.weight"])
+    assert len(model[2].weight.detach().unique()) > 200
+
+
+def test_the_same_seed_finds_the_same_bits_and_weights() -> None:
+    models = [network(), network()]
+    found = [learned_bits(model, problem(model, 3.5), trained, STEPS) for model in models]
+    assert found[0] == found[1]
+    assert torch.equal(models[0][2].weight, models[1][2].weight)
+
+
+def test_a_layer_that_rounding_hurts_more_keeps_more_bits() -> None:
+    model = network()
+    levels = Levels(problem(model, 4.0), [model[at].weight for at in (0, 2, 4)], 10)  # type: ignore[misc]
+    levels.noise[2] *= 30.0
+    for _ in range(10):
+        levels.advance()
+    found = levels.frozen()
+    assert found[2] > found[1]
+
+
+def test_the_schedule_lowers_the_expected_bytes_to_the_budget_before_the_end() -> None:
+    model = network()
+    asked = problem(model, 3.0)
+    levels = Levels(asked, [model[at].weight for at in (0, 2, 4)], 20)  # type: ignore[misc]
+    found = []
+    for _ in range(20):
+        levels.advance()
+        found.append(float(levels.expected()))
+    assert all(later <= before + 1e-6 for before, later in itertools.pairwise(found))
+    assert found[14] <= asked.budget + 1e-3  # type: ignore[operator]
+
+
+def test_while_training_either_depth_is_drawn_and_otherwise_the_more_probable_one_is_taken() -> None:
+    model = network()
+    levels = Levels(problem(model, 8.0), [model[at].weight for at in (0, 2, 4)], 10)  # type: ignore[misc]
+    levels.log_odds[0] = 0.5
+    drawn = DrawnBits(model[0].weight, CHOICES, levels, 0, seed=0)  # type: ignore[arg-type]
+    upper, lower = drawn.rounded(model[0].weight, 4), drawn.rounded(model[0].weight, 3)  # type: ignore[arg-type]
+    found = [drawn.train()(model[0].weight) for _ in range(40)]
+    kinds = [torch.allclose(each, upper) for each in found]
+    assert all(kind or torch.allclose(each, lower) for kind, each in zip(kinds, found, strict=True))
+    assert 0 < sum(kinds) < len(kinds)
+    assert torch.equal(drawn.eval()(model[0].weight), upper)
+    levels.log_odds[0] = -0.5
+    assert torch.equal(drawn.eval()(model[0].weight), lower)
+
+
+def test_a_loss_that_wants_the_lower_depth_moves_the_layer_down() -> None:
+    model = network()
+    levels = Levels(problem(model, 8.0), [model[at].weight for at in (0, 2, 4)], 10_000)  # type: ignore[misc]
+    for _ in range(400):
+        levels.collect(1, torch.tensor(1.0))
+        levels.advance()
+    assert int(levels.level[1]) < len(CHOICES) - 1
+    assert int(levels.level[0]) == len(CHOICES) - 1
+    assert float(levels.log_odds.max()) <= SPAN

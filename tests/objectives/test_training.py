@@ -1,0 +1,109 @@
+"""The order of the stages, and the numbers after each."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.candidate import Candidate, GroupPlan
+from core.config import TrainConfig
+from core.layers import count_macs, count_parameters
+from objectives.bench import Stages, Workbench
+from objectives.budget import Limits
+from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
+from objectives.journal import Journal
+from objectives.training import quantise_dense
+from results.stages import append_stages
+
+FIRST = Candidate(student="light_cnn", width=0.25, groups=(GroupPlan(weight_bits=3, prune_ratio=0.5),), round_to=4, edge_bits=4)
+SECOND = FIRST.model_copy(update={"order": "quantise, prune"})
+
+
+def watched(bench: Workbench, folder: Path, candidate: Candidate) -> tuple[Evaluation, Stages]:
+    bench, stages = replace(bench, config=bench.config.model_copy(update={"journal": True})), Stages()
+    pruned, plan = shape_of(candidate, bench)
+    return evaluate(candidate, pruned, plan, bench, Limits(), stages, folder), stages
+
+
+@pytest.fixture(scope="module")
+def both(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Evaluation, Stages]]:
+    return {each.order: watched(bench, tmp_path_factory.mktemp("order"), each) for each in (FIRST, SECOND)}
+
+
+def test_every_stage_leaves_a_record_in_its_order(both: dict[str, tuple[Evaluation, Stages]]) -> None:
+    stages = {order: [record.stage for record in done.records] for order, (done, _) in both.items()}
+    assert stages["prune, quantise"] == ["parent", "prune", "distil", "quantise"]
+    assert stages["quantise, prune"] == ["parent", "quantise dense", "prune", "quantise"]
+
+
+def test_both_ways_begin_with_one_parent_and_end_with_the_same_shapes(both: dict[str, tuple[Evaluation, Stages]]) -> None:
+    first, second = (done.records for done, _ in both.values())
+    shared, again = (record.model_dump(exclude={"seconds", "latency_ms"}) for record in (first[0], second[0]))
+    assert again.pop("stage") == shared.pop("stage")
+    assert again == pytest.approx(shared, rel=1e-4)
+    for key in ("parameters", "macs", "size_bytes"):
+        assert getattr(first[-1], key) == getattr(second[-1], key)
+
+
+def test_pruning_is_counted_when_it_happens_and_quantisation_when_it_does(both: dict[str, tuple[Evaluation, Stages]]) -> None:
+    rows = {order: {record.stage: record for record in done.records} for order, (done, _) in both.items()}
+    for found in rows.values():
+        assert found["prune"].macs == found["quantise"].macs < found["parent"].macs
+        assert found["prune"].parameters == found["quantise"].parameters < found["parent"].parameters
+    dense = rows["quantise, prune"]["quantise dense"]
+    assert dense.macs == rows["quantise, prune"]["parent"].macs
+    assert rows["quantise, prune"]["quantise"].size_bytes < dense.size_bytes < 0.5 * rows["quantise, prune"]["parent"].size_bytes
+
+
+def test_the_last_record_is_the_measurement_and_the_seconds_are_those_of_the_stages(both: dict[str, tuple[Evaluation, Stages]]) -> None:
+    for done, stages in both.values():
+        last, measured = done.records[-1], done.measurement
+        assert (last.accuracy, last.size_bytes, last.latency_ms) == (measured.accuracy, measured.size_bytes, measured.latency.p50_ms)  # type: ignore[union-attr]
+        assert sum(record.seconds for record in done.records) == pytest.approx(sum(stages.seconds.values()), abs=0.01)
+        assert json.loads((done.folder / "stages.json").read_text()) == [record.model_dump(mode="json") for record in done.records]
+        assert measured.accuracy > 0.6
+        assert all(record.loss > 0 for record in done.records)
+
+
+def test_the_order_makes_another_network(bench: Workbench, both: dict[str, tuple[Evaluation, Stages]]) -> None:
+    assert len({fingerprint_of(each, shape_of(each, bench)[1]) for each in (FIRST, SECOND)}) == 2
+    files = [(done.folder / "weights.pack").read_bytes() for done, _ in both.values()]
+    assert files[0] != files[1]
+
+
+def test_without_a_journal_nothing_is_looked_at(bench: Workbench, tmp_path: Path) -> None:
+    quick = replace(bench, config=bench.config.model_copy(update={"finetune": TrainConfig(epochs=0.0)}))
+    candidate = FIRST.model_copy(update={"quantiser": "ptq"})
+    pruned, plan = shape_of(candidate, quick)
+    done = evaluate(candidate, pruned, plan, quick, Limits(), Stages(), tmp_path)
+    assert done.records == ()
+    assert not (tmp_path / "stages.json").exists()
+
+
+def test_a_dense_network_that_was_quantised_has_few_values_per_channel(bench: Workbench, tmp_path: Path) -> None:
+    stages = Stages()
+    parent = bench.parent(SECOND.student, SECOND.width)
+    counts = count_parameters(parent), count_macs(parent, bench.input_shape)
+    quantise_dense(parent, SECOND, bench, stages, tmp_path, Journal(bench, stages))
+    for name, module in parent.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            levels = max(len(channel.unique()) for channel in module.weight.detach())
+            assert levels <= 16, name  # 3 bits, 4 at both ends
+    assert (count_parameters(parent), count_macs(parent, bench.input_shape)) == counts
+    assert parent.state_dict().keys() == bench.parent(SECOND.student, SECOND.width).state_dict().keys()
+
+
+def test_the_summary_has_a_line_for_each_stage_of_each_trial(tmp_path: Path, both: dict[str, tuple[Evaluation, Stages]]) -> None:
+    path = tmp_path / "stages.csv"
+    append_stages(path, 0, ())
+    assert not path.exists()
+    for trial, (done, _) in enumerate(both.values()):
+        append_stages(path, trial, done.records)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [(row["trial"], row["stage"]) for row in rows][3:5] == [("0", "quantise"), ("1", "parent")]
+    assert float(rows[-1]["accuracy"]) == pytest.approx(list(both.values())[1][0].measurement.accuracy)
