@@ -3,7 +3,8 @@
     python benchmarks/scaling.py trials --workers 1 --workers 2 --trials 12       whole searches on digits: trials per hour
     python benchmarks/scaling.py coordination --storage postgresql://... --workers 16 --trials 10000
 
-`coordination` runs the real loop, lock, storage and sampler without any training. Rows go to --out one by one.
+`coordination` runs the real loop, lock, storage and sampler without any training. Rows go to --out one by one; those that are there are not
+made again.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import joblib
 import optuna
+from sqlalchemy.engine import make_url
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -57,6 +61,8 @@ class Untrained:
     count: int = 0
     loop_seconds: float = 0.0
     sampler_seconds: float = 0.0
+    ends: list[tuple[int, float]] = field(default_factory=list)
+    """Trial, and when it had been told, by this machine's monotonic clock."""
 
     def __call__(self, trial: optuna.Trial) -> tuple[float, float, float]:
         self.newest = trial.number
@@ -81,7 +87,9 @@ class Untrained:
         return objectives(record)
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Nothing is held; called when the trial was told."""
+        if self.newest is not None:
+            self.ends.append((self.newest, time.monotonic()))
 
 
 class TimedLock(StudyLock):
@@ -120,8 +128,11 @@ class TimedStorage:
         return timed
 
 
-def coordinate(url: str, folder: Path, trials: int, sampler: str = "random", seconds: float = 0.0) -> dict[str, float]:
-    """One worker's share of a study without training: how many trials, and the seconds of sampler, storage, lock and our own code."""
+def coordinate(url: str, folder: Path, trials: int, sampler: str = "random", seconds: float = 0.0) -> dict[str, Any]:
+    """One worker's share of a study without training: how many trials, and the seconds of sampler, storage, lock and our own code.
+
+    A sampler that reads the storage counts that twice, so our own seconds are right with `random` alone.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space, lock = load_space(SPACE, []), TimedLock(url, folder)
     with lock:
@@ -136,6 +147,7 @@ def coordinate(url: str, folder: Path, trials: int, sampler: str = "random", sec
         "sampler_s": runner.sampler_seconds,
         "storage_s": storage.seconds,
         "lock_s": lock.seconds,
+        "ends": runner.ends,
         "own_s": whole - runner.sampler_seconds - storage.seconds - lock.seconds,
     }
 
@@ -143,13 +155,29 @@ def coordinate(url: str, folder: Path, trials: int, sampler: str = "random", sec
 def measure_coordination(url: str, folder: Path, workers: int, trials: int, sampler: str) -> dict[str, Any]:
     """A row: milliseconds per trial of every part, as the mean over all trials of all workers."""
     start = time.perf_counter()
-    run = joblib.Parallel(n_jobs=workers, backend="loky")
+    run = joblib.Parallel(n_jobs=workers, backend="loky", batch_size=1, pre_dispatch="all")
     shares = run(joblib.delayed(coordinate)(url, folder, trials, sampler) for _ in range(workers))
     wall = time.perf_counter() - start
     total = sum(share["trials"] for share in shares)
-    parts = [name for name in shares[0] if name != "trials"]
+    parts = [name for name in shares[0] if name.endswith("_s")]
     means = {name.replace("_s", "_ms"): round(THOUSANDTHS * sum(share[name] for share in shares) / total, 3) for name in parts}
-    return {"workers": workers, "trials": total, "sampler": sampler, "wall_s": round(wall, 2), **means}
+    return {
+        "workers": workers,
+        "trials": total,
+        "sampler": sampler,
+        "wall_s": round(wall, 2),
+        **means,
+        **growth([s["ends"] for s in shares]),
+    }
+
+
+def growth(ends: list[list[tuple[int, float]]]) -> dict[str, float]:
+    """Milliseconds of a worker per trial, in the first and in the last tenth of a study; a worker's first trial has no beginning."""
+    total = sum(map(len, ends))
+    spans = [(number, after - before) for worker in ends for (_, before), (number, after) in pairwise(worker)]
+    early = [span for number, span in spans if number < total / 10]
+    late = [span for number, span in spans if number >= total - total / 10]
+    return {f"{name}_tenth_ms": round(THOUSANDTHS * fmean(part), 3) for name, part in (("first", early), ("last", late)) if part}
 
 
 def measure_trials(workers: int, trials: int) -> dict[str, Any]:
@@ -165,7 +193,7 @@ def measure_trials(workers: int, trials: int) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Append a row per number of workers to --out."""
+    """Append a row per number of workers to --out, where it is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("trials", "coordination"))
     parser.add_argument("--workers", type=int, action="append", required=True)
@@ -175,13 +203,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
     for workers in args.workers:
+        rows = json.loads(args.out.read_text()) if args.out.exists() else {}
+        database = "sqlite" if args.storage is None else make_url(args.storage).get_backend_name()
+        row = {"workers": workers, "trials": args.trials, "database": database}
+        row |= {} if args.what == "trials" else {"sampler": args.sampler}
+        if any(row.items() <= known.items() for known in rows.get(args.what, [])):
+            print("is there:", row)
+            continue
         if args.what == "trials":
-            row = measure_trials(workers, args.trials)
+            row |= measure_trials(workers, args.trials)
         else:
             folder = ROOT / "runs" / f"coordination-{workers}-{args.trials}-{int(time.time())}"
             url = args.storage or f"sqlite:///{folder / 'study.db'}"
-            row = measure_coordination(url, folder, workers, args.trials, args.sampler)
-        rows = json.loads(args.out.read_text()) if args.out.exists() else {}
+            row |= measure_coordination(url, folder, workers, args.trials, args.sampler)
         rows.setdefault(args.what, []).append(row)
         write_atomically(args.out, json.dumps(rows, indent=1) + "\n")
         print(row)

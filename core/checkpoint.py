@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 import torch
+
+from core.files import write_atomically
+from core.students.own import DAMAGED
 
 SUFFIX = ".part"
 """Of files that go when their training is done, or will never be."""
@@ -22,21 +25,30 @@ class Stateful(Protocol):
 
 
 def keep(path: Path | None, step: int, parts: Mapping[str, Stateful]) -> None:
-    """Write what `parts` are after `step` steps, and the state of torch's generator; never half a file. Nothing where `path` is None."""
+    """Write what `parts` are after `step` steps, and the state of torch's generator; never half a file. Nothing where `path` is None.
+
+    Raises DiskRefused when the disk refuses.
+    """
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     states = {name: part.state_dict() for name, part in parts.items()}
-    whole = path.with_name(f"{path.name}.{uuid4().hex}{SUFFIX}")
-    torch.save({"step": step, "generator": torch.get_rng_state(), **states}, whole)
-    whole.replace(path)
+    content = io.BytesIO()  # where a disk refuses, torch says so in a RuntimeError of its own
+    torch.save({"step": step, "generator": torch.get_rng_state(), **states}, content)
+    write_atomically(path, content.getvalue())
 
 
 def resume(path: Path | None, parts: Mapping[str, Stateful]) -> int:
-    """Bring `parts` back to where an interrupted training of the same kind left them; the steps that were done, 0 without a file."""
+    """Bring `parts` back to where an interrupted training of the same kind left them; the steps that were done, 0 without a file.
+
+    A file that is damaged is removed, and counts as none.
+    """
     if path is None or not path.exists():
         return 0
-    kept = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGED:
+        path.unlink(missing_ok=True)
+        return 0
     for name, part in parts.items():
         part.load_state_dict(kept[name])
     torch.set_rng_state(kept["generator"])

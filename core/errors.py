@@ -2,7 +2,8 @@
 
     ParetopressError
     ├── UserError               bad input: one line (law, values, remedy), exit code 2, nothing lost
-    │   └── MissingRuntime      a runtime that is not installed here, with its install line
+    │   ├── MissingRuntime      a runtime that is not installed here, with its install line
+    │   └── DiskRefused         a disk that is full, a folder that may not be written: what was going on is done again
     └── TrialError              one trial ends, the study goes on
         ├── InfeasibleCandidate     -> PRUNED: the candidate can never satisfy a hard limit
         │   └── HopelessCandidate       -> PRUNED: nor could it join the front
@@ -25,6 +26,10 @@ class UserError(ParetopressError):
 
 class MissingRuntime(UserError):
     """A runtime that is not installed on this machine."""
+
+
+class DiskRefused(UserError):
+    """A file could not be written, for no fault of what was to be in it."""
 
 
 class TrialError(ParetopressError):

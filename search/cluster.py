@@ -6,9 +6,11 @@ A cluster's machines need this checkout with its packages at the same place, and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import joblib
 
@@ -52,8 +54,17 @@ class Placement:
         """Whether this process runs the trials itself."""
         return self.here and self.workers == 1
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its workers are on other machines than this one."""
+        host = (self.cluster or "").partition("://")[2].rpartition(":")[0]
+        return host not in ("", "localhost", "127.0.0.1", "[::1]")
+
     def backend(self) -> AbstractContextManager[None]:
-        """Within it joblib places its calls there. UserError for a cluster that is not installed or cannot be reached."""
+        """Within it joblib places its calls there. UserError for a cluster that is not installed, too small or cannot be reached.
+
+        BrokenExecutor leaves it where a worker has died.
+        """
         return BACKENDS[self.kind](self)
 
 
@@ -82,16 +93,30 @@ def _ray(place: Placement) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"--cluster must be a Ray cluster that answers, but {place.cluster} does not ({error}); start it first") from error
     try:
+        _check_room(place, ray.cluster_resources())
         with joblib.parallel_config(backend="ray", ray_remote_args={"num_gpus": place.gpus_per_worker}):
             yield
+    except ray.exceptions.RayActorError as error:
+        raise BrokenExecutor("a worker of the Ray cluster died") from error
     finally:
         ray.shutdown()
+
+
+def _check_room(place: Placement, resources: Mapping[str, float]) -> None:
+    """UserError where the cluster has fewer cores or GPUs than the workers take: Ray would wait for more without a word."""
+    for what, each in (("CPU", 1.0), ("GPU", place.gpus_per_worker)):
+        needed, there = each * place.workers, resources.get(what, 0.0)
+        if needed > there:
+            raise UserError(
+                f"{place.workers} workers need {needed:g} {what}s of the Ray cluster, but it has {there:g}; "
+                f"give fewer --workers{' or --gpus-per-worker' if what == 'GPU' else ''}"
+            )
 
 
 @contextmanager
 def _dask(place: Placement) -> Iterator[None]:
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client, KilledWorker, LocalCluster
     except ImportError as error:
         raise UserError("--cluster dask needs the package distributed, but it is not installed; run: pip install '.[dask]'") from error
     address = _address(place, "tcp://")
@@ -102,8 +127,27 @@ def _dask(place: Placement) -> Iterator[None]:
             client = stack.enter_context(Client(address or stack.enter_context(LocalCluster(**local))))
         except OSError as error:
             raise UserError(f"--cluster must be a Dask scheduler that answers, but {place.cluster} does not ({error}); start it") from error
-        stack.enter_context(joblib.parallel_config(backend="dask", client=client))
-        yield
+        stack.enter_context(joblib.parallel_config(backend=_dask_backend(client)))
+        try:
+            yield
+        except KilledWorker as error:
+            raise BrokenExecutor("a worker of the Dask cluster died") from error
+
+
+def _dask_backend(client: Any) -> Any:
+    """joblib's, which waits for ever for a call that Dask has given up (joblib 1.6.0): it tells the caller of results alone."""
+    from joblib._dask import DaskDistributedBackend
+
+    class Backend(DaskDistributedBackend):
+        def submit(self, func: Any, callback: Any = None) -> Future[Any]:
+            future: Future[Any] = super().submit(func, callback)
+            future.add_done_callback(lambda done: callback(done) if done.exception() else None)
+            return future
+
+        def retrieve_result_callback(self, out: Any) -> Any:
+            return out.result() if isinstance(out, Future) else super().retrieve_result_callback(out)
+
+    return Backend(client=client)
 
 
 BACKENDS: dict[str, Callable[[Placement], AbstractContextManager[None]]] = {"here": _loky, "ray": _ray, "dask": _dask}

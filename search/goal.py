@@ -15,7 +15,8 @@ GROWTH = 0.001
 class Goal:
     """When a study ends, and how its candidates are drawn; the same for all its workers, and picklable.
 
-    `sampler` is a name of SAMPLERS or `auto`. `hours` end this start at its `deadline`, in seconds of the clock.
+    `sampler` is a name of SAMPLERS or `auto`. `hours` end this start at its `deadline`, in seconds of
+    this machine's monotonic clock: nobody sets it.
     """
 
     trials: int

@@ -9,7 +9,7 @@ from types import TracebackType
 import sqlalchemy
 from filelock import FileLock
 
-from core.errors import UserError
+from core.errors import DiskRefused
 from search.storage import is_sqlite, open_engine, sqlite_file
 
 
@@ -30,7 +30,7 @@ class StudyLock:
         self._file = FileLock(path.with_name(f".{path.name}.lock"))
 
     def acquire(self) -> None:
-        """Wait for it. UserError when its folder refuses."""
+        """Wait for it. DiskRefused when its folder refuses."""
         if self._engine is not None:
             self._connection = self._engine.connect()
             self._connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key})
@@ -39,7 +39,7 @@ class StudyLock:
             Path(self._file.lock_file).parent.mkdir(parents=True, exist_ok=True)
             self._file.acquire()
         except OSError as error:
-            raise UserError(f"a study's folder must be writable, but {error}; mend its permissions or free space") from error
+            raise DiskRefused(f"a study's folder must be writable, but {error}; mend its permissions or free space") from error
 
     def release(self) -> None:
         """Let go of it, if held."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from core.errors import TrialError, UserError
+from core.errors import DiskRefused, TrialError, UserError
 from search.goal import Goal, volumes_of
 from search.lock import StudyLock
 from search.samplers import make_sampler
-from search.study import count_begun, count_finished, count_taken, is_requeued, requeue_interrupted, sweep
+from search.study import count_begun, is_requeued, requeue_interrupted, sweep, tally
 
 if TYPE_CHECKING:
     from search.trial import TrialRunner
@@ -28,15 +28,14 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
     Raises UserError after ten failures in a row. `runner` must let go of `lock` once it has signed its trial.
     """
     failures, drawing = 0, False
-    while (reason := goal.over(time.time(), volumes_of(runner.records))) is None and take(study, runner, goal.trials, lock):
+    while (reason := goal.over(time.monotonic(), volumes_of(runner.records))) is None and take(study, runner, goal.trials, lock):
         start = time.perf_counter()
         if not drawing:  # under the lock: no two workers find the same number begun, so no two draw the same candidates
             sampler, drawing = make_sampler(goal.sampler, goal.seed, count_begun(study), goal.trials), True
             study.sampler = sampler
-        runner.progress.done = count_finished(study)
         try:
             study.optimize(runner, n_trials=1, catch=(TrialError,))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, DiskRefused, OSError):  # none of them the candidate's fault
             requeue_interrupted(study, runner.newest)
             raise
         except (UpdateFinishedTrialError, ValueError):  # ValueError: how Optuna refuses to tell a finished trial
@@ -64,8 +63,9 @@ def take(study: optuna.Study, runner: TrialRunner, wanted: int, lock: StudyLock)
     while True:
         lock.acquire()
         swept = sweep(study, lock.one_machine, idle=runner.owner)
-        finished = count_finished(study)
-        if count_taken(study) < wanted:
+        finished, taken = tally(study)
+        if taken < wanted:
+            runner.progress.done = finished
             _tell(runner, swept)
             return True
         lock.release()

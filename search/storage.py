@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,13 @@ def is_sqlite(url: str) -> bool:
     return _parse(url).get_backend_name() == "sqlite"
 
 
-def check_workers(url: str, workers: int) -> None:
-    """Raises UserError where the database is not made for so many writers."""
+def check_workers(url: str, workers: int, elsewhere: bool = False) -> None:
+    """Raises UserError where the database is not made for so many writers, or cannot be reached by those on other machines."""
+    if is_sqlite(url) and elsewhere:
+        raise UserError(
+            "a cluster elsewhere must reach the study's database, but SQLite is a file of this machine; "
+            "give --storage postgresql://user:password@host/database (pip install '.[postgres]')"
+        )
     if is_sqlite(url) and workers > SQLITE_WORKERS:
         raise UserError(
             f"SQLite takes at most {SQLITE_WORKERS} workers, but --workers is {workers}; "
@@ -67,13 +72,22 @@ def open_storage(url: str, on_stale: Callable[[optuna.Study, FrozenTrial], None]
         path.parent.mkdir(parents=True, exist_ok=True)
     with _driver_errors(url), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return optuna.storages.RDBStorage(
+        return _Storage(
             url,
             engine_kwargs=_engine_options(url),
             heartbeat_interval=None if is_sqlite(url) else HEARTBEAT_S,  # on one machine the owner's process says more
             grace_period=GRACE_S,
             heartbeat_stale_trial_callback=on_stale,
         )
+
+
+class _Storage(optuna.storages.RDBStorage):
+    """Optuna's, whose heart goes on beating after the database was away."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Missed while the database is away; its thread must not end for that, since the trial may outlast it."""
+        with suppress(StorageInternalError, SQLAlchemyError):
+            super().record_heartbeat(trial_id)
 
 
 def open_engine(url: str) -> sqlalchemy.Engine:

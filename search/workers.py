@@ -43,6 +43,8 @@ class Job:
     quiet: bool
     plugins: tuple[Path, ...]
     working_dir: Path
+    left_s: float | None = None
+    """Until the goal's deadline, for machines whose clocks count from elsewhere."""
     parent: dict[str, Any] | None = None
     """Whom the worker must not outlive; None on a cluster, which ends its own."""
 
@@ -58,6 +60,7 @@ def run_workers(job: Job, place: Placement, progress: Progress, study: optuna.St
         job = replace(job, config=divided(job.config, place.workers), parent=current_owner())
     while True:
         finished = count_finished(study)
+        job = replace(job, left_s=None if job.goal.deadline is None else job.goal.deadline - time.monotonic())
         try:
             with place.backend():
                 run = joblib.Parallel(n_jobs=place.workers, batch_size=1, pre_dispatch="all")
@@ -94,11 +97,12 @@ def _work(job: Job, index: int) -> str | None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     load_plugins(job.plugins)
     folder = job.runs / job.name
+    goal = job.goal if job.left_s is None else replace(job.goal, deadline=time.monotonic() + job.left_s)
     with storage_errors(job.url):
         study, lock = load_study(job.url, job.name), StudyLock(job.url, folder)
         progress = Progress(job.goal.trials, quiet=job.quiet, epochs_csv=folder / "epochs.csv", prefix=f"[worker {index}] ")
         with progress, open_session(job.space, job.config, folder, job.cache, progress, study, lock) as session:
-            return run_trials(study, session.runner, job.goal, lock)
+            return run_trials(study, session.runner, goal, lock)
 
 
 def _live_as_long_as(parent: dict[str, Any]) -> None:

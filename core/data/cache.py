@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import UserError
-from core.files import made_once
+from core.errors import DiskRefused
+from core.files import made_once, whole_file
 
 Arrays = dict[str, np.ndarray]
 
@@ -25,7 +23,7 @@ _DAMAGE = (OSError, ValueError, SyntaxError, KeyError, EOFError, MemoryError, Ru
 def cached_arrays(path: Path, build: Callable[[], Arrays]) -> Arrays:
     """The arrays in the .npz at `path`, else those of `build`, which are then written there, whole or not at all.
 
-    Arrays of objects are never read (no pickle). Raises UserError when they cannot be written.
+    Arrays of objects are never read (no pickle). Raises DiskRefused when they cannot be written.
     """
     arrays = _read(path)
     if arrays is None:
@@ -48,19 +46,9 @@ def _read(path: Path) -> Arrays | None:
 
 
 def _write(path: Path, arrays: dict[str, Any]) -> None:
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
+        with whole_file(path) as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
-    except OSError as error:
+    except DiskRefused as error:
         megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
-        raise UserError(
-            f"decoded images take {megabytes:.1f} MB in {path.parent}, but cannot be written there: {error.strerror or error};"
-            f" free space or make the folder writable"
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        raise DiskRefused(f"decoded images need {megabytes:.1f} MB in {path.parent}: {error}") from error

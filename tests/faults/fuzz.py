@@ -1,6 +1,7 @@
-"""Mutated spaces, configurations, candidates and bundles through the commands: python -m tests.faults.fuzz --inputs 500 --out fuzz.json
+"""Mutated input through the commands: python -m tests.faults.fuzz --inputs 500 --out fuzz.json
 
-Each must end with exit code 0, or with 2 and one line; never with a traceback, a hang, or a file outside runs/.
+Spaces, configurations, candidates, records of trials, weight files and bundles. Each must end with exit code 0, or with 2 and one line;
+never with a traceback, a hang, or a file outside runs/.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import string
 import tempfile
 import time
@@ -21,11 +23,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.scaling import coordinate
 from core.cli import run_main
 from core.files import write_atomically
+from core.pack import pack
+from results.record import RECORD_KEY
 from tests.core.bundle_samples import make_bundle, save_image
+from tests.core.pack_mutations import network, with_checksum
 from tests.search.studies import ROOT
 
+CHECKSUM_BYTES = 4
 LIMIT_S = 10.0
 """Of processor time: a busy machine is no hang."""
 WORDS = (
@@ -45,6 +52,26 @@ WORDS = (
     "/etc/passwd",
     "é\x00",
     "9" * 40,
+)
+
+
+VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    0.5,
+    10**40,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "../../up",
+    "\x00",
+    [],
+    {},
+    [[]],
+    "<script>alert(1)</script>",
 )
 
 
@@ -69,6 +96,20 @@ def mutate(text: bytes, chance: random.Random) -> bytes:
             head = lines[line].partition(b":")[0]
             text = b"\n".join([*lines[:line], head + b": " + chance.choice(WORDS).encode(), *lines[line + 1 :]])
     return text
+
+
+def retold(value: Any, chance: random.Random) -> Any:
+    """JSON with one value, at any depth, that is another or gone."""
+    if not isinstance(value, (dict, list)) or not value or chance.random() < 0.1:
+        return chance.choice(VALUES)
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key = chance.choice(keys)
+    changed = value.copy()
+    if chance.random() < 0.1:
+        del changed[key]
+    else:
+        changed[key] = retold(value[key], chance)
+    return changed
 
 
 def spaces(folder: Path, chance: random.Random) -> list[str]:
@@ -101,6 +142,51 @@ def bundles(folder: Path, chance: random.Random, sample: Path) -> list[str]:
     return ["--bundle", str(bundle), str(save_image(folder.parent / "red.png", "red"))]
 
 
+def candidates(folder: Path, chance: random.Random, sample: Path) -> list[str]:
+    """A bundle whose candidate is another one, under a digest that fits."""
+    bundle = folder / "bundle"
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(sample, bundle)
+    path = bundle / "candidate.yaml"
+    path.write_bytes(mutate(path.read_bytes(), chance))
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    return ["--bundle", str(bundle), str(save_image(folder.parent / "red.png", "red"))]
+
+
+def weights(folder: Path, chance: random.Random) -> list[str]:
+    """A packed file, its checksum mended."""
+    content = pack(network(0), "coded")[:-CHECKSUM_BYTES]
+    (folder / "weights.pack").write_bytes(with_checksum(mutate(content, chance)))
+    return ["inspect", str(folder / "weights.pack")]
+
+
+def records(folder: Path, chance: random.Random, study: Path) -> list[str]:
+    """A study one of whose trials tells another story."""
+    runs = folder / "runs" / study.name
+    shutil.rmtree(runs, ignore_errors=True)
+    shutil.copytree(study, runs)
+    with contextlib.closing(sqlite3.connect(runs / "study.db")) as database, database:
+        rows = database.execute("SELECT trial_id, value_json FROM trial_user_attributes WHERE key = ?", (RECORD_KEY,)).fetchall()
+        trial, value = chance.choice(sorted(rows))
+        record = json.loads(value)
+        text = (
+            json.dumps(retold(json.loads(record), chance))
+            if chance.random() < 0.8
+            else mutate(record.encode(), chance).decode(errors="replace")
+        )
+        told = (json.dumps(text), trial, RECORD_KEY)
+        database.execute("UPDATE trial_user_attributes SET value_json = ? WHERE trial_id = ? AND key = ?", told)
+    return ["--study", study.name]
+
+
+def make_study(folder: Path) -> Path:
+    """A finished study of a few trials that trained nothing, to be told otherwise."""
+    coordinate(f"sqlite:///{folder / 'study.db'}", folder, 4)
+    return folder
+
+
 def try_one(main: Callable[[list[str]], int], argv: list[str], folder: Path) -> dict[str, Any]:
     """Exit code, message, seconds of the processor, and the files that it left outside runs/."""
     before, start = _files(folder), time.process_time()
@@ -121,15 +207,19 @@ def _files(folder: Path) -> set[Path]:
     return {path for path in folder.parent.rglob("*") if path.is_file() and (folder / "runs") not in path.parents}
 
 
-def fuzz(folder: Path, inputs: int, seed: int, bundle: Path) -> list[dict[str, Any]]:
+def fuzz(folder: Path, inputs: int, seed: int, bundle: Path, study: Path) -> list[dict[str, Any]]:
     """`inputs` of them in turn, in `folder` as the working directory."""
     from core import predict
-    from search import run
+    from core.pack import report as packed
+    from search import report, run
 
     kinds: list[tuple[str, Callable[[list[str]], int], Callable[[random.Random], list[str]]]] = [
         ("space", run.main, lambda chance: spaces(folder, chance)),
         ("config", run.main, lambda chance: configs(folder, chance)),
         ("bundle", predict.main, lambda chance: bundles(folder, chance, bundle)),
+        ("candidate", predict.main, lambda chance: candidates(folder, chance, bundle)),
+        ("weights", packed.main, lambda chance: weights(folder, chance)),
+        ("record", report.main, lambda chance: records(folder, chance, study)),
     ]
     rows, before = [], Path.cwd()
     os.chdir(folder)
@@ -152,7 +242,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "work")
         folder.mkdir()
-        rows = fuzz(folder, args.inputs, args.seed, make_bundle(Path(name, "sample")))
+        rows = fuzz(folder, args.inputs, args.seed, make_bundle(Path(name, "sample")), make_study(Path(name, "told")))
     write_atomically(args.out, json.dumps(rows, indent=1) + "\n")
     print(dict(Counter(row["code"] for row in rows)), "not fine:", [row for row in rows if not is_fine(row)])
 

@@ -43,7 +43,7 @@ def log_of(folder: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def wait_until(what: Callable[[], bool], limit_s: float = 120.0) -> None:
+def wait_until(what: Callable[[], bool], limit_s: float = 300.0) -> None:
     """Fails when it does not become true in time."""
     end = time.monotonic() + limit_s
     while not what():

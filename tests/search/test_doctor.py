@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from core.config import RuntimeConfig
+from core.engines import EngineHost
+from core.files import made_once
+from results.record import RECORD_KEY
 from search import doctor
 from search.owner import OWNER_KEY, current_owner
-from tests.search.studies import Answer, _answer, load, refused, states
+from tests.search.studies import Answer, _answer, command, load, refused, search, states
 
 Capture = pytest.CaptureFixture[str]
 
@@ -41,19 +47,52 @@ def test_what_a_killed_run_leaves_is_named_and_then_mended(again: Path, capfd: C
     again_states = states(load())
     assert again_states[:3] == ["COMPLETE", "COMPLETE", "FAIL"]
     assert load().trials[-1].system_attrs["fixed_params"]["student"] == "resnet8"
-    examine(capfd, "--repair")  # what a running trial held back
     assert examine(capfd).out == "tiny: nothing is wrong\n"
     left = {path.name for path in folder.iterdir()}
     assert not left & {"engines-abc", ".front.csv.1.tmp", "latency.json"}
+    assert (folder / "candidates" / "0123456789abcdef").exists(), "what is queued again goes on from its files"
+
+
+def test_what_no_trial_will_ask_for_goes(again: Path, capfd: Capture) -> None:
+    folder = Path("runs/tiny")
+    (folder / "candidates" / "0123456789abcdef").mkdir()
+    (folder / "parents" / "resnet8-1-0123.part").write_text("half")
+    assert "of no finished trial: can be repaired" in examine(capfd).out
+    assert examine(capfd, "--repair").code == 0
     assert not (folder / "candidates" / "0123456789abcdef").exists()
+    assert not list(folder.rglob("*.part"))
+
+
+def test_what_belongs_to_a_living_process_stays_also_before_its_first_trial(again: Path, capfd: Capture) -> None:
+    cache = Path("runs/.cache/teachers")
+    (Path("runs/tiny/candidates") / "0123456789abcdef").mkdir()
+    (cache / ".dead.safetensors.0123456789ab.tmp").write_text("half")
+    (cache / ".mine.safetensors.0123456789ab.tmp").write_text("half")
+    with EngineHost(RuntimeConfig(name="onnxruntime"), Path("runs/tiny")) as host, made_once(cache / "mine.safetensors"):
+        answer = examine(capfd, "--repair")
+        assert answer.code == 0
+        assert host.scratch.exists()
+        assert (Path("runs/tiny/candidates") / "0123456789abcdef").exists()
+        assert refused(search(capfd, *command("--trials", "1", "--fresh"))).startswith("--fresh needs a study at rest")
+    assert [path.name for path in cache.glob("*.tmp")] == [".mine.safetensors.0123456789ab.tmp"]
+    assert examine(capfd, "--repair").code == 0
+    assert not list(cache.glob("*.tmp"))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (lambda folder: (folder / "weights.pack").unlink(), "missing, so it cannot be exported: cannot be repaired here"),
-        (lambda folder: (folder / "weights.pack").write_bytes(b"half"), "is damaged"),
+        (lambda folder: (folder / "weights.pack").write_bytes(b"half"), "weights.pack is damaged"),
         (lambda folder: (folder / "model.onnx").write_bytes(b"half a model"), "model.onnx is damaged"),
+        (lambda folder: flip_a_bit(folder / "weights.pack"), "weights.pack is damaged (its digest is "),
+        (lambda folder: flip_a_bit(folder / "model.onnx"), "model.onnx is damaged (its digest is "),
     ],
 )
 def test_files_that_an_export_would_miss_are_named(spoil, words: str, again: Path, capfd: Capture) -> None:
@@ -61,6 +100,39 @@ def test_files_that_an_export_would_miss_are_named(spoil, words: str, again: Pat
     answer = examine(capfd, "--repair")
     assert answer.code == 1
     assert words in answer.out
+
+
+def test_studies_of_a_version_that_kept_no_digests_are_checked_by_what_the_files_say(again: Path, capfd: Capture) -> None:
+    for trial in (trial for trial in load().trials if RECORD_KEY in trial.user_attrs):
+        record = json.loads(trial.user_attrs[RECORD_KEY])
+        assert record.pop("files").keys() == {"weights.pack", "model.onnx"}
+        without = json.dumps(record)
+        with sqlite3.connect("runs/tiny/study.db") as database:
+            database.execute(
+                "UPDATE trial_user_attributes SET value_json = ? WHERE trial_id = ? AND key = ?",
+                (json.dumps(without), trial._trial_id, RECORD_KEY),
+            )
+    assert examine(capfd).code == 0
+    path = next(Path("runs/tiny/candidates").glob("*/weights.pack"))
+    path.write_bytes(b"half")
+    answer = examine(capfd)
+    assert "weights.pack is damaged" in answer.out
+    assert "weights.pack has 4 bytes, but was measured with" in answer.out
+
+
+@pytest.mark.parametrize("content", [b"no database at all" * 100, b""])
+def test_a_database_that_is_none_is_one_line(content: bytes, again: Path, capfd: Capture) -> None:
+    Path("runs/tiny/study.db").write_bytes(content)
+    message = refused(examine(capfd))
+    assert "study.db is not (file is not a database); restore it" in message or "there is no study 'tiny'" in message
+
+
+def test_kept_networks_and_answers_that_are_damaged_are_removed(again: Path, capfd: Capture) -> None:
+    damaged = [next(Path("runs/.cache/teachers").glob("*.safetensors")), next(Path("runs/.cache/logits").rglob("*.npy"))]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:50])
+    assert examine(capfd, "--repair").out.count(": damaged: repaired\n") == 2
+    assert not any(path.exists() for path in damaged)
 
 
 def test_a_study_that_is_not_there(empty: Path, capfd: Capture) -> None:

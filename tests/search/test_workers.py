@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +134,17 @@ def test_a_rebooted_machine_has_no_living_owners_and_a_changed_clock_kills_none(
     assert not is_dead(current_owner())
 
 
+def test_a_clock_that_somebody_sets_ends_no_study(study_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker, now = Worker(url_in(study_folder), study_folder), time.time
+    goal = Goal(4, sampler="random", hours=1.0, deadline=time.monotonic() + 3600)
+    for day in (1, -1):
+        monkeypatch.setattr(time, "time", lambda days=day: now() + days * 86_400)
+        assert run_trials(worker.study, worker.runner, replace(goal, trials=3 + day), worker.lock) is None
+    assert states(worker.study) == ["COMPLETE"] * 4
+    past = replace(goal, trials=9, deadline=time.monotonic())
+    assert run_trials(worker.study, worker.runner, past, worker.lock) == "ended early: --max-hours 1 are over"
+
+
 def test_the_lock_is_one_workers_at_a_time(study_folder: Path) -> None:
     first, second = (StudyLock(url_in(study_folder), study_folder) for _ in range(2))
     entered: list[str] = []
@@ -155,6 +168,7 @@ def test_the_lock_is_one_workers_at_a_time(study_folder: Path) -> None:
         (["--workers", "5"], "SQLite takes at most 4 workers, but --workers is 5; give --storage postgresql://"),
         (["--workers", "0"], "--workers must be at least 1"),
         (["--cluster", "rai"], "unknown cluster 'rai', did you mean 'ray'?"),
+        (["--cluster", "ray://head:10001", "--workers", "2"], "a cluster elsewhere must reach the study's database, but SQLite is a file"),
         (["--gpus-per-worker", "1"], "--gpus-per-worker is Ray's, but --cluster is not given"),
     ],
 )
@@ -165,6 +179,7 @@ def test_workers_that_cannot_be_started(flags: list[str], law: str, empty: Path,
 
 def test_another_database_takes_any_number() -> None:
     check_workers("postgresql://host/db", 64)
+    check_workers("postgresql://host/db", 64, elsewhere=True)
     check_workers("sqlite:///study.db", 4)
     with pytest.raises(UserError, match="at most 4"):
         check_workers("sqlite:///study.db", 5)
@@ -174,6 +189,14 @@ def test_one_worker_here_is_this_process() -> None:
     assert Placement().alone
     assert not Placement(workers=2).alone
     assert not Placement(cluster="dask").alone
+
+
+@pytest.mark.parametrize(
+    ("cluster", "elsewhere"),
+    [(None, False), ("ray", False), ("dask://localhost:8786", False), ("ray://127.0.0.1:10001", False), ("ray://head:10001", True)],
+)
+def test_a_cluster_is_elsewhere_unless_it_is_this_machines(cluster: str | None, elsewhere: bool) -> None:
+    assert Placement(cluster=cluster).elsewhere is elsewhere
 
 
 def test_a_study_has_its_metrics_whoever_opens_it(study_folder: Path) -> None:
