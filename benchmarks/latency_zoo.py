@@ -19,15 +19,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from core.candidate import Candidate, GroupPlan  # noqa: E402
+from core.candidate import Candidate, GroupPlan, LatencyReport  # noqa: E402
 from core.compress import draft, resolve  # noqa: E402
 from core.config import RuntimeConfig  # noqa: E402
+from core.eager import NAME, time_eager  # noqa: E402
 from core.engines import EngineHost  # noqa: E402
 from core.errors import TrialError  # noqa: E402
 from core.export import export_onnx  # noqa: E402
 from core.files import write_atomically  # noqa: E402
-from core.latency import time_calls  # noqa: E402
-from core.measuring import measuring  # noqa: E402
 from core.students import STUDENTS  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "latency_zoo.json"
@@ -77,7 +76,7 @@ def rows(students: list[str], max_s: float, kept: dict[Key, Row]) -> Iterator[Ro
                     with EngineHost(plain.config.model_copy(update={"precision": precision}), Path(work)) as engines:
                         yield row | timed(engines, path)
     if EAGER in students:
-        yield eager(max_s, code)
+        yield from eager(max_s, code, kept)
 
 
 def model(student: str, execution: str, engines: EngineHost, work: Path) -> Path:
@@ -95,30 +94,28 @@ def timed(engines: EngineHost, path: Path) -> Row:
         report, artifact = engines.time_model(path)
     except TrialError as error:
         return {"error": str(error)}
-    numbers = {name: getattr(report, name) for name in ("p50_ms", "ci_ms", "stable", "redone", "busy_cores")}
-    return {**numbers, "int8_layers": artifact.int8_layers, "layers": artifact.layers, "error": None}
+    return {**numbers(report), "int8_layers": artifact.int8_layers, "layers": artifact.layers, "error": None}
 
 
-def eager(max_s: float, code: str) -> Row:
-    """ResNet-20 as PyTorch runs it, one thread, in this process; the reference is a small convolution in PyTorch too."""
+def numbers(report: LatencyReport) -> Row:
+    """Those of a row."""
+    return {name: getattr(report, name) for name in ("p50_ms", "ci_ms", "stable", "redone", "busy_cores")}
+
+
+def eager(max_s: float, code: str, kept: dict[Key, Row]) -> Iterator[Row]:
+    """ResNet-20 as PyTorch runs it, one thread, in this process."""
     import torch
 
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    network, image = STUDENTS[EAGER](classes=10, channels=3, image_size=32, width=1.0).eval(), torch.randn(1, *SHAPE)
-    reference, small = torch.nn.Conv2d(16, 32, 3, padding=1).eval(), torch.randn(1, 16, 32, 32)
+    from core.hardware import device_fingerprint
 
-    def call() -> None:
-        network(image)
-
-    def look() -> None:
-        reference(small)
-
-    with torch.inference_mode(), measuring(600.0):
-        timing = time_calls(call, look, warmup_s=0.5, max_s=max_s)
-    numbers = {name: timing[name] for name in ("p50_ms", "ci_ms", "stable", "redone")}  # type: ignore[literal-required]
     facts = {"runtime": "torch_eager", "version": torch.__version__, "code": code}
-    return {"student": EAGER, "execution": "float", "precision": "f32", **facts, **numbers, "int8_layers": 0, "error": None}
+    facts["fingerprint"] = device_fingerprint(1, NAME, torch.__version__)[1]
+    row: Row = {"student": EAGER, "execution": "float", "precision": "f32", **facts}
+    if all(kept.get(key(row), {}).get(fact) == row[fact] for fact in ("fingerprint", "code")):
+        return
+    network = STUDENTS[EAGER](classes=10, channels=3, image_size=32, width=1.0)
+    report = time_eager(network, SHAPE, RuntimeConfig(warmup_s=0.5, max_s=max_s))
+    yield row | numbers(report) | {"int8_layers": 0, "error": None}
 
 
 def table(found: list[Row]) -> str:
@@ -136,14 +133,19 @@ def table(found: list[Row]) -> str:
         lines.append(" | ".join(cells))
     torch_row = by_key.get((EAGER, "float", "f32", "torch_eager"))
     lines = [f"| {line} |" for line in lines]
-    return "\n".join(lines if torch_row is None else [*lines, "", f"PyTorch eager, {EAGER}: {torch_row['p50_ms']:.3f} ms"])
+    if torch_row is None:
+        return "\n".join(lines)
+    rows = [(runtime, by_key.get((EAGER, "int8", "f32", runtime))) for runtime in RUNTIMES]
+    times = [f"{torch_row['p50_ms'] / row['p50_ms']:.1f} x faster in {runtime} INT8" for runtime, row in rows if row is not None]
+    return "\n".join([*lines, "", ", ".join([f"PyTorch eager, {EAGER}: {torch_row['p50_ms']:.3f} ms", *times])])
 
 
 def _code() -> str:
     """12 hex digits of everything in core/ that decides what is exported and how it is timed."""
     folders = ("students", "quantise", "runtimes")
     sources = sorted(path for folder in folders for path in (ROOT / "core" / folder).rglob("*.py"))
-    more = [ROOT / "core" / name for name in ("export.py", "latency.py", "reference.py", "engine_child.py")]
+    names = ("export.py", "compress.py", "plan.py", "latency.py", "reference.py", "engine_child.py", "eager.py")
+    more = [ROOT / "core" / name for name in names]
     return hashlib.sha256(b"".join(path.read_bytes() for path in (*sources, *more))).hexdigest()[:12]
 
 

@@ -46,11 +46,12 @@ Row = dict[str, Any]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", nargs="+", default=sorted(STUDENTS), choices=sorted(STUDENTS), metavar="NAME")
+    parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--fresh", action="store_true", help="build also what was built before")
     args = parser.parse_args()
     version = str(building_runtime("tensorrt_rtx", TARGETS).version)
     code = _code()  # once: the program may change while this runs
-    kept = {} if args.fresh else _kept(version, code)
+    kept = {} if args.fresh else _kept(args.out, version, code)
     for student in args.students:
         for execution in EXECUTIONS:
             done = {row["target"] for row in kept.values() if (row["student"], row["execution"]) == (student, execution)}
@@ -58,7 +59,7 @@ def main() -> int:
             for row in rows(student, execution, targets) if targets else ():
                 kept[(student, execution, row["target"])] = row
                 print(json.dumps(row), flush=True)
-            write_atomically(RESULT, _document(version, code, list(kept.values())))
+            write_atomically(args.out, _document(version, code, list(kept.values())))
     chosen = [row for row in kept.values() if row["student"] in args.students]
     bad = [row for row in chosen if row["error"] or row["warnings"]]
     print(f"{len(chosen)} engines, {len(bad)} failed or with warnings")
@@ -91,11 +92,11 @@ def rows(student: str, execution: str, targets: tuple[str, ...], *, width: float
             yield {**row, **numbers, "warnings": sorted(set(built.warnings))}
 
 
-def _kept(version: str, code: str) -> dict[tuple[str, str, str], Row]:
+def _kept(out: Path, version: str, code: str) -> dict[tuple[str, str, str], Row]:
     """Good rows of an earlier run with the same library and the same code of the program."""
-    if not RESULT.exists():
+    if not out.exists():
         return {}
-    stored = json.loads(RESULT.read_text(encoding="utf-8"))
+    stored = json.loads(out.read_text(encoding="utf-8"))
     if (stored["tensorrt_rtx"], stored["code"]) != (version, code):
         return {}
     return {(row["student"], row["execution"], row["target"]): row for row in stored["rows"] if not row["error"]}
@@ -110,7 +111,8 @@ def _document(version: str, code: str, found: list[Row]) -> str:
 def _code() -> str:
     """12 hex digits of everything in core/ that decides what is exported and built."""
     sources = sorted(path for folder in ("students", "quantise", "runtimes") for path in (ROOT / "core" / folder).rglob("*.py"))
-    text = b"".join(path.read_bytes() for path in (*sources, ROOT / "core" / "export.py", ROOT / "core" / "prune.py", Path(__file__)))
+    more = [ROOT / "core" / name for name in ("export.py", "prune.py", "compress.py", "plan.py")]
+    text = b"".join(path.read_bytes() for path in (*sources, *more, Path(__file__)))
     return hashlib.sha256(text).hexdigest()[:12]
 
 

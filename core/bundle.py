@@ -1,7 +1,7 @@
 """A bundle: one folder that holds a compressed model and everything needed to run it. This program reads it as data, never as code.
 
     model.onnx  weights.pack  candidate.yaml  measurement.json  labels.json  preprocessing.json  bundle.json
-    README.md  MODEL_CARD.md  verify.py  requirements.txt
+    README.md  MODEL_CARD.md  verify.py  requirements.txt, and where asked for: model.engine or model.blob, timing.cache or kernels.cache
 
 `bundle.json` is the manifest: format version, runtime, and the SHA-256 of every other file. `verify.py` is core/bundle_verify.py: it checks
 the bundle where this program is not installed, with what requirements.txt lists.
@@ -28,7 +28,8 @@ from core.bundle_card import model_card
 from core.bundle_readme import readme
 from core.candidate import Candidate, Frozen
 from core.errors import UserError
-from core.runtimes.types import installed_version
+from core.files import write_atomically
+from core.runtimes.types import ENGINE_FILES, installed_version
 from core.yaml_io import load_yaml, parse
 
 FORMAT = "paretopress-bundle"
@@ -63,6 +64,17 @@ class Preprocessing(Frozen):
         return (images.astype(np.float32) / np.float32(255) - mean) / std
 
 
+class EngineFacts(Frozen):
+    """What the optional engine files are for: they load at once where all of it is equal, and nowhere else."""
+
+    files: tuple[Literal["model.engine", "model.blob", "timing.cache", "kernels.cache"], ...]
+    runtime: str
+    version: str
+    device: str
+    """Compute capabilities ("SM86, SM89"), or the processor or GPU that built them."""
+    batch: int
+
+
 class Manifest(Frozen):
     """What bundle.json holds. `files`: name -> SHA-256 in hex."""
 
@@ -71,6 +83,7 @@ class Manifest(Frozen):
     runtime: str
     precision: Precision = "f32"
     files: dict[str, str]
+    engine: EngineFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -106,12 +119,16 @@ def write_bundle(
     runtime: str,
     precision: Precision = "f32",
     readme_facts: Mapping[str, object] | None = None,
+    engine: EngineFacts | None = None,
+    engine_files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write the folder `path` atomically: it is the old one or the new one, complete, whatever interrupts.
 
-    `readme_facts` (name -> value) are listed in the README. An existing bundle or an empty folder is replaced.
+    `readme_facts` (name -> value) are listed in the README, `engine_files` lie beside the model; `engine` says what they are for.
+    An existing bundle or an empty folder is replaced.
     Errors: UserError when `path` holds anything else, or cannot be written.
     """
+    assert set(engine.files if engine else ()) == set(engine_files or {}), (engine, list(engine_files or {}))
     path = path.resolve()
     check_replaceable(path)
     contents = {
@@ -121,17 +138,27 @@ def write_bundle(
         "measurement.json": to_json(measurement),
         "labels.json": to_json(list(labels)),
         "preprocessing.json": to_json(preprocessing.model_dump(mode="json")),
-        "README.md": readme(runtime, labels, preprocessing.image_size, readme_facts or {}).encode(),
+        "README.md": readme(runtime, labels, preprocessing.image_size, readme_facts or {}, _engine_row(engine)).encode(),
         "MODEL_CARD.md": model_card(candidate, measurement, labels, runtime).encode(),
         "verify.py": Path(bundle_verify.__file__).read_bytes(),
         "requirements.txt": requirements(runtime).encode(),
     }
+    contents |= engine_files or {}
     digests = {name: digest(content) for name, content in contents.items()}
-    manifest = Manifest(runtime=runtime, precision=precision, files=digests)
+    manifest = Manifest(runtime=runtime, precision=precision, files=digests, engine=engine)
     try:
-        replace_folder(path, {**contents, MANIFEST: to_json(manifest.model_dump(mode="json"))})
+        replace_folder(path, {**contents, MANIFEST: to_json(manifest.model_dump(mode="json", exclude_none=True))})
     except OSError as error:
         raise UserError(f"a bundle needs a folder that can be written, but {error}; free space or choose another folder") from error
+
+
+def _engine_row(engine: EngineFacts | None) -> str:
+    """For the README's table of files."""
+    if engine is None:
+        return ""
+    names = ", ".join(f"`{name}`" for name in engine.files)
+    where = f"{engine.runtime} {engine.version} on {engine.device}, {engine.batch} image(s) a call"
+    return f"| {names} | what {where} loads at once; elsewhere use `model.onnx` |\n"
 
 
 def requirements(runtime: str) -> str:
@@ -143,7 +170,7 @@ def requirements(runtime: str) -> str:
 def read_bundle(path: Path) -> Bundle:
     """The bundle in the folder `path`, every digest verified. Errors: UserError naming the file that is missing, changed or malformed."""
     manifest = read_manifest(path)
-    contents = {name: read_file(path, name) for name in FILES}
+    contents = {name: read_file(path, name) for name in (*FILES, *(manifest.engine.files if manifest.engine else ()))}
     for name, content in contents.items():
         if manifest.files.get(name) != digest(content):
             raise UserError(f"a bundle's files must stay as written, but {name} in {path} has another SHA-256; export the bundle again")
@@ -187,7 +214,7 @@ def check_replaceable(path: Path) -> None:
     if not path.is_dir():
         raise UserError(f"a bundle is a folder, but {path} is a file; choose another folder")
     names = {entry.name for entry in path.iterdir()}
-    foreign = sorted(names - {*FILES, MANIFEST})
+    foreign = sorted(names - {*FILES, *ENGINE_FILES, MANIFEST})
     if foreign:
         raise UserError(f"only a bundle or an empty folder is replaced, but {path} holds {foreign[0]}; choose another folder")
     if names:
@@ -201,7 +228,7 @@ def replace_folder(path: Path, contents: Mapping[str, bytes]) -> None:
     try:
         new.mkdir(parents=True)
         for name, content in contents.items():
-            (new / name).write_bytes(content)
+            write_atomically(new / name, content)
         if path.exists():
             os.replace(path, old)
         os.replace(new, path)

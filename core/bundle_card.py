@@ -64,17 +64,25 @@ def _results(search: Mapping[str, Any], test: Mapping[str, Any], teacher: Mappin
         low, high = (100 * bound for bound in test["interval"])
         lines.append(f"Test: {100 * test['accuracy']:.2f} % of {test['images']} images, 95 % interval {low:.2f} to {high:.2f}.")
     if search:
-        latency = search["latency"]
         lines.append(
             f"Search split: {100 * search['accuracy']:.2f} % of {search['images']} images. {search['size_bytes'] / KB:.1f} KB. "
-            f"{latency['p50_ms']:.4f} ms a call of {latency['batch']} image(s) on {latency['threads']} thread(s)."
+            f"{_speed(search['latency'])}."
         )
     if teacher:
+        timed = [f", {teacher['latency']['p50_ms']:.4f} ms"] if "p50_ms" in teacher["latency"] else [""]
         lines.append(
             f"The teacher in float32, same runtime: {100 * teacher['accuracy']:.2f} % of the search split, "
-            f"{teacher['size_bytes'] / KB:.1f} KB, {teacher['latency']['p50_ms']:.4f} ms."
+            f"{teacher['size_bytes'] / KB:.1f} KB{timed[0]}."
         )
     return lines or [UNKNOWN]
+
+
+def _speed(latency: Mapping[str, Any]) -> str:
+    """Of what was timed, or of what was only built for GPUs that were not at hand."""
+    if "p50_ms" in latency:
+        return f"{latency['p50_ms']:.4f} ms a call of {latency['batch']} image(s) on {latency['threads']} thread(s)"
+    targets = ", ".join(latency["compute_capability"])
+    return f"Latency was not measured: the engine was built for {targets} on a machine without one of them"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -49,7 +49,7 @@ Images of another size than {size}x{size} are scaled on the shorter side and cro
 | `preprocessing.json` | size, channels, mean and std: x = (pixel / 255 - mean) / std |
 | `MODEL_CARD.md` | what it is for, what it was made of, how good it is, what was not tried |
 | `verify.py`, `requirements.txt` | derive size, accuracy and latency anew, and what that needs |
-| `bundle.json` | format version, runtime, SHA-256 of every file; change a file and the bundle is refused |
+{engine}| `bundle.json` | format version, runtime, SHA-256 of every file; change a file and the bundle is refused |
 """
 
 SNIPPET = """\
@@ -65,9 +65,10 @@ logits = session.run(["logits"], {"images": x.transpose(2, 0, 1)[None].astype(np
 print(labels[int(logits.argmax())])"""
 
 
-def readme(runtime: str, labels: Sequence[str], image_size: int, facts: Mapping[str, object]) -> str:
-    """The text of README.md. `facts` become a list, in their order."""
+def readme(runtime: str, labels: Sequence[str], image_size: int, facts: Mapping[str, object], engine: str = "") -> str:
+    """The text of README.md. `facts` become a list, in their order; `engine` is the table's row of the engine files, if any."""
     shown = [f"`{label}`" for label in labels[:10]]
     classes = ", ".join(shown) + (", ... (all in `labels.json`)" if len(labels) > 10 else "")
     listed = "\n".join(f"- {name}: {value}" for name, value in facts.items()) or f"- Runtime: {runtime}"
-    return TEMPLATE.format(runtime=runtime, facts=listed, count=len(labels), classes=classes, snippet=SNIPPET, size=image_size)
+    shape = {"count": len(labels), "classes": classes, "snippet": SNIPPET, "size": image_size}
+    return TEMPLATE.format(runtime=runtime, facts=listed, engine=engine, **shape)

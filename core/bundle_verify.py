@@ -1,6 +1,7 @@
 """Does this bundle still do what it says? python verify.py [IMAGES]     IMAGES: a folder of <class>/*.png, *.jpg ...
 
-Derives size, accuracy (on your images) and latency anew, puts them beside what the bundle states, and says what differs.
+Derives size, accuracy (on your images) and latency anew, puts them beside what the bundle states, and says what differs; also whether
+engine files, where there are some, are stale here.
 It needs nothing but what requirements.txt lists. Exit code: 0 all agrees, 1 something differs, 2 it could not be checked.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.metadata
 import json
 import statistics
 import sys
@@ -35,6 +37,12 @@ UPRIGHT = {
 LATENCY_SLACK = 0.15
 """On the same kind of machine a median may differ by this share: another day, another load."""
 BATCH = 50
+DISTRIBUTIONS = {
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+}
+"""Runtime with engine files of its own -> what it is installed as."""
 Row = tuple[str, str, str, bool | None]
 """What, stated, found, and whether they agree; None: no verdict."""
 Run = Callable[[np.ndarray], np.ndarray]
@@ -47,7 +55,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         manifest, measured = read("bundle.json"), read("measurement.json")
-        rows = [*check_files(manifest), check_size(measured), *check_latency(manifest, measured, args.seconds)]
+        rows = [*check_files(manifest), check_size(measured), *check_latency(manifest, measured, args.seconds), *check_engine(manifest)]
         if args.images is not None:
             rows.append(check_accuracy(manifest, measured, args.images))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -117,6 +125,47 @@ def check_latency(manifest: dict[str, Any], measured: dict[str, Any], seconds: f
     note = "" if same else f" (on {here}, not {there})" if here != there else " (not the runtime it was measured in)"
     agrees = abs(found - stated["p50_ms"]) <= LATENCY_SLACK * stated["p50_ms"] if same else None
     yield "latency", f"{stated['p50_ms']:.4f} ms median", f"{found:.4f} ms{note}", agrees
+
+
+def check_engine(manifest: dict[str, Any]) -> Iterator[Row]:
+    """Whether the engine files fit what is installed here; OpenVINO's is also run, beside the model that it was made of."""
+    facts = manifest.get("engine")
+    if facts is None:
+        return
+    stated, names = f"{facts['runtime']} {facts['version']} on {facts['device']}", DISTRIBUTIONS[facts["runtime"]]
+    versions = [version for name in names if (version := installed(name)) is not None]
+    if not versions:
+        yield "engine", stated, f"{facts['runtime']} is not installed", None
+    elif versions[0] != facts["version"]:
+        yield "engine", stated, f"{versions[0]}: stale here, use model.onnx", False
+    elif "model.blob" not in facts["files"]:
+        yield "engine", stated, f"{versions[0]}, not run", None
+    else:
+        yield "engine", stated, *run_blob(manifest, facts["batch"])
+
+
+def run_blob(manifest: dict[str, Any], batch: int) -> tuple[str, bool]:
+    """What OpenVINO's compiled model answers on random images, in words, and whether that is what model.onnx answers."""
+    import openvino
+
+    inputs = read("preprocessing.json")
+    shape = (batch, inputs["channels"], inputs["image_size"], inputs["image_size"])
+    images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    expected = load(manifest, batch, 1)[0](images)
+    try:
+        request = openvino.Core().import_model((HERE / "model.blob").read_bytes(), "CPU").create_infer_request()
+        found = np.array(next(iter(request.infer([images]).values())))
+    except RuntimeError as error:
+        return f"it does not load ({str(error).splitlines()[0][:80]}), use model.onnx", False
+    same = bool(np.allclose(found, expected, rtol=0.01, atol=0.01 * float(np.abs(expected).max())))
+    return ("loads, the same logits" if same else "loads, other logits: use model.onnx"), same
+
+
+def installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def load(manifest: dict[str, Any], batch: int, threads: int) -> tuple[Run, str, str]:

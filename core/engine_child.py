@@ -7,7 +7,9 @@ Requests: {"op": "ping"}
            "reference": path of core/reference.py's network}
           {"op": "predict", "model", "runtime", "options", "images": path.npy, "out": path.npy}
           {"op": "build", "model", "runtime", "options", "compute_capability": ["SM89"], "out": path}
-Answers:  {"ok": {...}} or {"error": "user" | "engine", "message"}
+          {"op": "files", "model", "runtime", "options", "out": folder}
+          {"op": "layer_times", "model", "runtime", "options"}
+Answers:  {"ok": {...}} or {"error": "user" | "disk" | "engine", "message"}
 
 It imports numpy and its runtime only (TensorRT's needs onnx, and torch for memory and streams), and ends with its parent or at the
 end of stdin. Its parent is core/engines.py.
@@ -29,8 +31,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from core.errors import UserError
-from core.files import write_atomically
+from core.errors import DiskRefused, UserError
+from core.files import write_atomically, writing
 from core.latency import Timed, time_calls
 from core.machine import conditions, read_machine
 from core.runtimes import Engine, EngineOptions, building_runtime, check_precision, installed_runtime
@@ -53,6 +55,8 @@ def _answer(line: str) -> dict[str, Any]:
     try:
         request = json.loads(line)
         return {"ok": OPS[request["op"]](request)}
+    except DiskRefused as error:
+        return {"error": "disk", "message": str(error)}
     except UserError as error:
         return {"error": "user", "message": str(error)}
     except Exception as error:
@@ -97,7 +101,8 @@ def _predict(request: dict[str, Any]) -> dict[str, Any]:
         chunk = images[start : start + batch]
         part[: len(chunk)] = chunk
         logits.append(_run(engine, part)[: len(chunk)])
-    np.save(request["out"], np.concatenate(logits))
+    with writing(Path(request["out"])):
+        np.save(request["out"], np.concatenate(logits))
     return {"artifact": engine.artifact()}
 
 
@@ -110,6 +115,23 @@ def _build(request: dict[str, Any]) -> dict[str, Any]:
     built = runtime.build(request["model"], options, targets)
     write_atomically(Path(request["out"]), built.plan)
     return {"artifact": built.artifact, "size_bytes": len(built.plan), "warnings": built.warnings}
+
+
+def _files(request: dict[str, Any]) -> dict[str, Any]:
+    """Write what the runtime loads in place of the model on this device to the folder `out`; no files where it has none."""
+    runtime, options = installed_runtime(request["runtime"]), EngineOptions(**request["options"])
+    check_precision(runtime, options.precision)
+    made = {} if runtime.files is None else runtime.files(request["model"], options)
+    for name, content in made.items():
+        write_atomically(Path(request["out"], name), content)
+    return {"files": sorted(made)}
+
+
+def _layer_times(request: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of every node; none where the runtime does not say."""
+    runtime, options = installed_runtime(request["runtime"]), EngineOptions(**request["options"])
+    check_precision(runtime, options.precision)
+    return {"nodes": {} if runtime.layer_times is None else runtime.layer_times(request["model"], options)}
 
 
 def _load(request: dict[str, Any]) -> Engine:
@@ -138,6 +160,8 @@ OPS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "latency": _latency,
     "predict": _predict,
     "build": _build,
+    "files": _files,
+    "layer_times": _layer_times,
 }
 
 

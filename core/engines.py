@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,26 +18,31 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from core.agent_client import AgentConnection
-from core.candidate import KB, EngineArtifact, LatencyReport
+from core.candidate import KB, BuildReport, EngineArtifact, LatencyReport
 from core.cli import Parser, required, run_main
 from core.config import RuntimeConfig
 from core.engine_process import Child, ChildLost, one_line
-from core.errors import EngineBuildError, MeasurementError, UserError
-from core.files import write_atomically
+from core.errors import DiskRefused, EngineBuildError, MeasurementError, UserError
+from core.files import is_held, write_atomically, writing
 from core.hardware import device_fingerprint
 from core.measuring import measuring
-from core.runtimes import building_runtime, check_precision, on_grid, running_runtime
+from core.runtimes import building_runtime, check_precision, compute_capability, installed_runtime, on_grid, running_runtime
 
+HOST_PREFIX, ALIVE = "engines-", "alive.lock"
+"""The folder of a host below its `work_dir`, and the file in it that a living host holds."""
 QUIET_KEY = "quiet_ms"
 """Entry of the latency cache: fingerprint and precision -> the reference network's quiet times in the latest stable measurements."""
 REMEMBERED = 9
+SCORER = "onnxruntime"
+"""Runs the models whose engines are only built: it computes on every grid of activations, as in `verify.py` of a bundle."""
 
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A serialised engine for one compute capability, what the builder made of the model and what it warned of."""
+    """A serialised engine, what the builder made of the model and what it warned of."""
 
     path: Path
     size_bytes: int
@@ -48,16 +54,16 @@ class EngineHost:
     """One runtime on this machine, behind one long-lived child that starts with the first request; with `runtime.agent` on another one.
 
     `work_dir` holds the latency cache, what a GPU runtime learns of its device and, while the host is open, images on their way to
-    the child. With `targets` (compute capabilities) it builds engines for them, and has none to time or to run.
+    the child. With `runtime.build_for` (compute capabilities) it builds engines for them and times none; SCORER answers in their place.
     The child ends with the thread that made the first request: keep a host within one thread.
     """
 
-    def __init__(self, runtime: RuntimeConfig, work_dir: Path, targets: tuple[str, ...] = ()) -> None:
+    def __init__(self, runtime: RuntimeConfig, work_dir: Path) -> None:
         """UserError for an unknown runtime or a precision it lacks, MissingRuntime for one that is not installed or has no GPU."""
         self.config = runtime
         self._agent = None if runtime.agent is None else AgentConnection(runtime)
-        if targets:
-            self.runtime = building_runtime(runtime.name, targets)
+        if runtime.build_for:
+            self.runtime, self._scorer = building_runtime(runtime.name, runtime.build_for), installed_runtime(SCORER).name
         elif self._agent is not None:
             self.runtime = self._agent.runtime
         else:
@@ -65,17 +71,17 @@ class EngineHost:
         check_precision(self.runtime, runtime.precision)
         if runtime.activation_grid != "auto":
             self.runtime = on_grid(self.runtime, runtime.activation_grid)
-        on_gpu = self.runtime.device == "cuda"
+        on_gpu = self.runtime.device == "cuda" and not runtime.build_for
         if self._agent is not None:
             self.device, self.fingerprint = self._agent.device, self._agent.fingerprint
         else:
-            self.device, self.fingerprint = device_fingerprint(
-                runtime.threads, self.runtime.name, str(self.runtime.version), on_gpu=on_gpu and not targets
-            )
+            self.device, self.fingerprint = device_fingerprint(runtime.threads, self.runtime.name, str(self.runtime.version), on_gpu=on_gpu)
         work_dir.mkdir(parents=True, exist_ok=True)
         self._cache = work_dir / "latency.json"
         self._engine_cache = str(work_dir.resolve() / "engine-cache") if on_gpu else None
-        self._folder = tempfile.TemporaryDirectory(dir=work_dir, prefix="engines-")
+        self._folder = tempfile.TemporaryDirectory(dir=work_dir, prefix=HOST_PREFIX)
+        self._alive = FileLock(Path(self._folder.name, ALIVE))  # free when this process dies, however it does
+        self._alive.acquire()
         self._child: Child | None = None
 
     def __enter__(self) -> EngineHost:
@@ -87,16 +93,24 @@ class EngineHost:
     def close(self) -> None:
         """End the child and remove what was on its way to it. A closed host may not be used again."""
         self._replace_child()
+        self._alive.release()
         self._folder.cleanup()
 
-    def latency(self, model: Path, key: str | None = None) -> LatencyReport:
-        """Time one call of `batch` images of the ONNX file `model`, alone on this machine.
+    @property
+    def scratch(self) -> Path:
+        """A folder of this host alone, also where several machines share `work_dir`; gone when the host is closed."""
+        return Path(self._folder.name)
+
+    def latency(self, model: Path, key: str | None = None) -> LatencyReport | BuildReport:
+        """Time one call of `batch` images of the ONNX file `model`, alone on this machine; a host that only builds says what it built.
 
         A `key` names the model's structure: the same key on the same device, with the same options, is measured once
         per `work_dir`. EngineBuildError when the engine cannot be built or run, MeasurementError when another measurement holds
         the machine for longer than `runtime.wait_s`.
         """
         config = self.config
+        if config.build_for:
+            return self.build_report(model, Path(self._folder.name, "model.engine"))
         entry = f"{key} {self.fingerprint} batch={config.batch} precision={config.precision}"
         with self._alone():
             cached = _read_cache(self._cache) if key is not None else {}
@@ -108,7 +122,12 @@ class EngineHost:
         return report
 
     def time_model(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
-        """Time the ONNX file `model` now, and say what really ran. Errors as `latency`."""
+        """Time the ONNX file `model` now, and say what really ran. Errors as `latency`, and UserError where engines are only built."""
+        if self.config.build_for:
+            targets = ", ".join(self.config.build_for)
+            raise UserError(
+                f"an engine is timed where it runs, but runtime.build_for ({targets}) only builds; name a runtime that runs here"
+            )
         with self._alone():
             return self._time(model)
 
@@ -133,11 +152,45 @@ class EngineHost:
             )
         return logits, artifact
 
-    def build(self, model: Path, target: str, out: Path) -> EngineFile:
-        """Build the engine of the ONNX file `model` for one compute capability ("SM89") into `out`. EngineBuildError when it cannot be."""
+    def build(self, model: Path, targets: Sequence[str], out: Path) -> EngineFile:
+        """Build one engine of the ONNX file `model` for compute capabilities such as "SM89" into `out`, or raise EngineBuildError."""
         config = self.config
-        answer = self._ask("build", model, config.batch, config.timeout_s, compute_capability=[target], out=str(out.resolve()))
+        answer = self._ask("build", model, config.batch, config.timeout_s, compute_capability=list(targets), out=str(out.resolve()))
         return EngineFile(out, answer["size_bytes"], self._artifact(model, answer), tuple(answer["warnings"]))
+
+    def build_report(self, model: Path, out: Path) -> BuildReport:
+        """Build the engine for all of `runtime.build_for` into `out`, and what there is to say of one that cannot run here."""
+        config, built = self.config, self.build(model, self.config.build_for, out)
+        return BuildReport(
+            **built.artifact.model_dump(exclude={"model_path"}),
+            compute_capability=config.build_for,
+            engine_bytes=built.size_bytes,
+            scored_in=self._scorer,
+            batch=config.batch,
+            threads=config.threads,
+            fingerprint=self.fingerprint,
+        )
+
+    def files(self, model: Path) -> dict[str, bytes]:
+        """The runtime's own files of the ONNX file `model` for this device, or for `runtime.build_for`: name -> content (ENGINE_FILES).
+
+        Empty where it has none, and with an agent: they belong to its device. EngineBuildError when the engine cannot be built.
+        """
+        if self._agent is not None:
+            return {}
+        with tempfile.TemporaryDirectory(dir=self._folder.name) as out:
+            if self.config.build_for:
+                self.build(model, self.config.build_for, Path(out, "model.engine"))
+            else:
+                self._ask("files", model, self.config.batch, self.config.timeout_s, out=out)
+            return {path.name: path.read_bytes() for path in sorted(Path(out).iterdir())}
+
+    def layer_times(self, model: Path) -> dict[str, float]:
+        """Node of the ONNX file -> milliseconds, timed now and alone; empty where the runtime does not say. Errors as `latency`."""
+        if self._agent is not None or self.config.build_for:
+            return {}
+        with self._alone():
+            return dict(self._ask("layer_times", model, self.config.batch, self.config.timeout_s)["nodes"])
 
     def _alone(self) -> AbstractContextManager[None]:
         """Nobody else measures on this machine; an agent's machine sees to itself."""
@@ -153,8 +206,10 @@ class EngineHost:
     def _predict_here(self, model: Path, images: np.ndarray, batch: int, limit_s: float) -> tuple[np.ndarray, EngineArtifact]:
         """Through the child, images and logits as files: pipes would copy them as text."""
         source, target = Path(self._folder.name, "images.npy"), Path(self._folder.name, "logits.npy")
-        np.save(source, images)
-        answer = self._ask("predict", model, batch, limit_s, images=str(source), out=str(target))
+        with writing(source):
+            np.save(source, images)
+        stand_in = {"runtime": self._scorer, "precision": "f32"} if self.config.build_for else {}
+        answer = self._ask("predict", model, batch, limit_s, images=str(source), out=str(target), **stand_in)
         return np.load(target, allow_pickle=False), self._artifact(model, answer)
 
     def _measure(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
@@ -190,13 +245,15 @@ class EngineHost:
         return path
 
     def _artifact(self, model: Path, answer: dict[str, Any]) -> EngineArtifact:
-        return EngineArtifact(runtime=self.runtime.name, model_path=str(model), **answer["artifact"])
+        return EngineArtifact(runtime=answer["runtime"], model_path=str(model), **answer["artifact"])
 
-    def _ask(self, op: str, model: Path, batch: int, limit_s: float, **more: Any) -> dict[str, Any]:
-        """The child's answer about one engine within `limit_s`, or the exception it stands for."""
-        config = self.config
-        options = {"batch": batch, "threads": config.threads, "precision": config.precision, "cache": self._engine_cache}
-        request = {"op": op, "model": str(Path(model).resolve()), "runtime": self.runtime.name, "options": options, **more}
+    def _ask(
+        self, op: str, model: Path, batch: int, limit_s: float, *, runtime: str | None = None, precision: str | None = None, **more: Any
+    ) -> dict[str, Any]:
+        """The child's answer about one engine within `limit_s`, with the `runtime` that gave it, or the exception it stands for."""
+        config, name = self.config, runtime or self.runtime.name
+        options = {"batch": batch, "threads": config.threads, "precision": precision or config.precision, "cache": self._engine_cache}
+        request = {"op": op, "model": str(Path(model).resolve()), "runtime": name, "options": options, **more}
         if self._child is None or not self._child.alive():
             self._replace_child()
             self._child = Child(Path(self._folder.name))
@@ -204,21 +261,28 @@ class EngineHost:
             answer = self._child.ask(request, limit_s)
         except ChildLost as error:
             self._replace_child()
-            raise EngineBuildError(f"{self.runtime.name} {error} ({op} of {model}, limit {limit_s:g} s)") from error
+            raise EngineBuildError(f"{name} {error} ({op} of {model}, limit {limit_s:g} s)") from error
         except BaseException:  # Ctrl-C in between: the answer that comes later would be taken for that of the next request
             self._replace_child()
             raise
         if "ok" in answer:
-            return answer["ok"]
+            return {**answer["ok"], "runtime": name}
+        if answer["error"] == "disk":
+            raise DiskRefused(answer["message"])
         if answer["error"] == "user":
             raise UserError(answer["message"])
-        raise EngineBuildError(f"{self.runtime.name} cannot build or run {model}: {one_line(answer['message'])}")
+        raise EngineBuildError(f"{name} cannot build or run {model}: {one_line(answer['message'])}")
 
     def _replace_child(self) -> None:
         """Kill the child, if any; the next request starts another."""
         if self._child is not None:
             self._child.kill()
         self._child = None
+
+
+def living_hosts(work_dir: Path) -> list[Path]:
+    """Folders of hosts that are open: somebody works in `work_dir`, in a trial or before his first."""
+    return [folder for folder in sorted(work_dir.glob(f"{HOST_PREFIX}*")) if is_held(folder / ALIVE)]
 
 
 def main(argv: list[str]) -> int:
@@ -237,12 +301,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"MODEL must be an ONNX file, but there is no {args.model}; name one")
     if args.batch < 1 or not args.timeout_s > 0:
         raise UserError(f"--batch must be at least 1 and --timeout-s above 0, but got {args.batch} and {args.timeout_s:g}; correct them")
-    targets = tuple(f"SM{number.upper().removeprefix('SM').replace('.', '')}" for number in args.sm)
-    config = RuntimeConfig(name=args.runtime, batch=args.batch, precision=args.precision, timeout_s=args.timeout_s)
+    targets = tuple(map(compute_capability, args.sm))
+    plain = RuntimeConfig(name=args.runtime, batch=args.batch, precision=args.precision, timeout_s=args.timeout_s)
+    config = plain.model_copy(update={"build_for": targets})
     folder = args.out or args.model.parent
-    with required("an engine"), tempfile.TemporaryDirectory() as work, EngineHost(config, Path(work), targets) as host:
+    with required("an engine"), tempfile.TemporaryDirectory() as work, EngineHost(config, Path(work)) as host:
         for target in targets:
-            _describe(host.build(args.model, target, folder / f"{args.model.stem}.{target}.engine"))
+            _describe(host.build(args.model, (target,), folder / f"{args.model.stem}.{target}.engine"))
     return 0
 
 

@@ -17,6 +17,8 @@ from core.errors import UserError
 if TYPE_CHECKING:
     import optuna
 
+    from core.bundle import EngineFacts
+    from core.candidate import Measurement
     from core.config import Config, RuntimeConfig
     from core.data.types import SearchData
     from core.engines import EngineHost
@@ -36,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: exported/<study>[-refined]-rank<R>[-<runtime>]")
     parser.add_argument("--runtime", metavar="NAME", help="export for another runtime: on its grid, scored and timed there")
     parser.add_argument("--refined", action="store_true", help="a point of the refined front (search.refine) in place of the searched one")
+    parser.add_argument("--engine", action="store_true", help="also the runtime's own files for this device: engine, timing cache")
     parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="the most accurate point that is this fast")
     parser.add_argument("--max-size-kb", type=float, metavar="KB", help="... this small (KB of 1000 bytes)")
     parser.add_argument("--min-accuracy", type=float, metavar="A", help="... this accurate, in [0, 1]")
@@ -126,6 +129,7 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
         device = {"device": engines.device, "fingerprint": engines.fingerprint}
         facts = run | device | _twins(exported, config, data, engines, model) | _calibration(config, data)
         measurement = _measurement(study, exported, rank, facts, test)
+        engine, files = _engine_files(engines, model, asked=args.engine)
         write_bundle(
             out,
             onnx=model.read_bytes(),
@@ -137,6 +141,8 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
             runtime=engines.runtime.name,
             precision=config.runtime.precision,
             readme_facts=_readme_facts(exported, measurement),
+            engine=engine,
+            engine_files=files,
         )
     _tell(record, exported, rank, measurement, out)
 
@@ -157,13 +163,13 @@ def _tell(record: TrialRecord, exported: TrialRecord, rank: int, measurement: Ma
     print(
         f"rank {rank} (trial {record.number}): test {judge(record)} {100 * test['accuracy']:.2f} % of {test['images']} images "
         f"(95 % interval {low:.2f} to {high:.2f}), search {judge(record)} {100 * measured.accuracy:.2f} %, "
-        f"{measured.size_bytes / 1000:.1f} KB, {measured.latency.p50_ms:.3f} ms"
+        f"{measured.size_bytes / 1000:.1f} KB, {_speed(measured)}"
     )
     if exported is not record and record.measurement is not None:
         old, new = record.measurement, exported.measurement
         print(
             f"from {old.latency.runtime} to {new.latency.runtime}: search {100 * old.accuracy:.2f} to {100 * new.accuracy:.2f} %, "
-            f"{old.size_bytes / 1000:.1f} to {new.size_bytes / 1000:.1f} KB, {old.latency.p50_ms:.3f} to {new.latency.p50_ms:.3f} ms"
+            f"{old.size_bytes / 1000:.1f} to {new.size_bytes / 1000:.1f} KB, {_speed(old)} to {_speed(new)}"
         )
     for line in twin_lines(measurement["twins"]):
         print(line)
@@ -179,6 +185,30 @@ def _twins(record: TrialRecord, config: Config, data: SearchData, engines: Engin
     except UserError as error:
         print(f"no float twin was timed: {error}")
         return {"twins": []}
+
+
+def _engine_files(engines: EngineHost, model: Path, *, asked: bool) -> tuple[EngineFacts | None, dict[str, bytes]]:
+    """The engine and what was learnt to build it, where they are asked for; always where engines are only built: they are the result."""
+    from core.bundle import EngineFacts
+
+    targets = engines.config.build_for
+    if not asked and not targets:
+        return None, {}
+    with required("a point must build to be exported with --engine"):
+        files = engines.files(model)
+    if not files:
+        elsewhere = engines.config.agent is not None
+        where = "it runs at an agent, whose files stay there" if elsewhere else f"{engines.runtime.name} has none"
+        raise UserError(f"--engine writes the runtime's own files, but {where}; leave it out")
+    device = engines.device
+    facts = {
+        "files": tuple(files),
+        "runtime": engines.runtime.name,
+        "version": str(engines.runtime.version),
+        "device": ", ".join(targets) or str(device.get("gpu") or device["cpu"]),
+        "batch": engines.config.batch,
+    }
+    return EngineFacts.model_validate(facts), files
 
 
 def _calibration(config: Config, data: SearchData) -> dict[str, Any]:
@@ -251,8 +281,8 @@ def _runtime_of(config: Config, asked: str | None, record: TrialRecord) -> Runti
     assert record.measurement is not None
     measured, runtime = record.measurement.latency.runtime, config.runtime
     if asked is not None:
-        return runtime.model_copy(update={"name": asked if runtime.agent else resolve_runtime(asked)})
-    if runtime.agent is None and resolve_runtime(runtime.name) != measured:
+        return runtime.model_copy(update={"name": asked if runtime.agent else resolve_runtime(asked), "build_for": ()})
+    if runtime.agent is None and not runtime.build_for and resolve_runtime(runtime.name) != measured:
         here = resolve_runtime(runtime.name)
         raise UserError(
             f"this study was measured in {measured}, but runtime.name resolves to {here} here; install it, or name --runtime {here}"
@@ -276,19 +306,28 @@ def _measurement(study: optuna.Study, record: TrialRecord, rank: int, run: Mappi
     }
 
 
+def _speed(measured: Measurement) -> str:
+    from core.candidate import BuildReport
+
+    latency = measured.latency
+    return f"not timed ({', '.join(latency.compute_capability)})" if isinstance(latency, BuildReport) else f"{latency.p50_ms:.3f} ms"
+
+
 def _readme_facts(record: TrialRecord, measurement: Mapping[str, Any]) -> dict[str, object]:
     from core.bundle_card import twin_lines
+    from core.candidate import BuildReport
     from search.final_score import judge
 
     assert record.measurement is not None
     measured, latency, test = record.measurement, record.measurement.latency, measurement["test"]
     how = f"batch {latency.batch}, {latency.threads} thread(s), {latency.runtime}"
+    speed = _speed(measured) if isinstance(latency, BuildReport) else f"{latency.p50_ms:.3f} ms median, {latency.p95_ms:.3f} ms p95, {how}"
     return {
         "student": f"{record.student} at width {record.width:g}" if record.width else str(record.student),
         f"test {judge(record)}": f"{100 * test['accuracy']:.2f} % of {test['images']} images",
         f"search {judge(record)}": f"{100 * measured.accuracy:.2f} % of {measured.images} images",
         "packed weights": f"{measured.size_bytes} bytes, {measured.mean_bits:.1f} bits a layer on average",
-        "latency": f"{latency.p50_ms:.3f} ms median, {latency.p95_ms:.3f} ms p95, {how}",
+        "latency": speed,
         **{name: text for name, _, text in (line.partition(": ") for line in twin_lines(measurement["twins"]))},
     }
 

@@ -19,6 +19,7 @@ __all__ = [
     "Runtime",
     "building_runtime",
     "check_precision",
+    "compute_capability",
     "installed_runtime",
     "on_grid",
     "resolve_runtime",
@@ -85,11 +86,15 @@ def why_not_here(runtime: Runtime) -> str | None:
 
 
 def building_runtime(name: str, compute_capability: tuple[str, ...]) -> Runtime:
-    """The entry `name`, which builds engines for other GPUs; UserError when it does not, or does not know one of the targets."""
-    runtime = installed_runtime(name)
+    """The entry `name`, which builds engines for other GPUs; "auto" is the first that does.
+
+    UserError when it does not, or does not know one of the targets.
+    """
+    builders = [known for known, entry in RUNTIMES.items() if entry().build is not None]
+    runtime = installed_runtime(builders[0] if name == "auto" else name)
     if runtime.build is None:
-        builders = ", ".join(known for known, entry in RUNTIMES.items() if entry().build is not None)
-        raise UserError(f"only {builders} builds engines for GPUs that are not here, but the runtime is {name}; name that one")
+        listed = ", ".join(builders)
+        raise UserError(f"only {listed} builds engines for GPUs that are not here, but the runtime is {name}; name that one")
     unknown = [target for target in compute_capability if target not in runtime.compute_capabilities]
     if unknown or not compute_capability:
         raise UserError(
@@ -97,6 +102,11 @@ def building_runtime(name: str, compute_capability: tuple[str, ...]) -> Runtime:
             "name the compute capability of the GPU that will run the engine"
         )
     return runtime
+
+
+def compute_capability(text: str) -> str:
+    """ "SM89" of "89", "8.9", "sm89"."""
+    return f"SM{text.upper().removeprefix('SM').replace('.', '')}"
 
 
 def on_grid(runtime: Runtime, grid: Literal["uint8_relu", "int8"]) -> Runtime:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from core.runtimes.types import Engine, EngineOptions, Runtime, installed_version
+from typing import TYPE_CHECKING
+
+from core.runtimes.types import EngineOptions, Runtime, installed_version
+
+if TYPE_CHECKING:
+    from core.runtimes.trt_run import TrtEngine
 
 NAME = "tensorrt"
 
@@ -15,6 +20,7 @@ def runtime() -> Runtime:
         activation_grid="int8",
         depthwise_int8=False,
         load=_load,
+        files=_files,
         precisions=("f32", "f16", "bf16"),
         pip_name="tensorrt",
         device="cuda",
@@ -22,7 +28,11 @@ def runtime() -> Runtime:
     )
 
 
-def _load(path: str, options: EngineOptions) -> Engine:
+def _load(path: str, options: EngineOptions) -> TrtEngine:
     from core.runtimes.trt_run import TrtEngine
 
     return TrtEngine("tensorrt", NAME, str(runtime().version), path, options)
+
+
+def _files(path: str, options: EngineOptions) -> dict[str, bytes]:
+    return _load(path, options).files()

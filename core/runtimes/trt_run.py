@@ -18,6 +18,7 @@ import numpy as np
 
 from core.errors import EngineBuildError
 from core.files import write_atomically
+from core.hardware import gpu
 from core.runtimes.trt_build import Log, build, count_layers, listening
 from core.runtimes.types import Artifact, EngineOptions
 
@@ -35,13 +36,16 @@ class TrtEngine:
         if not torch.cuda.is_available():
             raise EngineBuildError(f"{name} runs engines on an NVIDIA GPU, but PyTorch sees none here; build only, or use another runtime")
         trt, self._log, self._options = importlib.import_module(module), Log(), options
-        caches = _Caches(options.cache, f"{name}-{version}-{torch.cuda.get_device_name()}")
+        caches = _Caches(options.cache, name, version, torch.cuda.get_device_name(), (gpu() or {}).get("driver", "unknown driver"))
+        self._files: dict[str, bytes] = {}
         self._is_rtx = hasattr(trt, "CudaGraphStrategy")  # it compiles at the first call, captures by itself and times nothing
         if self._is_rtx:
             built, _ = build(module, name, path, options, ("CURRENT",))
         else:
             built, timings = build(module, name, path, options, timing_cache=caches.read("timing"))
             caches.write("timing", timings)
+            self._files["timing.cache"] = timings or b""
+        self._files["model.engine"] = built.plan
         self._listener = listening(trt, self._log)  # kept here: the library holds plain pointers
         self._runtime = trt.Runtime(self._listener)
         self._engine = self._runtime.deserialize_cuda_engine(built.plan)
@@ -66,6 +70,10 @@ class TrtEngine:
             self._images.copy_(torch.from_numpy(images))
             self._launch()
             return self._logits.cpu().numpy()
+
+    def files(self) -> dict[str, bytes]:
+        """The engine as it was built, and its timing or kernel cache (`ENGINE_FILES`)."""
+        return dict(self._files)
 
     def time_ns(self) -> int:
         """One call between two events, without copies from and to the host."""
@@ -107,7 +115,8 @@ class TrtEngine:
                 self._enqueue()
         self._stream.synchronize()
         if kernels is not None:
-            caches.write("kernels", bytes(kernels.serialize()))
+            self._files["kernels.cache"] = bytes(kernels.serialize())
+            caches.write("kernels", self._files["kernels.cache"])
             return self._enqueue
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
@@ -122,10 +131,10 @@ class TrtEngine:
 
 
 class _Caches:
-    """Files of one device and library version, each behind its SHA-256; what is damaged counts as empty."""
+    """Files of one library version, GPU and driver, each behind its SHA-256; what is damaged, or another's, counts as empty."""
 
-    def __init__(self, folder: str | None, device: str) -> None:
-        self._folder = None if folder is None else Path(folder)
+    def __init__(self, folder: str | None, *facts: str) -> None:
+        self._folder, device = None if folder is None else Path(folder), "-".join(facts)
         self._device = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in device)
 
     def read(self, kind: str) -> bytes:

@@ -68,6 +68,22 @@ class Build(Protocol):
     def __call__(self, path: str, options: EngineOptions, compute_capability: tuple[str, ...]) -> BuiltEngine: ...
 
 
+class Files(Protocol):
+    """Name -> content of what this device's engine can be loaded from at once: the engine, and what it learnt while it was built."""
+
+    def __call__(self, path: str, options: EngineOptions) -> dict[str, bytes]: ...
+
+
+class LayerTimes(Protocol):
+    """Node of an ONNX file -> milliseconds of one call, of the nodes that the engine kept, each with what is fused into it."""
+
+    def __call__(self, path: str, options: EngineOptions) -> dict[str, float]: ...
+
+
+ENGINE_FILES = ("model.engine", "model.blob", "timing.cache", "kernels.cache")
+"""Every name that `Files` may give: TensorRT's engine, OpenVINO's compiled model, and TensorRT's caches."""
+
+
 @dataclass(frozen=True)
 class Runtime:
     """One inference runtime on this machine; `version` is None where it is not installed."""
@@ -90,6 +106,10 @@ class Runtime:
     """Those that `build` knows."""
     build: Build | None = None
     """None: engines are built where they run only."""
+    files: Files | None = None
+    """None: the runtime has no files of its own beside the ONNX model."""
+    layer_times: LayerTimes | None = None
+    """None: it does not say what each layer takes."""
 
 
 def installed_version(*distributions: str) -> str | None:
