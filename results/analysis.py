@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
-from core.candidate import DistilPlan
+from core.candidate import DistilPlan, milliseconds
 from results.front import Point, complete, objectives
 from results.record import TeacherReport
 from results.view import StudyView
@@ -30,7 +30,7 @@ def reference_point(view: StudyView) -> Point | None:
 
 def reference_of(teacher: TeacherReport, classes: int) -> Point:
     """The worst corner of what is worth finding: known before the first trial."""
-    return logarithmic((1 / classes, teacher.size_bytes, teacher.latency.p50_ms))
+    return logarithmic((1 / classes, teacher.size_bytes, *milliseconds(teacher.latency)))
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
@@ -43,7 +43,7 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
 def logarithmic(point: Point) -> Point:
     """(accuracy, bytes, ms) -> (error, log2 bytes, log2 ms): all to be minimised, and a halving counts the same everywhere."""
-    return 1 - point[0], math.log2(point[1]), math.log2(point[2])
+    return 1 - point[0], *(math.log2(value) for value in point[1:])
 
 
 def hypervolume_history(points: Sequence[Point], reference: Point) -> list[float]:
@@ -71,11 +71,11 @@ def importances(view: StudyView) -> dict[str, dict[str, float]]:
         return {}
     found = {}
     with _quiet():
-        study = optuna.create_study(directions=["minimize"] * 3)
+        study = optuna.create_study(directions=["minimize"] * len(trials[0].values))
         asked = [name for name in trials[0].params if all(name in trial.params for trial in trials)]
-        values = [logarithmic((trial.values[0], trial.values[1], trial.values[2])) for trial in trials]
+        values = [logarithmic(tuple(trial.values)) for trial in trials]
         study.add_trials([_copy(trial, value) for trial, value in zip(trials, values, strict=True)])
-        for axis, name in enumerate(OBJECTIVES):
+        for axis, name in enumerate(OBJECTIVES[: len(values[0])]):
             parameters = [parameter for parameter in asked if axis == 0 or parameter not in LEARNING]
             if parameters and len({value[axis] for value in values}) > 1:
                 found[name] = _importance(study, axis, parameters)

@@ -29,7 +29,8 @@ class Effect(NamedTuple):
     feature: str
     accuracy: tuple[float, float, float]
     size: tuple[float, float, float]
-    latency: tuple[float, float, float]
+    latency: tuple[float, float, float] | None
+    """None in a study that only builds engines."""
 
 
 def features(record: TrialRecord) -> tuple[float, float, float, float]:
@@ -67,11 +68,11 @@ def effects(record: TrialRecord, records: Sequence[TrialRecord], seed: int = 0) 
     design = np.column_stack([np.ones(len(known)), *(table[:, index] for index in varied)])
     if len(known) < design.shape[1] + SPARE_TRIALS or not varied or np.linalg.matrix_rank(design) < design.shape[1]:
         return []
-    target = np.array([(accuracy, math.log(size), math.log(ms)) for accuracy, size, ms in map(objectives, known)])
+    target = np.array([(accuracy, *map(math.log, costs)) for accuracy, *costs in map(objectives, known)])
     estimate = np.linalg.lstsq(design, target, rcond=None)[0]
     low, high = _bootstrap(design, target, seed)
     rows = range(1, design.shape[1])
-    return [Effect(FEATURES[varied[row - 1]], *_interval(estimate[row], low[row], high[row])) for row in rows]
+    return [_effect(FEATURES[varied[row - 1]], estimate[row], low[row], high[row]) for row in rows]
 
 
 def _bootstrap(design: np.ndarray, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +87,9 @@ def _bootstrap(design: np.ndarray, target: np.ndarray, seed: int) -> tuple[np.nd
     return low, high
 
 
-def _interval(*bounds: np.ndarray) -> tuple[tuple[float, float, float], ...]:
-    """(estimate, low, high) of accuracy, and the same of size and latency as factors."""
-    accuracy, size, latency = zip(*((float(value[0]), math.exp(value[1]), math.exp(value[2])) for value in bounds), strict=True)
-    return accuracy, size, latency
+def _effect(feature: str, estimate: np.ndarray, low: np.ndarray, high: np.ndarray) -> Effect:
+    """Coefficients (objectives,) and their limits, those of the costs as factors."""
+    limits = list(zip(estimate, low, high, strict=True))
+    accuracy = (float(limits[0][0]), float(limits[0][1]), float(limits[0][2]))
+    size, latency = ((math.exp(at), math.exp(least), math.exp(most)) for at, least, most in (*limits[1:], limits[1])[:2])
+    return Effect(feature, accuracy, size, latency if len(limits) == 3 else None)

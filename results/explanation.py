@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from core.candidate import KB
+from core.candidate import KB, BuildReport, LatencyReport, Measurement, milliseconds
 from core.plan import group_of
 from core.runtimes import RUNTIMES
 from results.effects import SPARE_TRIALS, Effect, effects, nearest, relatives
@@ -13,15 +14,29 @@ from results.record import TrialRecord
 from results.table import conditions, mean_bits, measurement, student_name
 from results.view import StudyView, mean_ratio
 
-HEADINGS = ("layer", "shape", "MACs", "bits", "bytes", "share", "runs in", "why")
+HEADINGS = ("layer", "shape", "MACs", "bits", "bytes", "share", "ms", "runs in", "why")
+MS = HEADINGS.index("ms")
 STEPS = {"mean bits": (1.0, "one more bit in every layer"), "mean pruning ratio": (0.1, "10 % fewer channels")}
 """Feature -> how much of it, in what words."""
 
 
-def explanation(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts], artifact: Mapping[str, int | str | None]) -> str:
-    """The whole text. `artifact` is what the engine reported: int8_layers of layers, or nothing."""
-    parts = [_head(view, record), *_inside(view, record, layers), *_execution(record, layers, artifact), "", *_costs(view, record, layers)]
-    return "\n".join(parts)
+class Times(NamedTuple):
+    """Node of the graph -> milliseconds, as a runtime counted them just now, and the fingerprint of where."""
+
+    nodes: Mapping[str, float]
+    device: str
+
+
+def explanation(
+    view: StudyView,
+    record: TrialRecord,
+    layers: Sequence[LayerFacts],
+    artifact: Mapping[str, int | str | None],
+    times: Times | None = None,
+) -> str:
+    """The whole text. `artifact` is what the engine reported: int8_layers of layers, or nothing; without `times` no layer has any."""
+    inside, ran = _inside(view, record, layers, times), _execution(record, layers, artifact, times)
+    return "\n".join([_head(view, record), *inside, *ran, "", *_costs(view, record, layers)])
 
 
 def why_float(layer: LayerFacts, index: int, count: int, record: TrialRecord) -> str:
@@ -51,16 +66,18 @@ def one_more_bit(layers: Sequence[LayerFacts]) -> int:
 
 def _head(view: StudyView, record: TrialRecord) -> str:
     measured = measurement(record)
+    numbers = [f"{measured.size_bytes / KB:.1f} KB", *(f"{median:.3f} ms" for median in milliseconds(measured.latency))]
     return (
         f"rank {view.rank(record)} (trial {record.number}) of {view.name}: {student_name(record)}, {100 * measured.accuracy:.2f} % of "
-        f"{measured.images} search images, {measured.size_bytes / KB:.1f} KB, {measured.latency.p50_ms:.3f} ms\n"
+        f"{measured.images} search images, {', '.join(numbers)}\n"
     )
 
 
-def _inside(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) -> list[str]:
+def _inside(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts], times: Times | None) -> list[str]:
     if not layers:
         return [f"The layers are not shown: the files of trial {record.number} are not in {view.folder}."]
-    total, count = measurement(record).size_bytes, len(layers)
+    total, count, nodes = measurement(record).size_bytes, len(layers), times.nodes if times else {}
+    own = {layer.name: nodes[layer.node] for layer in layers if layer.node is not None and layer.node in nodes}
     rows: list[tuple[str, ...]] = [
         (
             layer.name,
@@ -69,6 +86,7 @@ def _inside(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) 
             str(layer.bits),
             f"{layer.size_bytes:,}",
             f"{100 * layer.size_bytes / total:.1f} %",
+            f"{own[layer.name]:.3f}" if layer.name in own else "-",
             layer.execution or "unknown",
             why_float(layer, index, count, record) if record.candidate is not None else "",
         )
@@ -76,24 +94,41 @@ def _inside(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) 
     ]
     assert record.path is not None
     rest = rest_bytes(view.folder / record.path, tuple(layers))
-    rows.append(("all else (header, activation scales)", "", "", "", f"{rest:,}", f"{100 * rest / total:.1f} %", "", ""))
-    rows.append(("total", "", f"{measurement(record).macs:,}", "", f"{total:,}", "", "", ""))
-    return list(_aligned((HEADINGS, *rows), left=(0, 6, 7)))
+    in_all = sum(nodes.values())
+    beside = (f"{rest:,}", f"{100 * rest / total:.1f} %", f"{in_all - sum(own.values()):.3f}", "", "")
+    rows.append(("all else (header, activation scales)", "", "", "", *beside))
+    rows.append(("total", "", f"{measurement(record).macs:,}", "", f"{total:,}", "", f"{in_all:.3f}", "", ""))
+    shown = [row if own else row[:MS] + row[MS + 1 :] for row in (HEADINGS, *rows)]
+    return list(_aligned(shown, left=(0, len(shown[0]) - 2, len(shown[0]) - 1)))
 
 
-def _execution(record: TrialRecord, layers: Sequence[LayerFacts], artifact: Mapping[str, int | str | None]) -> list[str]:
+def _execution(
+    record: TrialRecord, layers: Sequence[LayerFacts], artifact: Mapping[str, int | str | None], times: Times | None
+) -> list[str]:
     latency = measurement(record).latency
-    low, high = latency.ci_ms
-    lines = [
-        "",
-        f"Milliseconds per layer are not measured. The whole network takes {latency.p50_ms:.3f} ms ({low:.3f} to {high:.3f}; "
-        f"{conditions(latency)}). MACs say how much a layer computes, not how long it takes.",
-    ]
+    if isinstance(latency, BuildReport):
+        whole = f"The {conditions(latency)}."
+    else:
+        low, high = latency.ci_ms
+        whole = f"The whole network takes {latency.p50_ms:.3f} ms ({low:.3f} to {high:.3f}; {conditions(latency)})."
+    lines = ["", f"{whole} MACs say how much a layer computes, not how long it takes.", _timed(latency, times)]
     ran, asked = artifact.get("int8_layers"), sum(layer.execution == "int8" for layer in layers)
     if isinstance(ran, int):
         differs = f"; the graph asks for {asked}, so the engine decided otherwise for the rest" if layers and ran != asked else ""
         lines.append(f"The engine itself reports {ran} of {artifact.get('layers')} compute layers in INT8{differs}.")
     return lines
+
+
+def _timed(latency: LatencyReport | BuildReport, times: Times | None) -> str:
+    if isinstance(latency, BuildReport) or times is None:
+        return "Milliseconds per layer are not shown" + (": --time-layers takes them." if times is None else ": nothing was timed.")
+    if not times.nodes:
+        return f"Milliseconds per layer are not shown: {latency.runtime} does not say here what a layer takes."
+    elsewhere = "" if times.device == latency.fingerprint else " This is not the device of the study."
+    return (
+        "Milliseconds per layer are the runtime's own count just now, to about a microsecond, of a layer with what is fused into it. "
+        f"They add up to {sum(times.nodes.values()):.3f} ms; a call also takes time outside of the layers.{elsewhere}"
+    )
 
 
 def _costs(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) -> Iterator[str]:
@@ -121,9 +156,9 @@ def _costs(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) -
 def _effect(effect: Effect) -> str:
     step, words = STEPS[effect.feature]
     points = [100 * step * value for value in effect.accuracy]
-    size, latency = ([value**step for value in factors] for factors in (effect.size, effect.latency))
+    costs = [("size", effect.size)] + ([] if effect.latency is None else [("latency", effect.latency)])
     accuracy = f"accuracy {points[0]:+.2f} points ({points[1]:+.2f} to {points[2]:+.2f})"
-    return f"{words}: {accuracy}, size {_factor(size)}, latency {_factor(latency)}"
+    return f"{words}: {', '.join([accuracy, *(f'{name} {_factor([value**step for value in factors])}' for name, factors in costs)])}"
 
 
 def _factor(values: Sequence[float]) -> str:
@@ -150,11 +185,16 @@ def _neighbours(view: StudyView, record: TrialRecord) -> Iterator[str]:
                 f"{100 * mean_ratio(candidate):.0f} % ({100 * mean_ratio(record.candidate):.0f} %)",
                 f"{100 * (there.accuracy - here.accuracy):+.2f} points",
                 f"{100 * (there.size_bytes / here.size_bytes - 1):+.0f} %",
-                f"{100 * (there.latency.p50_ms / here.latency.p50_ms - 1):+.0f} %",
+                _slower(there, here),
             )
         )
     yield from (f"    {line}" for line in _aligned(rows, left=()))
     yield "    in brackets: this model"
+
+
+def _slower(there: Measurement, here: Measurement) -> str:
+    pairs = zip(milliseconds(there.latency), milliseconds(here.latency), strict=True)
+    return "".join(f"{100 * (theirs / ours - 1):+.0f} %" for theirs, ours in pairs) or "-"
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> Iterator[str]:

@@ -6,21 +6,21 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from core.candidate import KB
+from core.candidate import KB, milliseconds
 from core.errors import UserError
 from results.record import TrialRecord
 
-Point = tuple[float, float, float]
+Point = tuple[float, ...]
 
 
 def objectives(record: TrialRecord) -> Point:
-    """(accuracy in [0, 1], size in bytes, latency p50 in ms) of a measured record."""
+    """(accuracy in [0, 1], size in bytes, latency p50 in ms) of a measured record; without the third where engines are only built."""
     assert record.measurement is not None, f"trial {record.number} is not measured"
-    return record.measurement.accuracy, float(record.measurement.size_bytes), record.measurement.latency.p50_ms
+    return record.measurement.accuracy, float(record.measurement.size_bytes), *milliseconds(record.measurement.latency)
 
 
 def non_dominated(points: Sequence[Point]) -> list[int]:
-    """Indices, ascending, of the points that no other dominates: first number maximised, the other two minimised.
+    """Indices, ascending, of the points that no other dominates: first number maximised, the others minimised.
 
     Equal points do not dominate each other, so all of them stay. A point with NaN can be compared with nothing and is on no front.
     """
@@ -73,6 +73,8 @@ def select(
     """
     limits = _limits(max_latency_ms, max_size_kb, min_accuracy)
     ranked = _front_or_error(records)
+    if max_latency_ms is not None and len(objectives(ranked[0])) < 3:
+        raise UserError("--max-latency-ms needs latencies, but this study only built engines (runtime.build_for); leave it out")
     for record in ranked:
         if all(limit.excess(record) <= 0.0 for limit in limits):
             return record
@@ -139,18 +141,18 @@ def _count(number: int, noun: str) -> str:
 
 
 def _describe(record: TrialRecord) -> str:
-    accuracy, size_bytes, latency_ms = objectives(record)
-    return f"accuracy {accuracy:.4f}, {size_bytes / KB:.1f} KB, {latency_ms:.3f} ms"
+    accuracy, size_bytes, *latency_ms = objectives(record)
+    return ", ".join([f"accuracy {accuracy:.4f}", f"{size_bytes / KB:.1f} KB", *(f"{median:.3f} ms" for median in latency_ms)])
 
 
 def _order(point: Point) -> Point:
-    return -point[0], point[1], point[2]
+    return -point[0], *point[1:]
 
 
 def _dominates(a: Point, b: Point) -> bool:
     return a != b and all(x <= y for x, y in zip(_order(a), _order(b), strict=True))
 
 
-def _rank_order(record: TrialRecord) -> tuple[float, float, float, int]:
-    accuracy, size_bytes, latency_ms = objectives(record)
-    return -accuracy, latency_ms, size_bytes, record.number
+def _rank_order(record: TrialRecord) -> tuple[float, ...]:
+    accuracy, size_bytes, *latency_ms = objectives(record)
+    return -accuracy, *latency_ms, size_bytes, record.number

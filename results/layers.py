@@ -31,6 +31,8 @@ class LayerFacts(NamedTuple):
     groups: int
     macs: int | None
     """Multiply-accumulates for one image."""
+    node: str | None = None
+    """Its name in the graph."""
 
     @property
     def weights(self) -> int:
@@ -93,7 +95,8 @@ def _facts(
     out = shapes.get(call.output[0], ()) if call is not None else ()
     positions = math.prod(out[2:]) if call is not None and call.op_type == "Conv" and all(out[1:]) and out else None
     macs = None if positions is None else positions * int(values.size)
-    return LayerFacts(name, values.shape, bits, size_bytes, _execution(graph, call), int(groups), macs)
+    node = call.name if call is not None else None
+    return LayerFacts(name, values.shape, bits, size_bytes, _execution(graph, call), int(groups), macs, node)
 
 
 def _calls(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto]]:

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.candidate import KB, Candidate, LatencyReport
+from core.candidate import KB, BuildReport, Candidate, LatencyReport, milliseconds
 from core.files import write_atomically
 from results.front import complete, objectives
 from results.record import TeacherReport, TrialRecord
@@ -20,6 +20,7 @@ from results.table import (
     conditions,
     mean_bits,
     measurement,
+    quality,
     student_name,
     teacher_cells,
     times_faster,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 FRONT, DOMINATED, TEACHER, INK, GRID = "#3346c8", "#8b95a5", "#e8890c", "#1f2733", "#e6e9ef"
+TAUGHT = "agreement with the teacher, %"
 SIZE, LATENCY = 1, 2
 """Axes of `objectives`, which are also the panels' columns."""
 # Buttons are named so that none that uploads the data to a service is there.
@@ -53,10 +55,11 @@ def front_figure(records: Sequence[TrialRecord], front: Sequence[TrialRecord], t
     """The plotly figure alone. Circles carry their rank; trials off the front are dimmed; the teacher is a star."""
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.035)
+    axes = axes_of(front)
+    figure = make_subplots(rows=1, cols=len(axes), shared_yaxes=True, horizontal_spacing=0.035)
     on_front = {record.number for record in front}
     dominated = [record for record in complete(records) if record.number not in on_front]
-    for axis in (SIZE, LATENCY):
+    for axis in axes:
         if front:
             figure.add_trace(_reach(front, axis), row=1, col=axis)
         if dominated:
@@ -65,8 +68,14 @@ def front_figure(records: Sequence[TrialRecord], front: Sequence[TrialRecord], t
             figure.add_trace(_teacher(teacher, axis), row=1, col=axis)
         if front:
             figure.add_trace(_front(front, teacher, axis), row=1, col=axis)
-    _style(figure, [objectives(record)[SIZE] / KB for record in (*front, *dominated)] + ([teacher.size_bytes / KB] if teacher else []))
+    sizes_kb = [objectives(record)[SIZE] / KB for record in (*front, *dominated)] + ([teacher.size_bytes / KB] if teacher else [])
+    _style(figure, sizes_kb, quality(front[0]) if front else "accuracy", timed=LATENCY in axes)
     return figure
+
+
+def axes_of(front: Sequence[TrialRecord]) -> tuple[int, ...]:
+    """What accuracy is drawn over: size, and latency where it was measured."""
+    return (SIZE,) if front and len(objectives(front[0])) <= LATENCY else (SIZE, LATENCY)
 
 
 def hover(record: TrialRecord, teacher: TeacherReport | None, rank: int | None = None) -> str:
@@ -76,7 +85,7 @@ def hover(record: TrialRecord, teacher: TeacherReport | None, rank: int | None =
     smaller, faster = times_smaller(record, teacher), times_faster(record, teacher)
     lines = [
         head,
-        f"accuracy {100 * measured.accuracy:.2f} % of {measured.images} images",
+        f"{quality(record)} {100 * measured.accuracy:.2f} % of {measured.images} images",
         f"size {measured.size_bytes / KB:.1f} KB" + ("" if smaller is None else f" · {smaller:.1f} x smaller"),
         _latency(latency) + ("" if faster is None else f" · {faster:.1f} x faster"),
         f"mean bits {mean_bits(record):.2f} · {measured.parameters:,} parameters · {measured.macs / 1e6:.2f} MMACs",
@@ -93,7 +102,10 @@ def teacher_hover(teacher: TeacherReport) -> str:
     return "<br>".join(("<b>teacher</b>", accuracy, size, _latency(teacher.latency)))
 
 
-def _latency(latency: LatencyReport) -> str:
+def _latency(latency: LatencyReport | BuildReport) -> str:
+    if isinstance(latency, BuildReport):
+        count = "layers unknown" if latency.layers is None else f"{latency.int8_layers} of {latency.layers} layers in INT8"
+        return f"engine of {latency.engine_bytes / KB:.0f} KB, {count}; not timed"
     spread = f"p95 {latency.p95_ms:.3f}, interval {latency.ci_ms[0]:.3f} to {latency.ci_ms[1]:.3f}, n {latency.samples}"
     return f"median {latency.p50_ms:.3f} ms ({spread}){'' if latency.stable else ' unstable'}"
 
@@ -158,7 +170,7 @@ def _teacher(teacher: TeacherReport, axis: int) -> go.Scatter:
     import plotly.graph_objects as go
 
     return go.Scatter(
-        x=[teacher.size_bytes / KB if axis == SIZE else teacher.latency.p50_ms],
+        x=[teacher.size_bytes / KB] if axis == SIZE else list(milliseconds(teacher.latency)),
         y=[100 * teacher.accuracy],
         mode="markers",
         marker={"symbol": "star", "size": 19, "color": TEACHER, "line": {"color": "white", "width": 1}},
@@ -189,7 +201,7 @@ def _legend(name: str, axis: int) -> dict[str, Any]:
     return {"name": name, "legendgroup": name, "showlegend": axis == SIZE}
 
 
-def _style(figure: go.Figure, sizes_kb: Sequence[float]) -> None:
+def _style(figure: go.Figure, sizes_kb: Sequence[float], title: str, *, timed: bool) -> None:
     figure.update_layout(
         template="plotly_white",
         height=520,
@@ -200,10 +212,11 @@ def _style(figure: go.Figure, sizes_kb: Sequence[float]) -> None:
     )
     figure.update_xaxes(showline=True, linecolor=DOMINATED, gridcolor=GRID, zeroline=False, ticks="outside")
     figure.update_yaxes(showline=True, linecolor=DOMINATED, gridcolor=GRID, zeroline=False)
-    figure.update_yaxes(title_text="accuracy of the engine, %", col=1)
+    figure.update_yaxes(title_text="accuracy of the engine, %" if title == "accuracy" else TAUGHT, col=1)
     ticks = log_ticks(sizes_kb)
     figure.update_xaxes(type="log", title_text="size, KB (log)", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], col=SIZE)
-    figure.update_xaxes(title_text="latency, ms", rangemode="tozero", col=LATENCY)
+    if timed:
+        figure.update_xaxes(title_text="latency, ms", rangemode="tozero", col=LATENCY)
 
 
 def log_ticks(values: Sequence[float]) -> list[float]:

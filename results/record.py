@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from core.candidate import Candidate, Frozen, LatencyReport, Measurement, Rung
+from core.candidate import BuildReport, Candidate, Frozen, LatencyReport, Measurement, Rung
 from core.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 RECORD_KEY = "record"
 TEST_KEY = "test_accuracy"
 """Study attribute: fingerprint -> accuracy on the test split, of the points that were exported."""
+CANDIDATE_FILES = ("weights.pack", "model.onnx")
+KEPT_FILES = (*CANDIDATE_FILES, "model.engine")
+"""An engine is kept where a study only builds them."""
 State = Literal["COMPLETE", "PRUNED", "FAIL"]
 Ending = Literal["limit", "skipped", "stopped", "reused"]
 """Why a trial was not trained in full: a hard limit, the front before training, the front during it, or an equal trial."""
@@ -47,6 +51,8 @@ class TrialRecord(Frozen):
     """Stage -> seconds."""
     path: str | None = None
     """Folder of its files."""
+    files: dict[str, str] = {}
+    """File in that folder -> 16 hex digits of its SHA-256; empty in studies of an earlier version."""
 
     @model_validator(mode="after")
     def _complete_is_measured(self) -> TrialRecord:
@@ -60,7 +66,7 @@ class TeacherReport(Frozen):
 
     accuracy: float
     size_bytes: int
-    latency: LatencyReport
+    latency: LatencyReport | BuildReport
 
 
 def read_records(study: optuna.Study, known: Collection[int] = ()) -> list[TrialRecord]:
@@ -86,6 +92,12 @@ def _parse(text: str, number: int, study_name: str) -> TrialRecord:
         ) from error
     # A re-queued trial inherits the attributes of the one it repeats: the number that counts is its own.
     return record if record.number == number else record.model_copy(update={"number": number})
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Of the files that a candidate leaves: name -> 16 hex digits; those that are missing are left out."""
+    there = (folder / name for name in KEPT_FILES)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in there if path.is_file()}
 
 
 def candidate_file(folder: Path, record: TrialRecord, name: str) -> Path:

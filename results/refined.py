@@ -26,7 +26,8 @@ class Finalist(Frozen):
     seeds: dict[int, float]
     """Seed -> accuracy on the search split; the best of them is the record's model. Empty where nothing was trained."""
     searched_accuracy: float
-    searched_latency_ms: float
+    searched_latency_ms: float | None
+    """None where the search only built engines."""
     search_interval: tuple[float, float]
     test: dict[str, Any] | None = None
     """accuracy, images, interval of the test split."""

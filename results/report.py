@@ -63,11 +63,17 @@ def _front(view: StudyView) -> Section:
     if not view.front:
         return Section("The front", "There is no complete trial to draw.")
     text = (
-        "Every circle is a model of the front; its number is the rank. Grey dots are models that another one beats. "
-        "The star is the teacher. Better is up and to the left in the first two planes, down and to the left in the third; latencies carry "
-        "their 95 % intervals. Point at a model to see all that is known of it. Below, all three objectives in one picture: turn it with "
-        "the mouse."
+        "Every circle is a model of the front; its number is the rank. Grey dots are models that another one beats. Crosses were given up: "
+        "skipped, stopped, or beyond a limit. The star is the teacher. Better is up and to the left in the first two planes, down and to "
+        "the left in the third; latencies carry their 95 % intervals. Point at a model to see all that is known of it. Below, all three "
+        "objectives in one picture: turn it with the mouse."
     )
+    if not view.timed:
+        text = (
+            "Every circle is a model of the front; its number is the rank. Grey dots are models that another one beats. The star is the "
+            "teacher. Better is up and to the left. There is no latency: engines were only built, for GPUs that are not here."
+        )
+        return Section("The front", text, (report_front.planes(view, report_front.PLANES[:1]),))
     return Section("The front", text, (report_front.planes(view), report_front.cube(view)))
 
 
@@ -89,8 +95,8 @@ def _growth(view: StudyView) -> Section:
         return Section(title, f"The hypervolume is left out: there is {lacking}.")
     text = (
         "The hypervolume is one number for a whole front: the room between it and a fixed corner, here the error of guessing, the "
-        "teacher's bytes and the teacher's ms, with size and latency counted in halvings. It grows whenever the front gets better; when it "
-        "has been flat for long, more trials will add little. Crosses are trials that were pruned or failed."
+        f"teacher's bytes{' and ms, with size and latency' if view.timed else ', with size'} counted in halvings. It grows whenever the "
+        "front gets better; when it has been flat for long, more trials will add little. Crosses are trials that were pruned or failed."
     )
     return Section(
         title,
@@ -142,7 +148,10 @@ def _curves(view: StudyView) -> Section:
     if not view.epochs:
         return Section(title, "Left out: this study has no epochs.csv in its folder, so its epochs were not recorded.")
     return Section(
-        title, "Mean training loss after each epoch; coloured curves belong to models of the front.", (report_search.curves(view),)
+        title,
+        "Mean training loss after each epoch and, where a candidate was watched, its accuracy in PyTorch on a part of the search split; "
+        "coloured curves belong to models of the front.",
+        (report_search.curves(view),),
     )
 
 

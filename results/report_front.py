@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from core.candidate import KB
+from core.candidate import KB, LatencyReport, milliseconds
 from results.front import complete, objectives
-from results.plots import hover, inner_ticks, teacher_hover, tick_text
+from results.plots import TAUGHT, hover, inner_ticks, teacher_hover, tick_text
 from results.record import TrialRecord
 from results.view import StudyView
 
@@ -21,17 +21,18 @@ ACCENT, DIM, STAR, BAD = "#5b73f2", "#8792a2", "#dd8410", "#d8504d"
 
 
 class Axis(NamedTuple):
-    """One objective: its place in `objectives`, its factor to the unit shown, its title."""
+    """One objective: its name, its place in `objectives`, its factor to the unit shown, its title."""
 
+    name: str
     place: int
     factor: float
     title: str
     log: bool
 
 
-ACCURACY = Axis(0, 100, "accuracy, %", False)
-SIZE = Axis(1, 1 / KB, "size, KB (log)", True)
-LATENCY = Axis(2, 1, "latency, ms (log)", True)
+ACCURACY = Axis("accuracy", 0, 100, "accuracy, %", False)
+SIZE = Axis("size", 1, 1 / KB, "size, KB (log)", True)
+LATENCY = Axis("latency", 2, 1, "latency, ms (log)", True)
 PLANES = ((SIZE, ACCURACY), (LATENCY, ACCURACY), (SIZE, LATENCY))
 
 
@@ -41,12 +42,12 @@ def dominated(view: StudyView) -> list[TrialRecord]:
     return [record for record in complete(view.records) if record.number not in ranked]
 
 
-def planes(view: StudyView) -> go.Figure:
-    """Accuracy over size, accuracy over latency, latency over size; a point's number is its rank."""
+def planes(view: StudyView, shown: Sequence[tuple[Axis, Axis]] = PLANES) -> go.Figure:
+    """Accuracy over size, accuracy over latency, latency over size, or those `shown`; a point's number is its rank."""
     from plotly.subplots import make_subplots
 
-    figure = make_subplots(rows=1, cols=len(PLANES), horizontal_spacing=0.07)
-    for column, (x, y) in enumerate(PLANES, start=1):
+    figure = make_subplots(rows=1, cols=len(shown), horizontal_spacing=0.07)
+    for column, (x, y) in enumerate(shown, start=1):
         for trace in _traces(view, x, y, legend=column == 1):
             figure.add_trace(trace, row=1, col=column)
         figure.update_xaxes(**_axis(view, x), row=1, col=column)
@@ -104,7 +105,7 @@ def _traces(view: StudyView, x: Axis, y: Axis, *, legend: bool) -> list[go.Scatt
         ),
         go.Scatter(
             **_last_seen(pruned, x, y),
-            name="skipped or stopped (accuracy: last seen)",
+            name="given up (accuracy: last seen)",
             mode="markers",
             marker={"size": 6, "color": DIM, "opacity": 0.45, "symbol": "x-thin", "line": {"width": 1.5, "color": DIM}},
             hovertext=[_why(record) for record in pruned],
@@ -147,9 +148,10 @@ def _why(record: TrialRecord) -> str:
 
 def _interval(records: Sequence[TrialRecord], axis: Axis) -> dict[str, Any] | None:
     """The 95 % interval of a latency as error bars; the other objectives have none."""
-    latencies = [record.measurement.latency for record in records if record.measurement is not None]
     if axis is not LATENCY:
         return None
+    found = [record.measurement.latency for record in records if record.measurement is not None]
+    latencies = [latency for latency in found if isinstance(latency, LatencyReport)]
     above = [latency.ci_ms[1] - latency.p50_ms for latency in latencies]
     below = [latency.p50_ms - latency.ci_ms[0] for latency in latencies]
     return {"type": "data", "array": above, "arrayminus": below, "symmetric": False, "thickness": 1, "width": 0, "color": ACCENT}
@@ -162,12 +164,12 @@ def _coordinates(records: Sequence[TrialRecord], **axes: Axis) -> dict[str, list
 
 def _teacher_value(view: StudyView, axis: Axis) -> float:
     assert view.teacher is not None
-    return (view.teacher.accuracy, view.teacher.size_bytes, view.teacher.latency.p50_ms)[axis.place] * axis.factor
+    return (view.teacher.accuracy, view.teacher.size_bytes, *milliseconds(view.teacher.latency))[axis.place] * axis.factor
 
 
 def _axis(view: StudyView, axis: Axis) -> dict[str, Any]:
     if not axis.log:
-        return {"title": {"text": axis.title}}
+        return {"title": {"text": axis.title if view.quality == "accuracy" else TAUGHT}}
     values = [objectives(record)[axis.place] * axis.factor for record in complete(view.records)]
     ticks = inner_ticks([*values, *([_teacher_value(view, axis)] if view.teacher else [])])
     shown = {"tickvals": ticks, "ticktext": [tick_text(tick) for tick in ticks]}

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from core.candidate import KB, Candidate
+from results.epochs import Epoch
 from results.front import complete, objectives
 from results.plots import inner_ticks, tick_text
 from results.record import TrialRecord
@@ -85,8 +86,8 @@ def parallel(view: StudyView) -> go.Figure:
         _dimension("pruned, %", pruned),
         _dimension("in float, %", floats),
         _logarithmic("size, KB", [point[1] / KB for point in points]),
-        _logarithmic("latency, ms", [point[2] for point in points]),
-        _dimension("accuracy, %", [100 * point[0] for point in points]),
+        *([_logarithmic("latency, ms", [point[2] for point in points])] if view.timed else []),
+        _dimension(f"{view.quality}, %", [100 * point[0] for point in points]),
     ]
     line: dict[str, Any] = {"color": flags, "colorscale": [[0, DIM], [1, ACCENT]], "cmin": 0, "cmax": 1}
     figure = go.Figure(
@@ -115,33 +116,46 @@ def importance(shares: Mapping[str, Mapping[str, float]]) -> go.Figure:
 
 
 def curves(view: StudyView) -> go.Figure:
-    """Mean training loss per epoch, a panel per stage; trials on the front in colour."""
-    import plotly.graph_objects as go
+    """Mean training loss per epoch, and below it the accuracy where it was watched; a column per stage, trials on the front in colour."""
     from plotly.subplots import make_subplots
 
     stages = list(dict.fromkeys(epoch.stage for epoch in view.epochs))
+    watched = {epoch.stage for epoch in view.epochs if epoch.accuracy is not None}
+    rows = [("loss", 1.0, "mean loss"), *([("accuracy", 100.0, f"{view.quality}, %")] if watched else [])]
+    grid = [[{}] * len(stages), *([[{} if stage in watched else None for stage in stages]] if watched else [])]
+    figure = make_subplots(
+        rows=len(rows), cols=len(stages), specs=grid, subplot_titles=stages, horizontal_spacing=0.06, vertical_spacing=0.2
+    )
     ranks = {record.number: rank for rank, record in enumerate(view.front)}
-    figure = make_subplots(rows=1, cols=len(stages), subplot_titles=stages, horizontal_spacing=0.06)
     for (trial, stage), lines in groupby(sorted(view.epochs, key=_order(ranks)), key=lambda epoch: (epoch.trial, epoch.stage)):
         epochs = list(lines)
-        on_front = trial is None or trial in ranks
-        who = "teacher" if trial is None else f"trial {trial}" + (f", rank {ranks[trial]}" if trial in ranks else "")
-        curve = go.Scatter(
-            x=[epoch.epoch for epoch in epochs],
-            y=[epoch.loss for epoch in epochs],
-            mode="lines+markers",
-            marker={"size": 4},
-            line={"color": ACCENT if on_front else DIM, "width": 1.5},
-            opacity=0.9 if on_front else 0.35,
-            name=who,
-            showlegend=False,
-            hovertemplate=f"{who}<br>epoch %{{x:g}}: loss %{{y:.4g}}<extra></extra>",
-        )
-        figure.add_trace(curve, row=1, col=stages.index(stage) + 1)
+        for row, (field, factor, _) in enumerate(rows, start=1):
+            if row == 1 or stage in watched:
+                figure.add_trace(_curve(trial, ranks, epochs, field, factor), row=row, col=stages.index(stage) + 1)
     figure.update_xaxes(title_text="epoch")
-    figure.update_yaxes(title_text="mean loss", col=1)
-    figure.update_layout(height=360)
+    for row, (_, _, title) in enumerate(rows, start=1):
+        figure.update_yaxes(title_text=title, row=row, col=1 if row == 1 else 1 + min(map(stages.index, watched)))
+    figure.update_layout(height=340 * len(rows))
     return figure
+
+
+def _curve(trial: int | None, ranks: Mapping[int, int], epochs: Sequence[Epoch], field: str, factor: float) -> go.Scatter:
+    import plotly.graph_objects as go
+
+    known = [(epoch.epoch, factor * value) for epoch in epochs if (value := getattr(epoch, field)) is not None]
+    on_front = trial is None or trial in ranks
+    who = "teacher" if trial is None else f"trial {trial}" + (f", rank {ranks[trial]}" if trial in ranks else "")
+    return go.Scatter(
+        x=[epoch for epoch, _ in known],
+        y=[value for _, value in known],
+        mode="lines+markers",
+        marker={"size": 4},
+        line={"color": ACCENT if on_front else DIM, "width": 1.5},
+        opacity=0.9 if on_front else 0.35,
+        name=who,
+        showlegend=False,
+        hovertemplate=f"{who}<br>epoch %{{x:g}}: {field} %{{y:.4g}}<extra></extra>",
+    )
 
 
 def _order(ranks: Mapping[int, int]) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from core.candidate import KB, LatencyReport
+from core.candidate import KB, BuildReport, LatencyReport, milliseconds
 from results.front import Point, objectives
 from results.record import TrialRecord
 from results.table import HEADINGS, cells, conditions, mean_bits, measurement, student_name, teacher_cells, times_faster, times_smaller
@@ -48,21 +49,35 @@ def opening(view: StudyView) -> str:
         f"Of {len(view.records)} finished trials {states['COMPLETE']} are complete, {states['PRUNED']} were pruned and {states['FAIL']} "
         f"failed. {len(view.front)} {'model is' if len(view.front) == 1 else 'models are'} on the front."
     )
-    return text
+    judge = (
+        " Nobody labelled the images: what is called accuracy here is the agreement with the teacher, the share of images on which a model "
+        "and the teacher name the same class."
+    )
+    return text + ("" if view.quality == "accuracy" else judge)
 
 
 def highlights(view: StudyView) -> list[tuple[str, str, str]]:
     """(what, value, explanation) of the study's best numbers."""
     if not view.front:
         return []
-    best, smallest, fastest = view.front[0], *(min(view.front, key=lambda record: objectives(record)[axis]) for axis in (1, 2))
-    small, fast = times_smaller(smallest, view.teacher), times_faster(fastest, view.teacher)
-    reference = f"teacher {100 * view.teacher.accuracy:.2f} %" if view.teacher else student_name(best)
+    best, smallest, *fastest = view.front[0], *(min(view.front, key=lambda record: objectives(record)[axis]) for axis in _costs(view))
+    small = times_smaller(smallest, view.teacher)
+    labelled = view.quality == "accuracy"
+    reference = f"teacher {100 * view.teacher.accuracy:.2f} %" if view.teacher and labelled else student_name(best)
     return [
-        ("most accurate", f"{100 * measurement(best).accuracy:.2f} %", reference),
+        ("most accurate" if labelled else "nearest to the teacher", f"{100 * measurement(best).accuracy:.2f} %", reference),
         ("smallest", f"{measurement(smallest).size_bytes / KB:.1f} KB", _comparison(small, "smaller", smallest)),
-        ("fastest", f"{measurement(fastest).latency.p50_ms:.3f} ms", _comparison(fast, "faster", fastest)),
+        *(
+            ("fastest", f"{median_ms:.3f} ms", _comparison(times_faster(record, view.teacher), "faster", record))
+            for record in fastest
+            for median_ms in milliseconds(measurement(record).latency)
+        ),
     ]
+
+
+def _costs(view: StudyView) -> range:
+    """Axes of `objectives` that are to be small."""
+    return range(1, len(objectives(view.front[0])))
 
 
 def _comparison(times: float | None, word: str, record: TrialRecord) -> str:
@@ -78,17 +93,21 @@ def chosen(view: StudyView, reference: Point | None) -> Table:
     picks.setdefault(0, []).append("most accurate")
     if reference is not None:
         gains = [[r - v for r, v in zip(reference, logarithmic(objectives(record)), strict=True)] for record in view.front]
-        volumes = [gain[0] * gain[1] * gain[2] if min(gain) > 0 else 0.0 for gain in gains]
+        volumes = [math.prod(gain) if min(gain) > 0 else 0.0 for gain in gains]
         if max(volumes) > 0:
             picks.setdefault(volumes.index(max(volumes)), []).append("balanced")
-    for axis, name in ((1, "smallest"), (2, "fastest")):
+    for axis, name in zip(_costs(view), ("smallest", "fastest"), strict=False):
         picks.setdefault(min(range(len(view.front)), key=lambda rank: objectives(view.front[rank])[axis]), []).append(name)
     rows = [_chosen_row(view, ", ".join(names), rank) for rank, names in picks.items()]
     if view.teacher is not None:
         report = view.teacher
         numbers = (f"{100 * report.accuracy:.2f}", "-", f"{report.size_bytes / KB:.1f}", "1.0", _interval(report.latency), "1.0")
         rows.insert(0, ("teacher, FP32", "-", "teacher", *numbers, "32.0", "0"))
-    return Table(CHOSEN, tuple(rows))
+    return Table(_headings(view, CHOSEN), tuple(rows))
+
+
+def _headings(view: StudyView, usual: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(heading.replace("accuracy", view.quality) for heading in usual)
 
 
 CHOSEN = ("model", "rank", "student (width)", "accuracy %", "test %", "KB", "x smaller", "ms (interval)", "x faster", "bits", "pruned %")
@@ -113,21 +132,34 @@ def _chosen_row(view: StudyView, name: str, rank: int) -> tuple[str, ...]:
     )
 
 
-def _interval(latency: LatencyReport) -> str:
+def _interval(latency: LatencyReport | BuildReport) -> str:
+    if isinstance(latency, BuildReport):
+        return "-"
     return f"{latency.p50_ms:.3f}{'' if latency.stable else '*'} ({latency.ci_ms[0]:.3f} to {latency.ci_ms[1]:.3f})"
 
 
 def whole_front(view: StudyView) -> Table:
     """Every rank, and the teacher below."""
     last = (teacher_cells(view.teacher),) if view.teacher is not None else ()
-    return Table(HEADINGS, (*(cells(rank, record, view.teacher) for rank, record in enumerate(view.front)), *last))
+    return Table(_headings(view, HEADINGS), (*(cells(rank, record, view.teacher) for rank, record in enumerate(view.front)), *last))
 
 
 def unfinished(records: Sequence[TrialRecord]) -> Table:
-    """Pruned and failed trials, with the reason."""
+    """Pruned and failed trials: what was known of them, and why they ended."""
     words = {"PRUNED": "pruned", "FAIL": "failed"}
-    rows = [(str(record.number), words[record.state], record.reason or "no reason given") for record in records if record.state in words]
-    return Table(("trial", "ended", "why"), tuple(rows))
+    rows = [
+        (
+            str(record.number),
+            record.ending or words[record.state],
+            "-" if record.size_bytes is None else f"{record.size_bytes / KB:.1f}",
+            "-" if record.latency_ms is None else f"{record.latency_ms:.3f}",
+            f"{100 * record.rungs[-1].accuracy:.1f}" if record.rungs else "-",
+            record.reason or "no reason given",
+        )
+        for record in records
+        if record.state in words
+    ]
+    return Table(("trial", "ended", "KB", "ms", "last seen %", "why"), tuple(rows))
 
 
 def device(view: StudyView) -> Table:
@@ -162,17 +194,27 @@ def protocol(view: StudyView) -> list[str]:
     measured = measurement(view.front[0])
     runtime: dict[str, Any] = view.config.get("runtime", {})
     limit = f" or {runtime['max_s']:g} s were over" if "max_s" in runtime else ""
-    return [
-        f"Accuracy is that of the exported model in its engine on {measured.images} search images. The search never trained on them, but "
-        "it chose by them, so the best values are a little optimistic. The test images are opened only by an export, once per model; "
-        '"test %" is that accuracy, and "-" means not exported.',
-        f"Size is the number of bytes of the packed weight file, from which the exported weights come back bit for bit; 1 KB is {KB} "
-        "bytes. The teacher is counted in the same format at full precision.",
+    timing = (
         f"Latency is the median time of one call ({conditions(measured.latency)}): warmed up until steady, then timed in blocks of about "
         f"20 ms until the 95 % interval of the median was narrow{limit}. A value marked * stayed wide or drifted. All latencies of a study "
-        "come from one device, and models of equal structure are measured once.",
+        "come from one device, and models of equal structure are measured once."
+    )
+    untimed = f"The {conditions(measured.latency)}. The study has two objectives, accuracy and size."
+    return [
+        f"{_judged(view)} in its engine on {measured.images} search images. The search never trained on them, but it chose by them, so the "
+        'best values are a little optimistic. The test images are opened only by an export, once per model; "test %" is the same on them, '
+        'and "-" means not exported.',
+        f"Size is the number of bytes of the packed weight file, from which the exported weights come back bit for bit; 1 KB is {KB} "
+        "bytes. The teacher is counted in the same format at full precision.",
+        timing if view.timed else untimed,
         f"One image more or less is {100 / measured.images:.2f} points of accuracy: differences of a few images mean little.",
     ]
+
+
+def _judged(view: StudyView) -> str:
+    if view.quality == "accuracy":
+        return "Accuracy is that of the exported model"
+    return "Agreement is the share of images on which the exported model names the class that the teacher names, measured"
 
 
 def markdown(table: Table) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.candidate import KB, LatencyReport, Measurement
+from core.candidate import KB, BuildReport, LatencyReport, Measurement
 from core.files import write_atomically
 from results.record import TeacherReport, TrialRecord
 
@@ -61,6 +61,7 @@ CSV_COLUMNS = (
     "rank",
     "trial",
     "accuracy",
+    "judged_by",
     "images",
     "size_bytes",
     "size_kb",
@@ -91,18 +92,20 @@ def csv_row(rank: int | None, record: TrialRecord, teacher: TeacherReport | None
     """The values of `CSV_COLUMNS`; rank None is off the front."""
     measured = measurement(record)
     latency = measured.latency
+    timed = latency if isinstance(latency, LatencyReport) else None
     return {
         "rank": rank,
         "trial": record.number,
         "accuracy": measured.accuracy,
+        "judged_by": measured.judged_by,
         "images": measured.images,
         "size_bytes": measured.size_bytes,
         "size_kb": measured.size_bytes / KB,
-        "latency_p50_ms": latency.p50_ms,
-        "latency_p95_ms": latency.p95_ms,
-        "latency_low_ms": latency.ci_ms[0],
-        "latency_high_ms": latency.ci_ms[1],
-        "latency_stable": latency.stable,
+        "latency_p50_ms": timed and timed.p50_ms,
+        "latency_p95_ms": timed and timed.p95_ms,
+        "latency_low_ms": timed and timed.ci_ms[0],
+        "latency_high_ms": timed and timed.ci_ms[1],
+        "latency_stable": timed and timed.stable,
         "times_smaller": times_smaller(record, teacher),
         "times_faster": times_faster(record, teacher),
         "student": record.student,
@@ -150,17 +153,20 @@ def caption(front: Sequence[TrialRecord], teacher: TeacherReport | None = None, 
     measured = measurement(front[0])
     judge = "accuracy" if measured.judged_by == "labels" else "accuracy: agreement with the teacher's top-1"
     parts = [f"{judge}: {measured.images} search images", f"KB: {KB} bytes of packed weights"]
-    parts.append(f"ms: median, {conditions(measured.latency)}")
+    parts.append(f"{'' if isinstance(measured.latency, BuildReport) else 'ms: median, '}{conditions(measured.latency)}")
     latencies = [measurement(record).latency for record in front] + ([teacher.latency] if teacher else [])
-    if any(not latency.stable for latency in latencies):
+    if any(isinstance(latency, LatencyReport) and not latency.stable for latency in latencies):
         parts.append(f"{UNSTABLE}: unstable")
     if rows is not None and len(front) > rows:
         parts.append(f"{len(front) - rows} more ranks")
     return "; ".join(parts)
 
 
-def conditions(latency: LatencyReport) -> str:
-    """Under which conditions a latency was taken: 'batch 1, 1 thread, openvino'."""
+def conditions(latency: LatencyReport | BuildReport) -> str:
+    """Under which conditions a latency was taken: 'batch 1, 1 thread, openvino'; or why there is none."""
+    if isinstance(latency, BuildReport):
+        targets = ", ".join(latency.compute_capability)
+        return f"latency: not measurable here, {latency.runtime} only built engines for {targets} (answers by {latency.scored_in})"
     return f"batch {latency.batch}, {latency.threads} thread{'' if latency.threads == 1 else 's'}, {latency.runtime}"
 
 
@@ -172,15 +178,20 @@ def times_smaller(record: TrialRecord, teacher: TeacherReport | None) -> float |
 def times_faster(record: TrialRecord, teacher: TeacherReport | None) -> float | None:
     """Teacher's median latency over the record's; None unless both were taken on one device, runtime, batch and thread count."""
     latency = measurement(record).latency
-    if teacher is None or _taken(teacher.latency) != _taken(latency):
+    if teacher is None or isinstance(latency, BuildReport) or isinstance(teacher.latency, BuildReport):
         return None
-    return teacher.latency.p50_ms / latency.p50_ms
+    return teacher.latency.p50_ms / latency.p50_ms if _taken(teacher.latency) == _taken(latency) else None
 
 
 def measurement(record: TrialRecord) -> Measurement:
     """The measurement of a record that is known to have one."""
     assert record.measurement is not None, f"trial {record.number} is not measured"
     return record.measurement
+
+
+def quality(record: TrialRecord) -> str:
+    """What a measured record's first objective is called: 'accuracy', or 'agreement' with the teacher where images have no labels."""
+    return "accuracy" if measurement(record).judged_by == "labels" else "agreement"
 
 
 def student_name(record: TrialRecord) -> str:
@@ -197,7 +208,9 @@ def _taken(latency: LatencyReport) -> tuple[str, str, int, int]:
     return latency.fingerprint, latency.runtime, latency.batch, latency.threads
 
 
-def _ms(latency: LatencyReport) -> str:
+def _ms(latency: LatencyReport | BuildReport) -> str:
+    if isinstance(latency, BuildReport):
+        return "-"
     return f"{latency.p50_ms:.3f}" + ("" if latency.stable else UNSTABLE)
 
 

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from core.candidate import Candidate
 from results.epochs import Epoch, read_epochs
-from results.front import complete, front
+from results.front import complete, front, objectives
 from results.layers import LayerFacts, classes_of, read_layers
 from results.record import TEST_KEY, TeacherReport, TrialRecord, read_records
+from results.table import quality
 
 if TYPE_CHECKING:
     import optuna
@@ -43,6 +44,16 @@ class StudyView:
     """Rank -> layers, of those points of the front whose files are there."""
     epochs: tuple[Epoch, ...]
     classes: int | None
+
+    @property
+    def timed(self) -> bool:
+        """Whether latency is an objective; not so in a study that only builds engines."""
+        return not self.front or len(objectives(self.front[0])) == 3
+
+    @property
+    def quality(self) -> str:
+        """What the first objective is called: accuracy, or agreement with the teacher where images have no labels."""
+        return quality(self.front[0]) if self.front else "accuracy"
 
     def rank(self, record: TrialRecord) -> int | None:
         """Rank of a record; None off the front."""

@@ -1,16 +1,21 @@
 """Layers read back from the files of real networks, whose plans are known."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from core.candidate import Candidate, GroupPlan, ShapePlan
 from core.compress import draft, resolve
+from core.config import RuntimeConfig
+from core.engines import EngineHost
 from core.runtimes import RUNTIMES
 from core.students import STUDENTS
-from results.explanation import one_more_bit, why_float
+from results.explanation import Times, explanation, one_more_bit, why_float
 from results.layers import classes_of, read_layers, rest_bytes
 from results.record import TrialRecord
+from tests.results.views import view_of
+from tests.tiny_onnx import Classifier
 
 SHAPE = (1, 8, 8)
 GROUPS = (
@@ -90,3 +95,52 @@ def test_the_classes_are_those_of_the_exported_model(model, tmp_path):
 
 def test_missing_files_have_no_layers(tmp_path):
     assert read_layers(tmp_path) == ()
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
+    with EngineHost(RuntimeConfig(name="openvino"), tmp_path_factory.mktemp("host")) as host:
+        yield host
+
+
+def test_openvino_times_every_layer_under_its_name_in_the_graph(model: tuple[Candidate, ShapePlan, Path, int], host: EngineHost) -> None:
+    times, layers = host.layer_times(model[2] / "model.onnx"), read_layers(model[2])
+    assert [layer.name for layer in layers if layer.node not in times] == []
+    assert all(0.0 <= milliseconds < 1000 for milliseconds in times.values())
+
+
+def test_larger_images_take_longer_in_the_layers(tmp_path: Path, host: EngineHost) -> None:
+    in_all = []
+    for side in (8, 48):
+        network = STUDENTS["resnet8"](classes=7, channels=1, image_size=side, width=0.5)
+        pruned, plan = resolve(network, Candidate(student="resnet8", width=0.5), (1, side, side), RUNTIMES["openvino"]())
+        path = draft(pruned, plan, (1, side, side), RUNTIMES["openvino"](), "lsq").save(tmp_path / str(side))
+        in_all.append(sum(host.layer_times(path).values()))
+    assert 0 < in_all[0] < in_all[1]
+
+
+def test_a_runtime_that_does_not_say_what_a_layer_takes_gives_nothing(tmp_path: Path) -> None:
+    with EngineHost(RuntimeConfig(name="onnxruntime"), tmp_path) as host:
+        assert host.layer_times(Classifier(quantised=True).save(tmp_path / "model.onnx")) == {}
+
+
+def test_an_explanation_with_milliseconds_adds_up_to_what_was_timed(
+    model: tuple[Candidate, ShapePlan, Path, int], make_record: Callable[..., TrialRecord]
+) -> None:
+    candidate, _, folder, _ = model
+    layers = read_layers(folder)
+    record = make_record(0, 0.9, (folder / "weights.pack").stat().st_size, 0.1).model_copy(
+        update={"candidate": candidate, "path": folder.name}
+    )
+    view = view_of([record], None, folder.parent)
+    nodes = {str(layer.node): 0.25 * (index + 1) for index, layer in enumerate(layers)} | {"a pooling": 0.5}
+    told = explanation(view, record, layers, {}, Times(nodes, "0123456789ab"))
+    column = told.splitlines()[2].index("ms")
+    read = [float(line[: column + 2].split()[-1]) for line in told.splitlines()[3 : 5 + len(layers)]]
+    assert read == [*(0.25 * (index + 1) for index in range(len(layers))), 0.5, sum(nodes.values())]
+    assert "This is not the device of the study." not in told
+    assert "This is not the device of the study." in explanation(view, record, layers, {}, Times(nodes, "another"))
+    assert "openvino does not say here what a layer takes" in explanation(view, record, layers, {}, Times({}, "0123456789ab"))
+    without = explanation(view, record, layers, {})
+    assert " ms " not in without.splitlines()[2]
+    assert "--time-layers takes them" in without

@@ -10,12 +10,13 @@ from core.candidate import Candidate, GroupPlan, Rung
 from results.epochs import Epoch
 from results.front import front, objectives
 from results.layers import LayerFacts
-from results.plots import inner_ticks, tick_text
+from results.plots import hover, inner_ticks, tick_text
 from results.record import TrialRecord
-from results.report import as_csv, sections, write_report
+from results.report import as_csv, as_markdown, sections, write_report
 from results.report_front import PLANES, planes
 from results.report_page import page
-from results.report_text import chosen, whole_front
+from results.report_search import curves
+from results.report_text import chosen, unfinished, whole_front
 from tests.results.views import view_of
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -162,6 +163,52 @@ def test_markdown_and_page_show_the_same_table(full, tmp_path):
         assert re.search("".join(f"<td[^>]*>{re.escape(cell)}</td>" for cell in row), html)
 
 
+def test_a_study_without_labels_calls_its_accuracy_an_agreement(records, teacher, tmp_path):
+    taught = [
+        record.model_copy(update={"measurement": record.measurement.model_copy(update={"judged_by": "teacher"})})
+        if record.measurement
+        else record
+        for record in records
+    ]
+    view, plain = view_of(taught, teacher, tmp_path), view_of(records, teacher, tmp_path)
+    for judged, here, absent in ((view, "agreement", "accuracy"), (plain, "accuracy", "agreement")):
+        for table in (whole_front(judged), chosen(judged, None)):
+            assert f"{here} %" in table.headings
+            assert f"{absent} %" not in table.headings
+    page_text, plain_text = (as_markdown(each, sections(each)) for each in (view, plain))
+    assert "Nobody labelled the images" in page_text
+    assert "names the class that the teacher names" in page_text
+    assert "Nobody labelled" not in plain_text
+    assert planes(view).layout.yaxis.title.text == "agreement with the teacher, %"
+    assert hover(taught[0], teacher).split("<br>")[1].startswith("agreement 90.00 %")
+    assert set(pd.read_csv(io.StringIO(as_csv(view)))["judged_by"].dropna()) == {"teacher"}
+
+
+def test_learning_curves_show_the_accuracy_where_it_was_watched(records, teacher, tmp_path):
+    watched = (*EPOCHS, Epoch(1, "distil", 1.0, 2.0, 500.0, 1.0, 0.1, 0.25), Epoch(1, "distil", 2.0, 2.0, 500.0, 0.9, 0.1, 0.5))
+    figure = curves(view_of(records, teacher, tmp_path, epochs=watched))
+    drawn = {(trace.name.split(",")[0], trace.yaxis): list(trace.y) for trace in figure.data if trace.y}
+    titles = {axis: figure.layout[f"yaxis{axis[1:]}"].title.text for _, axis in drawn}
+    accuracy = next(axis for axis, title in titles.items() if title == "accuracy, %")
+    assert drawn["trial 1", accuracy] == [25.0, 50.0]
+    assert [values for (who, _), values in drawn.items() if who == "trial 1"] == [[1.0, 0.9], [25.0, 50.0]]
+    assert [values for (who, _), values in drawn.items() if who == "teacher"] == [[2.0]]
+    without = curves(view_of(records, teacher, tmp_path, epochs=EPOCHS))
+    assert {trace.name.split(",")[0] for trace in without.data} == {"teacher", "trial 0"}
+
+
+def test_what_was_known_of_a_trial_that_was_given_up_is_told():
+    rung = Rung(stage="distil", epoch=1.0, accuracy=0.4)
+    beyond = TrialRecord(number=0, state="PRUNED", ending="limit", size_bytes=5400, latency_ms=0.5, reason="too slow")
+    stopped = TrialRecord(number=1, state="PRUNED", ending="stopped", rungs=(rung,), reason="hopeless")
+    failed = TrialRecord(number=2, state="FAIL", reason="broken")
+    assert unfinished([beyond, stopped, failed]).rows == (
+        ("0", "limit", "5.4", "0.500", "-", "too slow"),
+        ("1", "stopped", "-", "-", "40.0", "hopeless"),
+        ("2", "failed", "-", "-", "-", "broken"),
+    )
+
+
 def test_bits_are_drawn_as_they_are_stored(full):
     figure = next(section for section in sections(full) if section.title == "Bits in every layer").figures[0]
     assert [list(row) for row in figure.data[0].text] == [["4", ""], ["4", "16f"]]
@@ -188,6 +235,6 @@ def test_a_pruned_trial_is_drawn_in_the_planes_where_its_numbers_are_known(recor
     stopped = TrialRecord(number=90, state="PRUNED", size_bytes=5000, latency_ms=0.5, rungs=(rung,), reason="<b>hopeless</b>")
     skipped = TrialRecord(number=91, state="PRUNED", size_bytes=6000, latency_ms=0.6)
     figure = planes(view_of([*records, stopped, skipped, TrialRecord(number=92, state="PRUNED")], teacher, tmp_path))
-    drawn = [trace for trace in figure.data if trace.name.startswith("skipped or stopped")]
+    drawn = [trace for trace in figure.data if trace.name.startswith("given up")]
     assert [(list(trace.x), list(trace.y)) for trace in drawn] == [([5.0], [40.0]), ([0.5], [40.0]), ([5.0, 6.0], [0.5, 0.6])]
     assert "&lt;b&gt;hopeless" in drawn[0].hovertext[0]

@@ -1,0 +1,105 @@
+"""The JSON schemas that editors read: as the code has them, and true of every YAML file that ships."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from core.config import Config
+from core.errors import UserError
+from core.yaml_io import load_config, load_yaml, parse
+from search.schema import FOLDER, MODELS, schema, schema_text
+from search.space import DEFAULTS, Space, load_space
+
+ROOT = FOLDER.parents[1]
+SHIPPED = [(kind, path) for kind in MODELS for path in sorted((ROOT / f"{kind}s").rglob("*.yaml"))]
+SPACE: dict[str, Any] = load_yaml(ROOT / "spaces" / "digits.yaml")
+
+
+def complaints(kind: str, data: Any) -> list[str]:
+    return [error.message for error in jsonschema.Draft7Validator(schema(kind)).iter_errors(data)]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_committed_schema_is_that_of_the_code(kind: str) -> None:
+    jsonschema.Draft7Validator.check_schema(schema(kind))
+    assert (FOLDER / f"{kind}.json").read_text(encoding="utf-8") == schema_text(kind), "run: python -m search.schema"
+
+
+@pytest.mark.parametrize(("kind", "path"), SHIPPED, ids=lambda value: getattr(value, "stem", value))
+def test_a_shipped_file_names_its_schema_and_keeps_it(kind: str, path: Path) -> None:
+    place = os.path.relpath(FOLDER / f"{kind}.json", path.parent)
+    assert path.read_text(encoding="utf-8").splitlines()[0] == f"# yaml-language-server: $schema={place}"
+    assert complaints(kind, load_yaml(path)) == []
+
+
+def test_what_the_program_writes_keeps_the_schema() -> None:
+    assert complaints("config", Config().model_dump(mode="json")) == []
+    assert complaints("space", load_space(ROOT / "spaces" / "digits.yaml").model_dump(mode="json")) == []
+    assert all(complaints("space", space) == [] for space in DEFAULTS.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("space", "student: {nmae: resnet8}"),
+        ("space", "student: {name: [resnet8, 3]}"),
+        ("space", "{student: {name: resnet8}, quantise: {weight_bits: [4, 9]}}"),
+        ("space", "{student: {name: resnet8}, quantise: {execution: int4}}"),
+        ("space", "{student: {name: resnet8}, prune: {ratio: {low: 0.1}}}"),
+        ("space", "{student: {name: resnet8}, constraints: {accuracy: 97}}"),
+        ("space", "config: digits"),
+        ("config", "finetune: {epochs: many}"),
+        ("config", "finetune: {optimiser: adma}"),
+        ("config", "data: {search_fraction: 1.5}"),
+        ("config", "view: {number: 8}"),
+    ],
+)
+def test_an_editor_refuses_what_the_program_refuses(kind: str, text: str) -> None:
+    assert complaints(kind, yaml.safe_load(text)) != []
+    with pytest.raises(UserError):
+        parse(MODELS[kind], yaml.safe_load(text), "here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("space", "student: {name: [of_my_plugin, 'timm:resnet18', self]}"),
+        ("space", "{student: {name: resnet8, width: {low: 0.5, high: 1}}, allocation: per_layer}"),
+        ("space", "{student: {name: resnet8}, quantise: {edge_bits: null, weight_bits: 4}}"),
+        ("config", "{teacher: {name: of_my_plugin, width: 1}, runtime: {name: openvino}}"),
+    ],
+)
+def test_an_editor_takes_what_the_program_takes(kind: str, text: str) -> None:
+    parse(MODELS[kind], yaml.safe_load(text), "here")
+    assert complaints(kind, yaml.safe_load(text)) == []
+
+
+def test_a_configuration_on_top_of_another_keeps_the_schema(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: digits\nfinetune: {epochs: 3}\n")
+    assert load_config(str(path), [], ROOT).finetune.epochs == 3
+    assert complaints("config", load_yaml(path)) == []
+
+
+def test_names_of_tables_are_suggested_and_keys_are_explained() -> None:
+    sections = schema("space")["$defs"]
+    suggested = sections["StudentSpace"]["properties"]["name"]["oneOf"][0]["anyOf"][0]["enum"]
+    assert {"resnet8", "light_cnn", "self"} <= set(suggested)
+    assert "Of DKD" in sections["DistilSpace"]["properties"]["alpha"]["description"]
+    assert "held out" in schema("config")["$defs"]["DataConfig"]["properties"]["search_fraction"]["description"]
+    unexplained = [name for name, section in sections.items() if name != "Range" and "description" not in section]
+    assert unexplained == []
+
+
+def test_a_space_alone_is_a_space_and_no_configuration() -> None:
+    assert complaints("space", SPACE) == []
+    assert complaints("config", SPACE) != []
+    assert json.loads(schema_text("space"))["required"] == ["student"]
+    assert Space.model_validate(SPACE).config == "digits"
