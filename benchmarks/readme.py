@@ -1,6 +1,7 @@
-"""Write the README's measured section from benchmarks/results/*.json: python benchmarks/readme.py [--check]
+"""Write the measured section of both READMEs from benchmarks/results/*.json: python benchmarks/readme.py [--check]
 
-No number of that section is typed by hand. `--check` fails when the README differs from the results.
+No number of that section is typed by hand: the words of each language are in benchmarks/readme_text.py, the figures are put in here.
+`--check` fails when a README differs from the results.
 """
 
 from __future__ import annotations
@@ -17,55 +18,68 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.readme_text import PAGES  # late: as a script this file is in no package
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    head, rest = old.split(BEGIN)
-    new = f"{head}{BEGIN}\n{section()}\n{END}{rest.split(END)[1]}"
-    if check and new != old:
-        sys.exit("README.md's measured section differs from benchmarks/results; run python benchmarks/readme.py")
-    path.write_text(new, encoding="utf-8")
+    for page, words in PAGES.items():
+        path = ROOT / page
+        old = path.read_text(encoding="utf-8")
+        new = with_section(old, section(words))
+        if check and new != old:
+            sys.exit(f"{page}'s measured section differs from benchmarks/results; run python benchmarks/readme.py")
+        path.write_text(new, encoding="utf-8")
 
 
-def section() -> str:
+def with_section(page: str, text: str) -> str:
+    """The page with `text` between its marks."""
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+
+
+def section(words: dict[str, str]) -> str:
+    """The measured section in the language of `words`."""
     cifar = json.loads((RESULTS / "cifar10_search.json").read_text())
     digits = json.loads((RESULTS / "digits_seeds.json").read_text())["rows"]
-    return "\n\n".join([machine(cifar["run"]), cifar_text(cifar), digits_text(digits)])
+    return "\n\n".join([machine(cifar["run"], words), cifar_text(cifar, words), digits_text(digits, words)])
 
 
-def machine(run: dict[str, Any]) -> str:
+def machine(run: dict[str, Any], words: dict[str, str]) -> str:
     device, versions = run["device"], run["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "optuna", "onnx", "openvino"))
-    isa = ", ".join(device["isa"])
-    return f"Measured on {device['cpu']} ({device['cores']} cores, {isa}), no GPU; Python {versions['python']}, {named}."
+    return words["machine"].format(
+        cpu=device["cpu"], cores=device["cores"], isa=", ".join(device["isa"]), python=versions["python"], versions=named
+    )
 
 
-def cifar_text(result: dict[str, Any]) -> str:
-    run, test = result["run"], result["teacher_test"]
-    config, teacher = result["space_and_config"]["config"], run["teacher"]
-    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(run["trials"].items()))
-    epochs = (config["parent"]["train"]["epochs"], config["finetune"]["epochs"], config["quantise"]["train"]["epochs"])
-    splits = f"{run['data']['train']:,} to train, {run['data']['search']:,} to choose on, {test['images']:,} to test"
-    trained = f"{run['teacher_seconds'] / 60:.1f} minutes, test accuracy {percent(test)}"
-    budget = f"parents {epochs[0]:g} epochs each, then {epochs[1]:g} to distil and {epochs[2]:g} to quantise per trial"
-    latency, table = teacher["latency"], "\n".join(front_row(row, teacher) for row in result["front"])
-    exported = "; ".join(f"rank {point['rank']} {percent(point['test'])}" for point in result["exported"])
-    lines = [
-        "### CIFAR-10 (JPEG)",
-        f"The images of CIFAR-10 re-encoded as JPEG, as an image folder: {splits}. Compare only with numbers from these images. "
-        f"One search of {sum(run['trials'].values())} trials ({states}), seed {run['seed']}, took {run['wall_seconds'] / 60:.0f} minutes "
-        f"after the teacher ({trained}). Budget: {budget}. "
-        f"Command: `python -m search.run --space spaces/cifar10.yaml --data-dir FOLDER --trials {sum(run['trials'].values())}`.",
-        "| rank | student (width) | mean bits | search accuracy | KB | ms | x smaller | x faster |\n"
-        f"|---|---|---|---|---|---|---|---|\n{table}\n"
-        f"| - | teacher, FP32 | 32 | {100 * teacher['accuracy']:.2f} % | {teacher['size_bytes'] / 1000:,.0f} "
-        f"| {latency['p50_ms']:.3f} | 1 | 1 |",
-        f"On the test split: {exported} (n = {test['images']:,}, 95 % intervals). ms: median of the OpenVINO engine, f32 for float "
-        f"layers, batch {latency['batch']}, {latency['threads']} thread. KB: 1000 bytes of packed weights.",
-    ]
-    return "\n\n".join(lines)
+def cifar_text(result: dict[str, Any], words: dict[str, str]) -> str:
+    run, test, config, teacher = result["run"], result["teacher_test"], result["space_and_config"]["config"], result["run"]["teacher"]
+    facts = {
+        "train": run["data"]["train"],
+        "search": run["data"]["search"],
+        "test": test["images"],
+        "trials": sum(run["trials"].values()),
+        "states": ", ".join(f"{count} {state.lower()}" for state, count in sorted(run["trials"].items())),
+        "seed": run["seed"],
+        "minutes": run["wall_seconds"] / 60,
+        "teacher_minutes": run["teacher_seconds"] / 60,
+        "teacher_test": percent(test),
+        "parent": config["parent"]["train"]["epochs"],
+        "distil": config["finetune"]["epochs"],
+        "quantise": config["quantise"]["train"]["epochs"],
+        "exported": "; ".join(f"rank {point['rank']} {percent(point['test'])}" for point in result["exported"]),
+        "batch": teacher["latency"]["batch"],
+        "threads": teacher["latency"]["threads"],
+    }
+    rows = "\n".join(front_row(row, teacher) for row in result["front"])
+    last = (
+        f"| - | {words['teacher']} | 32 | {100 * teacher['accuracy']:.2f} % | {teacher['size_bytes'] / 1000:,.0f} "
+        f"| {teacher['latency']['p50_ms']:.3f} | 1 | 1 |"
+    )
+    table = f"{words['front_head']}\n|---|---|---|---|---|---|---|---|\n{rows}\n{last}"
+    return "\n\n".join([words["cifar_title"], words["cifar"].format(**facts), table, words["cifar_foot"].format(**facts)])
 
 
 def front_row(row: dict[str, Any], teacher: dict[str, Any]) -> str:
@@ -78,21 +92,17 @@ def front_row(row: dict[str, Any], teacher: dict[str, Any]) -> str:
     )
 
 
-def digits_text(rows: list[dict[str, Any]]) -> str:
+def digits_text(rows: list[dict[str, Any]], words: dict[str, str]) -> str:
     mean = sum(row["rank0"]["test"]["accuracy"] for row in rows) / len(rows)
-    table = "\n".join(digits_row(row) for row in rows)
-    return (
-        "### Digits\n\nThe demo's search (20 trials) with three seeds, each with its own split: "
-        f"{rows[0]['rank0']['test']['images']} test images. Mean test accuracy of rank 0: {100 * mean:.2f} %. "
-        "`small` is the most accurate point, on the search split, in at most 1/20 of the teacher's bytes.\n\n"
-        "| seed | seconds | front | teacher: bytes, test | rank 0: bytes, test | small: bytes, test |\n|---|---|---|---|---|---|\n" + table
-    )
+    head = words["digits"].format(images=rows[0]["rank0"]["test"]["images"], mean=100 * mean)
+    table = "\n".join(digits_row(row, words["points"]) for row in rows)
+    return f"{words['digits_title']}\n\n{head}\n\n{words['digits_head']}\n|---|---|---|---|---|---|\n{table}"
 
 
-def digits_row(row: dict[str, Any]) -> str:
+def digits_row(row: dict[str, Any], unit: str) -> str:
     points = " | ".join(f"{row[name]['bytes']:,}, {percent(row[name]['test'])}" for name in ("rank0", "small"))
     teacher = f"{row['teacher']['bytes']:,}, {percent(row['teacher']['test'])}"
-    return f"| {row['seed']} | {row['wall_s']:.0f} | {row['front_points']} points | {teacher} | {points} |"
+    return f"| {row['seed']} | {row['wall_s']:.0f} | {row['front_points']} {unit} | {teacher} | {points} |"
 
 
 def percent(score: dict[str, Any]) -> str:

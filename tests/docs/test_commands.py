@@ -1,0 +1,80 @@
+"""Every command of a page is one that the program understands, also where no test can run it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core.config import Config
+from core.errors import UserError
+from core.yaml_io import parse
+from search.setup import build_parser, resolve_arguments
+from search.space import Space
+from tests.docs.commands import Call, calls, known_flags
+from tests.docs.home import make_home
+from tests.docs.pages import PAGES, Block, blocks, codes
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+SHELLS = [block for block in BLOCKS if block.is_shell]
+FENCED = ("", "bash", "python", "yaml", "text", "mermaid", "csv")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the pages speak of."""
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+def check_call(call: Call, where: str) -> None:
+    assert importlib.util.find_spec(call.module) is not None, f"{where}: there is no module {call.module}"
+    unknown = set(call.flags()) - (known_flags(call.module) if call.flags() else set())
+    assert not unknown, f"{where}: {call.module} has no {', '.join(sorted(unknown))}"
+
+
+@pytest.mark.parametrize("block", SHELLS, ids=str)
+def test_every_command_in_a_block_has_the_flags_of_its_program(block: Block) -> None:
+    for line in block.commands():
+        for call in calls(line):
+            check_call(call, str(block))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_in_running_text_has_the_flags_of_its_program(page: str) -> None:
+    for text in codes(page):
+        for call in calls(text) if re.match(r"python (-m )?\w", text) else []:
+            check_call(call, page)
+
+
+def test_every_search_on_the_pages_has_a_space_and_settings_that_are_valid(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    lines = [(str(block), line) for block in SHELLS for line in block.commands()]
+    lines += [(page, text) for page in PAGES for text in codes(page) if text.startswith("python -m search.run --") and "..." not in text]
+    searches = [(where, call) for where, line in lines for call in calls(line) if call.module == "search.run"]
+    assert len(searches) > 50
+    for where, call in searches:
+        if {"--plugin", "--help"} & set(call.words):
+            continue  # what a plugin registers is known after it has run: test_walk.py runs it
+        try:
+            resolve_arguments(build_parser().parse_args(list(call.words)))
+        except UserError as error:
+            pytest.fail(f"{where}: {' '.join(call.words)}: {error}")
+
+
+def test_every_yaml_on_the_pages_is_a_space_or_a_configuration_or_a_part_of_one() -> None:
+    shown = [block for block in BLOCKS if block.language == "yaml"]
+    assert shown
+    for block in shown:
+        data = yaml.safe_load(block.text)
+        space = set(data) <= set(Space.model_fields) - {"config"} or "student" in data
+        try:
+            parse(Space, {"student": {"name": "resnet8"}} | data, str(block)) if space else parse(Config, data, str(block))
+        except UserError as error:
+            pytest.fail(str(error))
+
+
+def test_code_blocks_are_of_languages_that_some_test_looks_at() -> None:
+    assert {block.language for block in BLOCKS} <= set(FENCED)

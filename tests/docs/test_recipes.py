@@ -1,0 +1,91 @@
+"""Every recipe and example is a command that runs: loaded, planned, and run on small images in the layout of its data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.cli import run_main
+from core.data.cifar import CIFAR10
+from search import run
+from search.setup import build_parser, resolve_arguments
+from tests.docs.home import make_home
+from tests.docs.pages import ROOT, codes
+from tests.image_layouts import cifar
+from tests.search.studies import load, sets, states
+
+SPACES = sorted(str(path.relative_to(ROOT)) for folder in ("recipes", "examples") for path in (ROOT / "spaces" / folder).glob("*.yaml"))
+IMAGES = {"digits": [], "cifar10": ["--data-dir", "ten"], "cifar100": ["--data-dir", "cifar"], "cub200": ["--data-dir", "CUB_200_2011"]}
+IMAGES |= {"imagenet": ["--data-dir", "imagenet"]}
+EPOCHS = ["teacher.train.epochs=0.3", "parent.train.epochs=0.3", "finetune.epochs=0.3", "quantise.train.epochs=0.3"]
+ENGINE = ["quantise.calibration_images=8", "runtime.max_s=0.05", "runtime.warmup_s=0.02"]
+SMALL = [
+    *EPOCHS,
+    *ENGINE,
+    "data.image_size=32",
+    "data.search_fraction=0.25",
+    "views.number=2",
+    "data.workers=0",
+    "teacher.pretrained=false",
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data sets as stand-ins, one folder for all recipes: teachers are kept."""
+    home = make_home(tmp_path_factory.mktemp("home"))
+    (home / "ten").mkdir()
+    cifar(home / "ten", CIFAR10)
+    return home
+
+
+def data_of(space: str) -> str:
+    args = build_parser().parse_args(["--space", space, "--data-dir", "."])
+    return resolve_arguments(args)[1].data.name
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_a_space_that_ships_is_valid_as_it_stands_and_says_first_what_it_is(space: str) -> None:
+    words = [line for line in (ROOT / space).read_text().splitlines() if not line.startswith("# yaml-language-server")]
+    assert words[0].startswith("# ")
+    assert data_of(str(ROOT / space)) in IMAGES
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_page_of_recipes_has_a_command_for_it(space: str) -> None:
+    assert any(f"--space {space} " in text for text in codes("docs/recipes.md"))
+
+
+SHORT_TEACHER = ["teacher.name=resnet8", "teacher.width=0.5"]
+NARROW = [*SHORT_TEACHER, "student.width=0.25"]
+RUNS: dict[str, list[str]] = {
+    "resnet32x4_resnet8x4": NARROW,
+    "cub200_vgg13_vgg8": NARROW,
+    "imagenet_resnet34_resnet18": ["teacher.name=torchvision:resnet18"],
+    "deep_compression": NARROW,
+}
+"""What makes a recipe small beside SMALL: one of every data set. Methods have tests of their own."""
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recipe_runs_on_a_small_stand_in_of_its_data(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    space = str(ROOT / "spaces" / "recipes" / f"{name}.yaml")
+    given = sets([*SMALL, *RUNS[name]])
+    assert run_main(run.main, ["--space", space, *IMAGES[data_of(space)], *given, "--trials", "1", "--quiet"]) == 0
+    assert states(load(name)).count("COMPLETE") == 1
+
+
+@pytest.mark.parametrize("name", ["phone", "jetson", "server_gpu", "microcontroller"])
+def test_an_example_for_a_device_passes_the_dry_run(
+    name: str, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("search.foresee.DRAWS_S", 1.0)  # not all that it can measure in a quarter of a minute
+    space = str(ROOT / "spaces" / "examples" / f"{name}.yaml")
+    here = ["runtime.name=openvino", "runtime.precision=f32", *ENGINE]  # TensorRT is not here: what the file says for a machine without it
+    assert run_main(run.main, ["--space", space, "--data-dir", "ten", *sets(here), "--dry-run"]) == 0
+    said = capfd.readouterr().out
+    assert "reach      " in said
+    assert "out of reach" not in said

@@ -1,0 +1,37 @@
+"""Every block of commands on the pages runs as it stands there, on small data; marked ones say what they need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.commands import run_block
+from tests.docs.home import make_home, shown_files
+from tests.docs.pages import PAGES, ROOT, Block, blocks
+
+RUN = [block for page in PAGES if page != "README.zh-CN.md" for block in blocks(page) if block.is_shell and block.needs is None]
+"""The Chinese README has the commands of the English one: test_readmes.py."""
+
+PYTHON_ELSEWHERE = {"docs/distil.md": "tests/core/test_simple.py"}
+"""Pages whose Python is run there."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all pages: as for a reader, a later block finds what an earlier one left."""
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.mark.parametrize("block", RUN, ids=str)
+def test_the_commands_of_a_block_succeed(block: Block, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    run_block(block)
+
+
+def test_every_python_on_the_pages_is_a_file_that_commands_use_or_run_by_a_test() -> None:
+    files = shown_files().values()
+    for block in (block for page in PAGES for block in blocks(page) if block.language == "python"):
+        if block.text not in files:
+            runner = ROOT / PYTHON_ELSEWHERE[block.page]
+            assert Path(block.page).name in runner.read_text(), f"{runner} does not run {block}"
