@@ -17,7 +17,7 @@ demo: install
 	$(RUN) -m search.export_best --rank 0
 
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(RUN) -m ruff check .
@@ -29,10 +29,12 @@ check: lint test
 
 matrix: install
 	$(RUN) benchmarks/matrix.py
+	$(RUN) -m tests.contracts.allocation_matrix
 
 faults: install
 	$(RUN) -m tests.faults.kills --kills 50 --out benchmarks/results/kills.json
 	$(RUN) -m tests.faults.fuzz --inputs 500 --out benchmarks/results/fuzz.json
+	$(RUN) -m pytest -m faults tests
 
 fuzz: install
 	$(RUN) -m tests.core.pack_mutations --files 10000

@@ -125,12 +125,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose(names: str | None, shard: str) -> list[Row]:
-    """The asked rows of this shard, in order. Raises UserError for what is none."""
-    known = {row.name: row for row in ROWS}
+def choose(names: str | None, shard: str, rows: Sequence[Any] = ROWS, form: str = "student:loss:seed") -> list[Any]:
+    """The asked of `rows` of this shard, in order. Raises UserError for what is none."""
+    known = {row.name: row for row in rows}
     asked = names.split(",") if names else list(known)
     if unknown := [name for name in asked if name not in known]:
-        raise UserError(f"a row is student:loss:seed, but {', '.join(unknown)} is none; known: {', '.join(known)}")
+        raise UserError(f"a row is {form}, but {', '.join(unknown)} is none; known: {', '.join(known)}")
     index, _, count = shard.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UserError(f"--shard must be i/n with 0 <= i < n, but got {shard!r}")
@@ -220,7 +220,7 @@ def shared(bench: Bench) -> dict[str, Any]:
     }
 
 
-def append(row: dict[str, Any], same: dict[str, Any], path: Path) -> None:
+def append(row: dict[str, Any], same: dict[str, Any], path: Path, order: Sequence[str] = tuple(row.name for row in ROWS)) -> None:
     """Add a finished row; other processes may be doing so too. Raises UserError where the file is of another set-up."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -228,7 +228,6 @@ def append(row: dict[str, Any], same: dict[str, Any], path: Path) -> None:
         if differing := [key for key, value in same.items() if content[key] != value]:
             raise UserError(f"rows of one table share {', '.join(same)}, but {path} has another {', '.join(differing)}; give another --out")
         rows = {old["row"]: old for old in content["rows"]} | {row["row"]: row}
-        order = [known.name for known in ROWS]
         content["rows"] = sorted(rows.values(), key=lambda entry: order.index(entry["row"]))
         write_atomically(path, json.dumps(content, indent=1) + "\n")
 

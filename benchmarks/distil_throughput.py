@@ -133,7 +133,7 @@ def build_loops(images: ImageSet, teacher: nn.Module, device: Device, sizes: Siz
 class Pictures(Dataset[tuple[Tensor, int]]):
     """torchvision's CIFAR10 as everybody trains on it: an array, turned into a PIL image and transformed one by one."""
 
-    def __init__(self, images: ImageSet) -> None:
+    def __init__(self, images: ImageSet, normalise: Normalisation = CIFAR10) -> None:
         self.pixels: np.ndarray = np.ascontiguousarray(images.images.permute(0, 2, 3, 1).numpy())
         self.labels = images.labels.tolist()
         self.transform = transforms.Compose(
@@ -141,7 +141,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
                 transforms.RandomCrop(SIZE, padding=4),
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
-                transforms.Normalize(CIFAR10.mean, CIFAR10.std),
+                transforms.Normalize(normalise.mean, normalise.std),
             ]
         )
 

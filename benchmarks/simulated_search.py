@@ -117,6 +117,7 @@ def measure(
     latency = latency_of(0.05 + parameters * (1 - 0.6 * in_int8) / 400_000)
     traits = traits_of(candidate, round(parameters), round(40 * parameters))
     known = Known(traits, size, latency)
+    gate.note(size_bytes=size, latency_ms=latency.p50_ms)
     gate.before_training(known)
     final = final_accuracy(candidate, parameters, luck)
     for stage, epochs in EPOCHS.items():

@@ -24,7 +24,7 @@ from search.study import find_study
 
 TABLES = Path(__file__).parent / "tables"
 RUNS = Path("runs")
-UNUSED = {"candidate", "reason", "path", "ending", "hypervolume"}
+UNUSED = {"candidate", "reason", "path", "files", "ending", "hypervolume"}
 
 
 def record(space: Path, study: str, rows: int, more: list[str]) -> None:

@@ -22,6 +22,11 @@ WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 StoredBits = Literal[2, 3, 4, 5, 6, 7, 8, 16, 32]
 """32: float weights, of the quantiser `float` and of what `nncf` leaves alone."""
 Execution = Literal["int8", "float"]
+Strategy = Literal["per_position", "per_layer", "haq", "sqnr", "sensitivity", "sdq"]
+"""How the bits of the layers are chosen (core/allocate/)."""
+Importance = Literal["l2", "l1", "bn_scale", "taylor"]
+"""What ranks channels (core/importance.py)."""
+Order = Literal["prune, quantise", "quantise, prune"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -69,6 +74,31 @@ class DistilPlan(Frozen):
         return {**data, **published}
 
 
+class AllocationPlan(Frozen):
+    """How the bits of the layers are chosen; what a strategy does not look at is None or empty. None for a budget: there is none.
+
+    The first and the last layer are left out where `Candidate.edge_bits` states their bits.
+    """
+
+    strategy: Strategy = "per_position"
+    choices: tuple[WeightBits, ...] = ()
+    """Rising; among which a strategy chooses."""
+    layers: tuple[tuple[WeightBits, Execution], ...] = ()
+    """`per_layer`: of the first, second, ... layer of whatever student."""
+    actions: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = ()
+    """`haq`: one for each depth position, from the fewest bits to the most."""
+    budget_bits: Annotated[float, Field(gt=0.0)] | None = None
+    """At most the bytes of as many bits in every layer."""
+    budget_kb: Annotated[float, Field(gt=0.0)] | None = None
+    """At most so many KB of the bit-packed weight file."""
+    sqnr_db: float | None = None
+    """`sqnr`: least ratio of a layer's weights to their rounding error."""
+    sqnr_loss_db: float | None = None
+    """`sqnr`: most by which that ratio may fall short of the one at 8 bits."""
+    settled: bool = False
+    """The bits stand in the candidate's groups, one group for each layer."""
+
+
 class Candidate(Frozen):
     """One point of the space, as sampled. `groups` are G depth positions; core/plan.py maps them onto layers."""
 
@@ -86,6 +116,12 @@ class Candidate(Frozen):
     """Of the quantiser `codebook`: how many weights become zero before the others share values."""
     sparsity_by: Literal["ratio", "std"] = "ratio"
     """`sparsity` is a share in [0, 1) of each layer's weights, or a threshold in standard deviations of each layer's."""
+    importance: Importance = "l2"
+    """By which channels are ranked."""
+    prune_scope: Literal["local", "global"] = "local"
+    """`global`: the ratio is a share of all channels of the network, ranked together."""
+    allocation: AllocationPlan = AllocationPlan()
+    order: Order = "prune, quantise"
 
 
 class LayerPlan(Frozen):
@@ -146,6 +182,29 @@ class LatencyReport(Frozen):
     stable: bool
 
 
+class BuildReport(Frozen):
+    """An engine that was built for GPUs that are not here: it is real, and its latency is not measurable on this machine."""
+
+    runtime: str
+    compute_capability: tuple[str, ...]
+    """Such as "SM89": one engine file for all of them."""
+    engine_bytes: int
+    """Of that file; the objective is the packed weights, as on every runtime."""
+    precision: str
+    int8_layers: int | None = None
+    layers: int | None = None
+    scored_in: str
+    """The runtime whose answers on this machine are the accuracy, in float32 where layers are in float."""
+    batch: int
+    threads: int
+    fingerprint: str
+
+
+def milliseconds(report: LatencyReport | BuildReport) -> tuple[float, ...]:
+    """The third objective (median ms), or nothing where no engine can be timed: such a study has two objectives."""
+    return (report.p50_ms,) if isinstance(report, LatencyReport) else ()
+
+
 class Rung(Frozen):
     """Accuracy in [0, 1] of a candidate in PyTorch, on a part of the search split, when `epoch` epochs of a stage were done."""
 
@@ -154,15 +213,31 @@ class Rung(Frozen):
     accuracy: float
 
 
+class StageRecord(Frozen):
+    """A candidate after one stage. `accuracy` in [0, 1] on the search split, in PyTorch but for the last; `loss` is cross-entropy."""
+
+    stage: str
+    accuracy: float
+    loss: float
+    size_bytes: int
+    parameters: int
+    macs: int
+    latency_ms: float | None
+    """None where engines are only built."""
+    seconds: float
+    """Of all stages since the record before."""
+
+
 class Measurement(Frozen):
-    """The three objectives of one engine, with what is needed to trust them. Accuracy in [0, 1]."""
+    """The objectives of one engine, with what is needed to trust them. Accuracy in [0, 1]."""
 
     accuracy: float
     judged_by: Literal["labels", "teacher"] = "labels"
     """What an answer is compared with: labels, or the teacher's top-1 where images have none."""
     images: int
     size_bytes: int
-    latency: LatencyReport
+    latency: LatencyReport | BuildReport
+    """A `BuildReport` in a study that only builds engines (`runtime.build_for`)."""
     agreement: float
     """Share of images with equal top-1 in the engine and in PyTorch."""
     parameters: int

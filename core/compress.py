@@ -17,6 +17,7 @@ from core.config import CodebookConfig, QuantiseConfig, RangeConfig
 from core.errors import EngineMismatch, UserError
 from core.export import check_rebuilds, export_onnx, load_packed, packed_tensors, structure_key, with_weights
 from core.files import write_atomically
+from core.importance import Scores
 from core.layers import count_macs, count_parameters, layer_infos
 from core.pack import Coding, floor_bytes, pack, unpack
 from core.pack import Tensor as PackedTensor
@@ -70,10 +71,10 @@ class CompressedModel:
         return write_atomically(folder / "model.onnx", self.model.SerializeToString())
 
 
-def prune(dense: nn.Module, candidate: Candidate, input_shape: Shape) -> nn.Module:
-    """A smaller copy of `dense`, its channels ranked by the weights that it has now."""
+def prune(dense: nn.Module, candidate: Candidate, input_shape: Shape, scores: Scores | None = None) -> nn.Module:
+    """A smaller copy of `dense`, its channels ranked by the weights that it has now, or by their `scores`."""
     ratios = prune_ratios(candidate, layer_infos(dense, input_shape))
-    return prune_channels(dense, ratios, input_shape, round_to=candidate.round_to)
+    return prune_channels(dense, ratios, input_shape, round_to=candidate.round_to, importance=candidate.importance, scores=scores)
 
 
 def resolve(dense: nn.Module, candidate: Candidate, input_shape: Shape, runtime: Runtime) -> tuple[nn.Module, ShapePlan]:
@@ -108,6 +109,13 @@ def draft(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime: Runti
         graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, input_shape)
         model, packed = export_onnx(graph, input_shape), pack(packed_tensors(graph))
     return CompressedModel(plan, model, packed, count_parameters(pruned), count_macs(pruned, input_shape))
+
+
+def rough_bytes(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime: Runtime, quantiser: str) -> int:
+    """Bytes of the draft's weight file, without its ONNX file; of a quantiser that makes whole files by way of that."""
+    if quantiser in MODEL_QUANTISERS:
+        return len(draft(pruned, plan, input_shape, runtime, quantiser).packed)
+    return len(pack(packed_tensors(build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, input_shape))))
 
 
 def quantise(

@@ -17,6 +17,8 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Side = Annotated[int, Field(ge=4)]
 
 
 class DataConfig(Frozen):
@@ -71,11 +73,18 @@ class TrainConfig(Frozen):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Decay per step of the exponential moving average of the weights; 0 switches it off."""
-    early_size: Annotated[int, Field(ge=4)] | None = None
-    """Side in pixels of the images during the first `early_share` of the steps; None: their own size throughout."""
-    early_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
+    early_sizes: tuple[tuple[Side, Share], ...] = ()
+    """Side in pixels of the images, and the share of the steps until which they have it; afterwards their own size."""
     lora: LoraConfig | None = None
     """Train adapters of the layers in place of their weights, and merge them at the end; None: the weights themselves."""
+
+    @field_validator("early_sizes")
+    @classmethod
+    def _one_after_the_other(cls, sizes: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+        shares = [share for _, share in sizes]
+        if shares != sorted(set(shares)):
+            raise ValueError(f"each size must end after the one before it, but the shares are {', '.join(map(str, shares))}")
+        return sizes
 
 
 class ViewsConfig(Frozen):
@@ -191,6 +200,15 @@ class RuntimeConfig(Frozen):
     """How long to wait for another measurement on the same machine to end."""
     agent: Annotated[str, Field(pattern=r"^https?://[^/@\s]+/?$")] | None = None
     """`http://host:port` of a core.agent: engines are built, timed and scored there; None: here."""
+    build_for: tuple[Annotated[str, Field(pattern=r"^SM[0-9]+$")], ...] = ()
+    """Compute capabilities ("SM89") to build engines for and time none: two objectives, accuracy by ONNX Runtime. Empty: timed here."""
+
+    @field_validator("build_for")
+    @classmethod
+    def _not_at_an_agent(cls, targets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if targets and info.data.get("agent"):
+            raise ValueError("must be empty where runtime.agent is given: an agent times engines; leave one out")
+        return targets
 
 
 class HardwareConfig(Frozen):
@@ -224,6 +242,8 @@ class Config(Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
     hardware: HardwareConfig = HardwareConfig()
     stopping: StoppingConfig = StoppingConfig()
+    journal: bool = False
+    """Look at every candidate after every stage: stages.csv, and stages.json in its folder."""
     seed: Seed = 0
 
     @property

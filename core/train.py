@@ -126,7 +126,7 @@ def fit(
     with safe_convolutions(model, device.device), out_of_memory_is_a_trial_error(), lost_workers_are_named():
         order = islice(_order(len(data), data.plan.number, steps_per_epoch, total, seed), begun, None)
         for step, (whole, indices, view) in enumerate(data.batches(order), begun):
-            images = at_early_size(whole, config, step / total)
+            images = at_size_of(whole, config, step / total)
             batch = Batch(images, data.labels[indices], indices, view, (step + 1) / total)
             with device.autocast():
                 loss = loss_fn(forward(model, batch.images), batch)
@@ -153,11 +153,12 @@ def _order(count: int, views: int, steps_per_epoch: int, total: int, seed: int) 
             yield indices, epoch % views
 
 
-def at_early_size(images: Tensor, config: TrainConfig, progress: float) -> Tensor:
-    """Images (B, C, H, W), made smaller while `progress` in [0, 1) is before `early_share`: what is learned early shows at any size."""
-    if config.early_size is None or progress >= config.early_share or config.early_size >= images.shape[-1]:
+def at_size_of(images: Tensor, config: TrainConfig, progress: float) -> Tensor:
+    """Images (B, C, H, W), made smaller as `early_sizes` says of `progress` in [0, 1): what is learned early shows at any size."""
+    size = next((size for size, until in config.early_sizes if progress < until), images.shape[-1])
+    if size >= images.shape[-1]:
         return images
-    small = F.interpolate(images, size=(config.early_size,) * 2, mode="bilinear", antialias=True, align_corners=False)
+    small = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return small.contiguous(memory_format=torch.channels_last)
 
 

@@ -32,14 +32,15 @@ class Normalisation:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, C, H, W) -> float32 (B, C, H, W), channels-last kept."""
-        mean, std = _constants(self.mean, self.std, images.device)
-        return (images.to(torch.float32) / 255.0 - mean) / std
+        shift, scale = _constants(self.mean, self.std, images.device)
+        return torch.addcmul(shift, images.to(torch.float32), scale)
 
 
 @lru_cache(maxsize=16)
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """On the device once, not once per batch: a copy waits for the device."""
-    return torch.tensor(mean, device=device).view(1, -1, 1, 1), torch.tensor(std, device=device).view(1, -1, 1, 1)
+    """-mean / std and 1 / (255 std), on the device once, not once per batch: a copy waits for the device."""
+    means, stds = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
+    return (-means / stds).float().to(device), (1.0 / (255.0 * stds)).float().to(device)
 
 
 class ViewedSet(Protocol):
@@ -92,11 +93,11 @@ class ResidentViews:
         """View `view` of the images at `indices`."""
         if view not in self._kept:
             self._kept[view] = self._moves(view)
-        flip, top, left = self._kept[view]
-        steps = torch.arange(self.size, device=self.padded.device)
-        rows = top[indices, None] + steps
-        columns = torch.where(flip[indices, None], self.size - 1 - steps, steps) + left[indices, None]
-        cut = self.padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+        flip, top, left = (moves[indices] for moves in self._kept[view])
+        # (N, offsets, offsets, size, size, C) without a copy: the gather then moves whole rows, not pixels
+        windows = self.padded.unfold(1, self.size, 1).unfold(2, self.size, 1).permute(0, 1, 2, 4, 5, 3)
+        cut = windows[indices, top, left]
+        cut = torch.where(flip[:, None, None, None], cut.flip(2), cut)
         return self.normalise(cut.permute(0, 3, 1, 2))
 
     def plain(self, indices: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from core.candidate import KB, LatencyReport, Measurement, Rung
+from core.candidate import KB, BuildReport, LatencyReport, Measurement, Rung, milliseconds
 from core.errors import InfeasibleCandidate
 from objectives.outlook import Traits, interval
 
@@ -23,10 +23,11 @@ class Limits:
         if self.size_kb is not None and size_bytes > self.size_kb * KB:
             raise InfeasibleCandidate(f"size_kb must be at most {self.size_kb:g}, but is {size_bytes / KB:.2f}; not trained")
 
-    def check_latency(self, report: LatencyReport) -> None:
+    def check_latency(self, report: LatencyReport | BuildReport) -> None:
         """Raises InfeasibleCandidate above the limit."""
-        if self.latency_ms is not None and report.p50_ms > self.latency_ms:
-            raise InfeasibleCandidate(f"latency_ms must be at most {self.latency_ms:g}, but is {report.p50_ms:.4f}; not trained")
+        for median_ms in milliseconds(report):
+            if self.latency_ms is not None and median_ms > self.latency_ms:
+                raise InfeasibleCandidate(f"latency_ms must be at most {self.latency_ms:g}, but is {median_ms:.4f}; not trained")
 
     def check_accuracy(self, accuracy: float) -> None:
         """Raises InfeasibleCandidate below the limit."""
@@ -40,11 +41,16 @@ class Known:
 
     traits: Traits
     size_bytes: int
-    latency: LatencyReport
+    latency: LatencyReport | BuildReport
 
 
 class Gate(Protocol):
-    """Whoever decides whether a candidate is worth its training. Both may raise InfeasibleCandidate; `last`: nothing is left to save."""
+    """Whoever decides whether a candidate is worth its training. May raise InfeasibleCandidate; `last`: nothing is left to save.
+
+    `note` gets size_bytes and latency_ms as soon as each is known, also of a candidate that a hard limit then refuses.
+    """
+
+    def note(self, **numbers: float | None) -> None: ...
 
     def before_training(self, known: Known) -> None: ...
 
@@ -57,10 +63,22 @@ def surely_dominates(point: Measurement, known: Known, upper: float, confidence:
     Compared are the point's lower limit of accuracy with the candidate's `upper` one, exact bytes, and the upper end of the point's
     latency with the lower end of the candidate's; a structure that was measured once is not noise against itself.
     """
-    not_slower = point.latency == known.latency or point.latency.ci_ms[1] <= known.latency.ci_ms[0]
-    return not_slower and point.size_bytes <= known.size_bytes and interval(point.accuracy, point.images, confidence)[0] >= upper
+    return (
+        _not_slower(point, known)
+        and point.size_bytes <= known.size_bytes
+        and interval(point.accuracy, point.images, confidence)[0] >= upper
+    )
 
 
 def dominates(point: Measurement, known: Known, upper: float) -> bool:
     """Whether `point`, as measured, is no worse than the candidate with accuracy `upper`. Both are judged on the same images."""
-    return point.accuracy >= upper and point.size_bytes <= known.size_bytes and point.latency.p50_ms <= known.latency.p50_ms
+    not_slower = milliseconds(point.latency) <= milliseconds(known.latency)
+    return point.accuracy >= upper and point.size_bytes <= known.size_bytes and not_slower
+
+
+def _not_slower(point: Measurement, known: Known) -> bool:
+    """By the intervals; where latencies are not measurable, nothing is slower."""
+    mine, other = point.latency, known.latency
+    if isinstance(mine, BuildReport) or isinstance(other, BuildReport):
+        return True
+    return mine == other or mine.ci_ms[1] <= other.ci_ms[0]

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from core.candidate import Candidate, DistilPlan, EngineArtifact, LatencyReport, Measurement, ShapePlan, fingerprint
-from core.checkpoint import SUFFIX, forget
-from core.compress import CompressedModel, calibration_indices, draft, least_size, prune, quantise, recoded, resolve
-from core.distil import distil
+from core.candidate import (
+    BuildReport,
+    Candidate,
+    DistilPlan,
+    EngineArtifact,
+    LatencyReport,
+    Measurement,
+    ShapePlan,
+    StageRecord,
+    fingerprint,
+    milliseconds,
+)
+from core.checkpoint import forget
+from core.compress import CompressedModel, draft, least_size, quantise, recoded, resolve
 from core.methods import FEATURE_LOSSES, METHODS, method_of
-from core.quantise.setting import GENES, Finetune, Penalty, setting_of
+from core.quantise.setting import GENES, setting_of
 from objectives.accuracy import Score, score
+from objectives.allocation import at_best, images_of, learn_bits, learns_bits
 from objectives.bench import Stages, Workbench
 from objectives.budget import Gate, Known, Limits
+from objectives.journal import Journal
 from objectives.outlook import traits_of
 from objectives.rungs import Watch
+from objectives.training import distilled, last_finetune, quantises_first, start
+
+ENGINE = "model.engine"
+"""In a candidate's folder, in a study that only builds engines: the trained model's, for GPUs that are not here."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,10 @@ class Evaluation:
     measurement: Measurement
     artifact: EngineArtifact
     folder: Path
+    candidate: Candidate | None = None
+    """With the bits that its training found; None where they were known before."""
+    records: tuple[StageRecord, ...] = ()
+    """One for each stage, where a journal is kept."""
 
 
 def shape_of(candidate: Candidate, bench: Workbench) -> tuple[nn.Module, ShapePlan]:
@@ -41,13 +59,27 @@ def shape_of(candidate: Candidate, bench: Workbench) -> tuple[nn.Module, ShapePl
 
 def fingerprint_of(candidate: Candidate, plan: ShapePlan) -> str:
     """Equal for candidates that resolve to the same network trained in the same way; 16 hex digits."""
-    return fingerprint(plan, _what_acts(candidate.distil), candidate.quantiser, *_quantiser_genes(candidate))
+    genes = (*_quantiser_genes(candidate), *_channel_genes(candidate), *_bit_genes(candidate))
+    return fingerprint(plan, _what_acts(candidate.distil), candidate.quantiser, *genes)
 
 
 def _quantiser_genes(candidate: Candidate) -> list[dict[str, object]]:
     """What the candidate's quantiser looks at beside bits."""
     genes = GENES.get(candidate.quantiser)
     return [candidate.model_dump(include=genes)] if genes else []
+
+
+def _channel_genes(candidate: Candidate) -> list[str]:
+    """What decides which channels remain, where any go and their weights are inherited, and the order; defaults are not stated."""
+    cuts = any(group.prune_ratio for group in candidate.groups) and candidate.distil.init == "inherit"
+    by: list[str] = [candidate.importance] if cuts and candidate.importance != "l2" else []
+    return [*by, candidate.order] if quantises_first(candidate) else by
+
+
+def _bit_genes(candidate: Candidate) -> list[dict[str, object]]:
+    """What decides the bits that the training finds."""
+    plan = candidate.allocation
+    return [plan.model_dump(include={"strategy", "choices", "budget_bits", "budget_kb"})] if learns_bits(candidate) else []
 
 
 def _what_acts(plan: DistilPlan) -> DistilPlan:
@@ -74,35 +106,32 @@ def evaluate(
 ) -> Evaluation:
     """Measure size and latency first, then train, compress and score the engine. `folder` gets the candidate's files.
 
-    `gate` is asked before training and at every rung.
+    `gate` is told size and latency when they are known, and asked before training and at every rung.
 
     Raises InfeasibleCandidate, TrainingDiverged, EngineBuildError, EngineMismatch or MeasurementError.
     """
+    note: Callable[..., None] = gate.note if gate is not None else lambda **numbers: None
+    final = None
     with stages("engine"):
         drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
         least_bytes = least_size(drafted, bench.coding)
+        note(size_bytes=least_bytes)
         limits.check_size(least_bytes)
         latency = _latency(drafted, bench)
+        note(latency_ms=next(iter(milliseconds(latency)), None))
         limits.check_latency(latency)
-    known = Known(traits_of(candidate, drafted.parameters, drafted.macs), least_bytes, latency)
+    known = Known(traits_of(at_best(candidate), drafted.parameters, drafted.macs), least_bytes, latency)
     if gate is not None:
         gate.before_training(known)
     watch = Watch(bench) if gate is None else Watch(bench, partial(gate.at_rung, known))
-    student = _start(candidate, pruned, bench, stages)
-    with stages("distil") as on_epoch:
-        distil(
-            student,
-            candidate.distil,
-            bench.train_set,
-            bench.logits,
-            bench.config.finetune,
-            bench.device,
-            seed=_seed(bench, 2),
-            on_epoch=watch(student, "distil", bench.config.finetune, on_epoch),
-            checkpoint=folder / f"distil{SUFFIX}",
-        )
+    journal = Journal(bench, stages)
+    student = start(candidate, pruned, bench, stages, folder, journal)
+    distilled(candidate, student, bench, watch, stages, folder, journal)
     with stages("quantise") as on_epoch:
-        finetune, calibration = _finetune(candidate, bench, watch, on_epoch, folder), _calibration(bench)
+        finetune, calibration = last_finetune(candidate, bench, watch, on_epoch, folder), images_of(bench)
+        if learns_bits(candidate):
+            final, plan = learn_bits(candidate, student, bench, finetune)
+            drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
         setting = setting_of(candidate, bench.config.quantise)
         compressed, graph = quantise(student, drafted, candidate.quantiser, finetune, calibration, bench.engines.runtime, setting)
         compressed = recoded(compressed, bench.coding)
@@ -113,10 +142,23 @@ def evaluate(
         images = map(bench.teacher.normalise, bench.data.search.chunks())
         scored = score(bench.engines, model, graph, images, bench.data.search.labels)
         limits.check_accuracy(scored.accuracy)
-    return Evaluation(_measurement(scored, compressed, latency, bench), scored.artifact, folder)
+    if isinstance(latency, BuildReport):
+        with stages("build"):
+            latency = bench.engines.build_report(model, folder / ENGINE)
+    measured = _measurement(scored, compressed, latency, bench)
+    records = journal.finish(measured, graph, folder)
+    return Evaluation(measured, _artifact(scored, latency, model), folder, final, records)
 
 
-def _measurement(scored: Score, compressed: CompressedModel, latency: LatencyReport, bench: Workbench) -> Measurement:
+def _artifact(scored: Score, latency: LatencyReport | BuildReport, model: Path) -> EngineArtifact:
+    """What runs on the study's device: the engine that was scored, or the one that was built for it."""
+    if isinstance(latency, LatencyReport):
+        return scored.artifact
+    facts = latency.model_dump(include={"runtime", "precision", "int8_layers", "layers"})
+    return EngineArtifact(model_path=str(model), **facts)
+
+
+def _measurement(scored: Score, compressed: CompressedModel, latency: LatencyReport | BuildReport, bench: Workbench) -> Measurement:
     return Measurement(
         accuracy=scored.accuracy,
         judged_by="labels" if bench.data.info.labelled else "teacher",
@@ -130,46 +172,9 @@ def _measurement(scored: Score, compressed: CompressedModel, latency: LatencyRep
     )
 
 
-def _latency(drafted: CompressedModel, bench: Workbench) -> LatencyReport:
+def _latency(drafted: CompressedModel, bench: Workbench) -> LatencyReport | BuildReport:
     """Latency depends on the structure alone, so it is measured on untrained weights, and once per structure.
 
     Drafts lie apart: a candidate's own folder never holds untrained weights.
     """
-    return bench.engines.latency(drafted.save(bench.folder / "drafts" / str(os.getpid())), key=drafted.structure)
-
-
-def _start(candidate: Candidate, pruned: nn.Module, bench: Workbench, stages: Stages) -> nn.Module:
-    """The pruned network with the parent's best channels, or as initialised with `init: scratch`."""
-    if candidate.distil.init == "scratch":
-        return pruned
-    with stages("parent") as on_epoch:
-        parent = bench.parent(candidate.student, candidate.width, on_epoch)
-    with stages("prune"):
-        student = prune(parent, candidate, bench.input_shape)
-    shapes = [tuple(value.shape) for value in student.state_dict().values()]
-    assert shapes == [tuple(value.shape) for value in pruned.state_dict().values()], "shapes must not depend on the weights"
-    return student
-
-
-def _finetune(candidate: Candidate, bench: Workbench, watch: Watch, on_epoch: Callable[..., None], folder: Path) -> Finetune:
-    """Training with quantised weights: the same loss, its own recipe. A quantiser may ask for several, one after the other."""
-    stages = chain(["quantise"], (f"quantise {n}" for n in count(2)))
-
-    def finetune(model: nn.Module, penalty: Penalty | None = None) -> nn.Module:
-        recipe, stage = bench.config.quantise.train, next(stages)
-        watched, kept = watch(model, stage, recipe, on_epoch), folder / f"{stage}{SUFFIX}"
-        data, answers, device, seed = bench.train_set, bench.logits, bench.device, _seed(bench, 3)
-        distil(model, candidate.distil, data, answers, recipe, device, seed=seed, on_epoch=watched, penalty=penalty, checkpoint=kept)
-        return model.cpu()
-
-    return finetune
-
-
-def _calibration(bench: Workbench) -> Tensor:
-    """Normalised training images without augmentation, evenly spread: float32 (N, C, H, W) on the CPU."""
-    indices = calibration_indices(len(bench.train_set), bench.config.quantise.calibration_images)
-    return bench.train_set.plain(indices.to(bench.train_set.labels.device)).cpu()
-
-
-def _seed(bench: Workbench, stage: int) -> int:
-    return bench.config.seed * 100 + stage
+    return bench.engines.latency(drafted.save(bench.engines.scratch / "draft"), key=drafted.structure)

@@ -15,6 +15,8 @@ COMMANDS = {
     "refine": "search.refine",
     "report": "search.report",
     "explain": "search.explain",
+    "dashboard": "search.dashboard",
+    "tensorboard": "search.tensorboard",
     "doctor": "search.doctor",
     "predict": "core.predict",
     "pack": "core.pack",

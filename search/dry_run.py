@@ -14,10 +14,11 @@ from core.data.types import DataInfo
 from core.engines import EngineHost
 from core.layers import count_macs, count_parameters
 from core.teacher import build_network
+from search.digest import space_digest
 from search.foresee import drawn, foresee, short
 from search.preflight import Inputs, load_inputs
 from search.sample import live_parameters
-from search.space import Space, options, space_digest
+from search.space import Space, options
 from search.students import check_students
 from search.study import check_space, count_finished, find_study
 

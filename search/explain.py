@@ -7,9 +7,15 @@ channels would cost according to the study's own trials.
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from core.cli import Parser, run_main
 from search.reading import add_study_flags, opened
+
+if TYPE_CHECKING:
+    from results.explanation import Times
+    from results.record import TrialRecord
+    from results.view import StudyView
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_study_flags(parser)
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="0 is the most accurate point of the front (default)")
+    parser.add_argument("--time-layers", action="store_true", help="also take the milliseconds of every layer here, for a second")
     return parser
 
 
@@ -31,8 +38,24 @@ def main(argv: list[str]) -> int:
 
         record = at_rank(view.records, args.rank)
         trial = next(trial for trial in view.trials if trial.number == record.number)
-        print(explanation(view, record, view.layers.get(args.rank, ()), trial.user_attrs.get("engine", {})))
+        times = _times(view, record) if args.time_layers else None
+        print(explanation(view, record, view.layers.get(args.rank, ()), trial.user_attrs.get("engine", {}), times))
     return 0
+
+
+def _times(view: StudyView, record: TrialRecord) -> Times:
+    """What every layer takes on this machine, in the runtime and with the settings of the study. Raises UserError where it does not run."""
+    from core.cli import required
+    from core.config import RuntimeConfig
+    from core.engines import EngineHost
+    from results.explanation import Times
+    from results.record import candidate_file
+    from results.table import measurement
+
+    model = candidate_file(view.folder, record, "model.onnx")
+    settings = RuntimeConfig.model_validate({**view.config.get("runtime", {}), "name": measurement(record).latency.runtime})
+    with required("layers are timed where the model runs"), EngineHost(settings, view.folder) as engines:
+        return Times(engines.layer_times(model), engines.fingerprint)
 
 
 if __name__ == "__main__":

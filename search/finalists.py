@@ -10,17 +10,18 @@ import numpy as np
 import optuna
 
 from core.bundle import Preprocessing
-from core.candidate import LatencyReport, Measurement
+from core.candidate import LatencyReport, Measurement, milliseconds
 from core.config import Config
 from core.engines import EngineHost
 from core.errors import UserError
 from core.files import write_atomically
+from core.runtimes import building_runtime
 from core.yaml_io import parse
 from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
 from objectives.evaluate import evaluate, shape_of
 from results.front import front
-from results.record import TeacherReport, TrialRecord, candidate_file
+from results.record import TeacherReport, TrialRecord, candidate_file, file_digests
 from results.refined import Finalist, Refinement, accuracy_ties, latency_ties
 from search.export_best import run_facts
 from search.final_score import answers, heldout_accuracy, wilson
@@ -44,7 +45,7 @@ class Plan:
 
 def retime(points: Sequence[TrialRecord], folder: Path, plan: Plan, config: Config) -> Refinement:
     """The stored models of `points` timed on this machine, in turn; accuracies stay. UserError when the runtime is another one."""
-    with EngineHost(config.runtime, folder) as engines:
+    with EngineHost(_timed_here(config).runtime, folder) as engines:
         for point in points:
             assert point.measurement is not None
             if point.measurement.latency.runtime != engines.runtime.name:
@@ -63,8 +64,8 @@ def retrain(
     study: optuna.Study, points: Sequence[TrialRecord], folder: Path, cache: Path, plan: Plan, config: Config, runtime: str | None
 ) -> Refinement:
     """Train every point with every seed (finished ones are kept), keep the best of each, time all in turn, score on the test split."""
-    if runtime is not None:
-        config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"name": runtime})})
+    elsewhere = runtime is not None or bool(config.runtime.build_for)
+    config = _timed_here(config, runtime)
     if plan.epochs is not None:
         config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"epochs": plan.epochs})})
     space = parse(Space, dict(study.user_attrs[CONTENT_KEY]["space"]), f"the study {study.study_name!r}")
@@ -72,7 +73,7 @@ def retrain(
         Progress(len(points) * plan.seeds, epochs_csv=folder / "refined" / "epochs.csv") as progress,
         EngineHost(config.runtime, folder) as host,
     ):
-        bench = open_bench(space, config, host, folder, cache, progress, study, elsewhere=runtime is not None)
+        bench = open_bench(space, config, host, folder, cache, progress, study, elsewhere=elsewhere)
         trained = [_best_seed(point, bench, plan, progress) for point in points]
         rounds = timed_in_turn(host, [_model(folder, record) for record, _ in trained], plan.rounds)
         records = [_with(record, latency=combined(reports)) for (record, _), reports in zip(trained, rounds, strict=True)]
@@ -85,6 +86,13 @@ def retrain(
         }
         teacher = measure_teacher(bench)
         return _judged(plan, host, teacher, points, records, rounds, [seeds for _, seeds in trained], right, tests)
+
+
+def _timed_here(config: Config, runtime: str | None = None) -> Config:
+    """With the runtime asked for, and with engines that run: finalists are timed also where the search only built engines."""
+    own = config.runtime
+    name = runtime or (building_runtime(own.name, own.build_for).name if own.build_for else own.name)
+    return config.model_copy(update={"runtime": own.model_copy(update={"name": name, "build_for": ()})})
 
 
 def timed_in_turn(engines: EngineHost, models: Sequence[Path], rounds: int) -> list[list[LatencyReport]]:
@@ -110,7 +118,9 @@ def _best_seed(point: TrialRecord, bench: Workbench, plan: Plan, progress: Progr
     trained = {seed: _train(point, replace(bench, config=bench.config.model_copy(update={"seed": seed})), progress) for seed in seeds}
     accuracies = {seed: measurement.accuracy for seed, measurement in trained.items()}
     best = max(accuracies, key=lambda seed: (accuracies[seed], -seed))
-    record = point.model_copy(update={"path": str(_place(point, bench, best).relative_to(bench.folder)), "measurement": trained[best]})
+    place = _place(point, bench, best)
+    files = {"path": str(place.relative_to(bench.folder)), "files": file_digests(place)}
+    record = point.model_copy(update={**files, "measurement": trained[best]})
     return record, accuracies
 
 
@@ -150,7 +160,7 @@ def _judged(
     order = [records.index(record) for record in best] + [index for index, record in enumerate(records) if record not in best]
     on_front = order[: len(best)]
     close = accuracy_ties([right[index] for index in on_front]) if right else [()] * len(best)
-    near = latency_ties([_measured(records[index]).latency.ci_ms for index in on_front])
+    near = latency_ties([combined(rounds[index]).ci_ms for index in on_front])
     finalists = []
     for place, index in enumerate(order):
         before, now = _measured(points[index]), _measured(records[index])
@@ -159,7 +169,7 @@ def _judged(
                 searched_rank=index,
                 seeds=seeds[index],
                 searched_accuracy=before.accuracy,
-                searched_latency_ms=before.latency.p50_ms,
+                searched_latency_ms=next(iter(milliseconds(before.latency)), None),
                 search_interval=wilson(round(now.accuracy * now.images), now.images),
                 test=tests.get(records[index].number),
                 rounds_ms=tuple(report.p50_ms for report in rounds[index]),

@@ -13,15 +13,17 @@ import optuna
 import torch
 from torch import nn
 
-from core.candidate import KB, SELF, Candidate, fingerprint
+from core.allocate import TRAINED
+from core.candidate import KB, SELF, BuildReport, Candidate, fingerprint
 from core.compress import draft, resolve
 from core.config import Config, RuntimeConfig, TrainConfig
 from core.engines import EngineHost
-from core.errors import TrialError
+from core.errors import InfeasibleCandidate, TrialError
 from core.layers import count_macs
 from core.teacher import build_network, build_teacher_network, normalisation_of
 from core.train import fit
 from core.views import ViewedSet, viewed
+from objectives.allocation import settle_roughly
 from search.preflight import Inputs
 from search.progress import duration
 from search.sample import EXECUTIONS, genes, sample
@@ -39,7 +41,8 @@ class Draw:
 
     candidate: Candidate
     size_bytes: int
-    latency_ms: float
+    latency_ms: float | None
+    """None where engines are only built."""
     macs: int
     file_bytes: int
     seconds: float
@@ -68,7 +71,7 @@ def foresee(space: Space, config: Config, inputs: Inputs, trials: int, draws: Se
 
 def drawn(space: Space, config: Config, inputs: Inputs, engines: EngineHost, folder: Path) -> list[Draw]:
     """The corners of the space, then random candidates, until the time is over. At least the first is measured, or it raises."""
-    begun, found, seen = time.monotonic(), list[Draw](), set[str]()
+    begun, found, seen, beyond = time.monotonic(), list[Draw](), set[str](), InfeasibleCandidate("the space must have a candidate")
     for candidate in _candidates(space, config.seed):
         if found and time.monotonic() - begun > DRAWS_S:
             break
@@ -77,9 +80,13 @@ def drawn(space: Space, config: Config, inputs: Inputs, engines: EngineHost, fol
         seen.add(key)
         try:
             found.append(_measured(candidate, config, inputs, engines, folder))
+        except InfeasibleCandidate as error:
+            beyond = error  # this budget is out of reach, others may not be
         except TrialError:
             if not found:
                 raise
+    if not found:
+        raise beyond
     return found
 
 
@@ -115,6 +122,8 @@ def _answer(name: str, value: Any, student: str, end: int, execution: str, ratio
     if name.startswith("exec_"):
         return execution if execution in value else value[0]
     index = ratio if name.startswith("ratio_") else end
+    if name == "sqnr_loss_db":  # the less may be lost, the more bits
+        index = -1 - end
     if isinstance(value, Range):
         return (value.low, value.high)[index]
     # bits and ratios are asked as an index of the sorted choices
@@ -124,24 +133,34 @@ def _answer(name: str, value: Any, student: str, end: int, execution: str, ratio
 def _measured(candidate: Candidate, config: Config, inputs: Inputs, engines: EngineHost, folder: Path) -> Draw:
     info, start = inputs.data.info, time.perf_counter()
     dense = build_network(candidate.student, candidate.width, config.teacher, info).eval()
+    candidate = settle_roughly(candidate, dense, info.shape, engines.runtime)
     pruned, plan = resolve(dense, candidate, info.shape, engines.runtime)
     drafted = draft(pruned, plan, info.shape, engines.runtime, candidate.quantiser)
     path = drafted.save(folder)
     latency = engines.latency(path)
-    seconds = time.perf_counter() - start - config.runtime.warmup_s - min(TIMING_S, config.runtime.max_s)
-    return Draw(candidate, len(drafted.packed), latency.p50_ms, drafted.macs, path.stat().st_size, max(0.0, seconds))
+    seconds, file_bytes = time.perf_counter() - start, path.stat().st_size
+    if isinstance(latency, BuildReport):
+        return Draw(candidate, len(drafted.packed), None, drafted.macs, file_bytes + latency.engine_bytes, seconds)
+    seconds -= config.runtime.warmup_s + min(TIMING_S, config.runtime.max_s)
+    return Draw(candidate, len(drafted.packed), latency.p50_ms, drafted.macs, file_bytes, max(0.0, seconds))
 
 
 def reach(draws: Sequence[Draw], limits: Constraints) -> list[tuple[str, str]]:
     """The range of size and latency, and every limit that nothing drawn keeps."""
-    sizes, times = [draw.size_bytes / KB for draw in draws], [draw.latency_ms for draw in draws]
-    numbers = f"{min(sizes):.1f} to {max(sizes):.1f} KB, {min(times):.3f} to {max(times):.3f} ms"
+    sizes, times = [draw.size_bytes / KB for draw in draws], _times(draws)
+    speed = f"{min(times):.3f} to {max(times):.3f} ms" if times else "latency not measurable: engines are only built"
+    numbers = f"{min(sizes):.1f} to {max(sizes):.1f} KB, {speed}"
     lines = [("reach", f"{numbers} ({len(draws)} candidates measured, the corners of the space among them)")]
-    if limits.latency_ms is not None and limits.latency_ms < min(times):
+    if times and limits.latency_ms is not None and limits.latency_ms < min(times):
         lines.append(("warning", f"{limits.latency_ms:g} ms is out of reach on this device: the floor is {min(times):.3f} ms"))
     if limits.size_kb is not None and limits.size_kb < min(sizes):
         lines.append(("warning", f"{limits.size_kb:g} KB is out of reach: the floor is {min(sizes):.1f} KB"))
     return lines
+
+
+def _times(draws: Sequence[Draw]) -> list[float]:
+    """Milliseconds, where they were measured."""
+    return [draw.latency_ms for draw in draws if draw.latency_ms is not None]
 
 
 def training_speed(space: Space, config: Config, inputs: Inputs) -> Speed:
@@ -194,12 +213,13 @@ def parts_of(space: Space, config: Config, inputs: Inputs, trials: int, draws: S
         if not (each.weights or each.pretrained):
             teacher += each.train.epochs * images * seconds_per_image(build_teacher_network(each, info), each.train, config, inputs)
     dense = [count_macs(build_network(name, width, config.teacher, info), info.shape) for name, width in pairs(space) if name != SELF]
-    inherits = "inherit" in options(space.distil.init)
+    inherits = "inherit" in options(space.distil.init) or space.allocation.strategy in TRAINED or space.prune.scope == "global"
     random_draws = draws[len(corners(space)) :] or draws
     per_trial = statistics.mean(speed.at(draw.macs) for draw in random_draws) * images
     epochs = config.finetune.epochs + config.quantise.train.epochs
-    engine = statistics.mean(draw.seconds for draw in random_draws) + config.runtime.warmup_s + config.runtime.max_s
-    scoring = len(inputs.data.search) * statistics.mean(draw.latency_ms for draw in random_draws) / 1000
+    times = _times(random_draws)
+    engine = statistics.mean(draw.seconds for draw in random_draws) + (config.runtime.warmup_s + config.runtime.max_s if times else 0.0)
+    scoring = len(inputs.data.search) * statistics.mean(times or [0.0]) / 1000
     return {
         "teacher": teacher,
         "parents": sum(speed.at(macs) for macs in dense) * images * config.parent.train.epochs if inherits else 0.0,

@@ -12,7 +12,7 @@ from core.config import Config
 from core.data import load_search_data
 from core.data.types import SearchData
 from core.errors import UserError
-from core.runtimes import check_precision, on_grid, running_runtime
+from core.runtimes import building_runtime, check_precision, on_grid, running_runtime
 from core.start import load_start
 from core.teacher import build_teacher_network
 from core.train import Device, open_device
@@ -36,7 +36,8 @@ def load_inputs(space: Space, config: Config, cache: Path) -> Inputs:
     """Device, data, and the teachers with the weights given. Raises UserError for the first thing that would stop a run."""
     check_disk(Path())
     if config.runtime.agent is None:  # an agent's runtimes are checked when the engine host asks it
-        runtime = running_runtime(config.runtime.name)
+        name, targets = config.runtime.name, config.runtime.build_for
+        runtime = building_runtime(name, targets) if targets else running_runtime(name)
         check_precision(runtime, config.runtime.precision)
         if config.runtime.activation_grid != "auto":
             on_grid(runtime, config.runtime.activation_grid)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from core.candidate import KB
+from core.candidate import KB, milliseconds
 from results.epochs import Epoch, append_epoch
 from results.record import TeacherReport, TrialRecord
 from results.table import front_table, front_text, student_name
@@ -196,7 +196,8 @@ def outcome(record: TrialRecord, front: Sequence[TrialRecord]) -> str:
     measured = record.measurement
     ranks = [rank for rank, other in enumerate(front) if other.number == record.number]
     place = f"rank {ranks[0]} of {len(front)}" if ranks else "off the front"
-    numbers = f"{100 * measured.accuracy:.2f} %, {measured.size_bytes / KB:.1f} KB, {measured.latency.p50_ms:.3f} ms"
+    speed = [f"{median:.3f} ms" for median in milliseconds(measured.latency)]
+    numbers = ", ".join([f"{100 * measured.accuracy:.2f} %", f"{measured.size_bytes / KB:.1f} KB", *speed])
     return f"complete: {numbers}, {student_name(record)}, {place}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from core.bundle import Preprocessing
 from core.candidate import Measurement
@@ -16,6 +17,7 @@ from core.cli import required
 from core.compress import calibration_indices, recoded, refit, resolve
 from core.config import Config
 from core.data.types import SearchData
+from core.eager import time_eager
 from core.engines import EngineHost
 from core.export import export_onnx
 from core.files import write_atomically
@@ -59,7 +61,8 @@ def reexport(
 def time_twins(record: TrialRecord, config: Config, data: SearchData, engines: EngineHost, model: Path) -> list[dict[str, Any]]:
     """The point itself and the same shapes in float, one after the other in one runtime: {what, precision, engine, latency} each.
 
-    The float network comes at every precision that the runtime has. Raises UserError when it cannot be rebuilt.
+    The float network comes at every precision that the runtime has, and in PyTorch, unless an agent times: that would be here.
+    Raises UserError when it cannot be rebuilt.
     """
     assert record.candidate is not None
     runtime = engines.runtime
@@ -71,6 +74,8 @@ def time_twins(record: TrialRecord, config: Config, data: SearchData, engines: E
         for precision in runtime.precisions:
             with _at(precision, engines, Path(work)) as host:
                 rows.append(_timed(f"the same network in float, {precision}", host, path))
+        if engines.config.agent is None:
+            rows.append(_eager(pruned, data.info.shape, engines))
     return rows
 
 
@@ -83,6 +88,19 @@ def _at(precision: str, engines: EngineHost, work: Path) -> Iterator[EngineHost]
     config = engines.config.model_copy(update={"name": engines.runtime.name, "precision": precision})
     with EngineHost(config, work) as host:
         yield host
+
+
+def _eager(network: nn.Module, input_shape: tuple[int, int, int], engines: EngineHost) -> dict[str, Any]:
+    """What everyone has to compare with."""
+    on_gpu = engines.runtime.device == "cuda"
+    latency = time_eager(network, input_shape, engines.config, on_gpu=on_gpu)
+    layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in network.modules())
+    return {
+        "what": f"the same network in PyTorch {torch.__version__.partition('+')[0]}, {'a CUDA graph' if on_gpu else 'eager'}, f32",
+        "precision": latency.precision,
+        "engine": {"runtime": latency.runtime, "precision": latency.precision, "int8_layers": 0, "layers": layers},
+        "latency": latency.model_dump(mode="json"),
+    }
 
 
 def _timed(what: str, engines: EngineHost, model: Path) -> dict[str, Any]:

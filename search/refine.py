@@ -110,12 +110,14 @@ def _show(refinement: Refinement, folder: Path) -> None:
 
 def _line(record: TrialRecord, finalist: Finalist, best: list[TrialRecord]) -> str:
     assert record.measurement is not None
+    from core.candidate import milliseconds
+
     low, high = (100 * bound for bound in finalist.search_interval)
     place = f"rank {best.index(record)}" if record in best else "off the front"
     parts = [
         f"{place} (trial {record.number}, rank {finalist.searched_rank} before): search {100 * record.measurement.accuracy:.2f} % "
         f"(95 % interval {low:.2f} to {high:.2f}; {100 * finalist.searched_accuracy:.2f} before)",
-        f"{record.measurement.latency.p50_ms:.3f} ms ({finalist.searched_latency_ms:.3f} before)",
+        *(f"{median:.3f} ms ({_before(finalist)})" for median in milliseconds(record.measurement.latency)),
     ]
     if len(finalist.seeds) > 1:
         shares = [100 * share for share in finalist.seeds.values()]
@@ -127,6 +129,10 @@ def _line(record: TrialRecord, finalist: Finalist, best: list[TrialRecord]) -> s
         if ties:
             parts.append(f"{what} tied with rank {', '.join(map(str, ties))}")
     return "; ".join(parts)
+
+
+def _before(finalist: Finalist) -> str:
+    return "not timed before" if finalist.searched_latency_ms is None else f"{finalist.searched_latency_ms:.3f} before"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
-from core.candidate import LatencyReport
+from core.candidate import BuildReport, LatencyReport, milliseconds
 from core.cli import required
 from core.config import Config
 from core.engines import EngineHost
@@ -27,7 +27,7 @@ from results.front import objectives
 from results.record import RECORD_KEY, TrialRecord, candidate_file, read_records
 from search.constraints import excesses
 from search.space import Constraints
-from search.study import DIRECTIONS, INPUTS_KEY, METRICS, REFERENCE_KEY, requeue
+from search.study import INPUTS_KEY, METRICS, REFERENCE_KEY, requeue
 from search.trial import VOLUME_KEY
 
 DEVICE = "device or runtime"
@@ -64,9 +64,9 @@ def remeasure(study: optuna.Study, constraints: Constraints, config: Config, fol
     return moved, lines + ([f"{len(again)} trials that the former device pruned are queued again"] if again else [])
 
 
-def _latencies(records: list[TrialRecord], engines: EngineHost, folder: Path) -> dict[str, LatencyReport]:
+def _latencies(records: list[TrialRecord], engines: EngineHost, folder: Path) -> dict[str, LatencyReport | BuildReport]:
     """Candidate's fingerprint -> latency here, each structure once (what an interrupted start has timed is kept)."""
-    found: dict[str, LatencyReport] = {}
+    found: dict[str, LatencyReport | BuildReport] = {}
     for record in records:
         if record.measurement is None or str(record.fingerprint) in found:
             continue
@@ -80,7 +80,9 @@ def _latencies(records: list[TrialRecord], engines: EngineHost, folder: Path) ->
     return found
 
 
-def _moved(trial: FrozenTrial, record: TrialRecord | None, latencies: Mapping[str, LatencyReport], constraints: Constraints) -> FrozenTrial:
+def _moved(
+    trial: FrozenTrial, record: TrialRecord | None, latencies: Mapping[str, LatencyReport | BuildReport], constraints: Constraints
+) -> FrozenTrial:
     """The trial as this device would have ended it. `trial` is the caller's own copy."""
     if record is None:
         return trial
@@ -89,7 +91,8 @@ def _moved(trial: FrozenTrial, record: TrialRecord | None, latencies: Mapping[st
         latency = latencies[str(record.fingerprint)]
         measured = record.measurement.model_copy(update={"latency": latency})
         ending = None if record.ending == "limit" else record.ending
-        record = record.model_copy(update={"measurement": measured, "latency_ms": latency.p50_ms, "state": "COMPLETE", "ending": ending})
+        median = next(iter(milliseconds(latency)), None)
+        record = record.model_copy(update={"measurement": measured, "latency_ms": median, "state": "COMPLETE", "ending": ending})
         trial.state, trial.values = TrialState.COMPLETE, list(objectives(record))
         limit = None if constraints.soft else constraints.latency_ms
         try:
@@ -116,10 +119,10 @@ def _rewritten(study: optuna.Study, kept: str, trials: list[FrozenTrial], device
     if kept not in optuna.get_all_study_names(storage):
         optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=kept)
     optuna.delete_study(study_name=name, storage=storage)
-    moved = optuna.create_study(storage=storage, study_name=name, directions=list(DIRECTIONS))
+    moved = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        moved.set_metric_names(list(METRICS))
+        moved.set_metric_names(list(METRICS[: len(study.directions)]))
     for key, value in (attributes | {INPUTS_KEY: {**attributes.get(INPUTS_KEY, {}), DEVICE: device}}).items():
         moved.set_user_attr(key, value)
     moved.add_trials(trials)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from core.cli import run_main
 from core.config import Config
+from search.digest import space_digest
 from search.setup import build_parser, load_plugins, resolve_arguments
-from search.space import Space, space_digest
+from search.space import Space
 
 if TYPE_CHECKING:
     import optuna
@@ -59,9 +60,9 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
     from search.study import count_finished, sweep
     from search.workers import Job, run_workers
 
-    check_workers(url, args.workers)
     place = Placement(args.workers, args.cluster, args.gpus_per_worker)
-    deadline = args.max_hours and time.time() + 3600 * args.max_hours
+    check_workers(url, place.workers, place.elsewhere)
+    deadline = args.max_hours and time.monotonic() + 3600 * args.max_hours
     goal = Goal(args.trials, config.seed, args.sampler, args.max_hours, deadline, args.plateau)
     folder, lock = RUNS / name, StudyLock(url, RUNS / name)
     study = _open_study(args.fresh, space, config, name, url, lock)
@@ -72,7 +73,7 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
     with Progress(args.trials, done=done, quiet=args.quiet, epochs_csv=folder / "epochs.csv", live=place.alone) as progress:
         if swept:
             progress.message(queued_again(swept))
-        started = time.time()
+        started, begun = time.time(), time.monotonic()
         with _interrupts_explained(progress, study), open_session(space, config, folder, CACHE, progress, study, lock) as session:
             facts = {"study": name, "command": command, "seed": config.seed, "started": started, "workers": args.workers, **session.facts()}
             session.begin(facts)
@@ -86,7 +87,7 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
                 if reason is not None:
                     progress.message(reason)
             finally:  # also after Ctrl-C, ten failures or a defect of ours: what is finished is shown
-                session.summarise(facts | {"wall_seconds": round(time.time() - started, 1)} | session.counters())
+                session.summarise(facts | {"wall_seconds": round(time.monotonic() - begun, 1)} | session.counters())
 
 
 def _open_study(fresh: bool, space: Space, config: Config, name: str, url: str, lock: StudyLock) -> optuna.Study:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.candidate import Candidate, DistilPlan, GroupPlan
+from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan
 from core.errors import UserError
 from search.space import SELF, Range, Space, options
 
@@ -34,6 +34,10 @@ def sample(space: Space, trial: optuna.trial.BaseTrial, executions: Sequence[str
         rate_weight=answers["rate_weight"],
         sparsity=answers["sparsity"],
         sparsity_by=space.quantise.sparsity_by,
+        importance=answers["importance"],
+        prune_scope=space.prune.scope,
+        allocation=_allocation(space, answers),
+        order=answers["order"],
     )
 
 
@@ -51,10 +55,29 @@ def genes(space: Space, executions: Sequence[str] = EXECUTIONS) -> dict[str, Any
         | {key: getattr(space.distil, key) for key in DISTIL_GENES}
         | {"quantiser": space.quantise.quantiser, "round_to": space.prune.round_to, "edge_bits": space.quantise.edge_bits}
         | {"rate_weight": space.quantise.rate_weight, "sparsity": space.quantise.sparsity}
+        | {"importance": space.prune.importance, "order": space.order}
         | {f"ratio_{i}": space.prune.ratio for i in prune}
-        | {f"bits_{i}": space.quantise.weight_bits for i in quantise}
+        | BITS.get(space.allocation.strategy, _no_bits)(space)
         | {f"exec_{i}": execution for i in quantise}
+        | {key: value for key in LIMITS if (value := getattr(space.allocation, key)) is not None}
     )
+
+
+def _bits(space: Space) -> dict[str, Any]:
+    return {f"bits_{i}": space.quantise.weight_bits for i in range(space.quantise.positions)}
+
+
+def _actions(space: Space) -> dict[str, Any]:
+    return {f"action_{i}": Range(low=0.0, high=1.0) for i in range(space.quantise.positions)}
+
+
+def _no_bits(space: Space) -> dict[str, Any]:
+    return {}
+
+
+BITS: dict[str, Callable[[Space], dict[str, Any]]] = {"per_position": _bits, "per_layer": _bits, "haq": _actions}
+"""What is asked for the bits; the other strategies ask for a limit alone."""
+LIMITS = ("budget_bits", "budget_kb", "sqnr_db", "sqnr_loss_db")
 
 
 def _legal(space: Space, executions: Sequence[str]) -> Any:
@@ -80,10 +103,25 @@ def _ask(trial: optuna.trial.BaseTrial, name: str, value: Any) -> Any:
 
 def _groups(space: Space, answers: Mapping[str, Any]) -> tuple[GroupPlan, ...]:
     p, q = space.prune.positions, space.quantise.positions
-    count = max(p, q)
+    count, open_bits = max(p, q), 8  # of positions whose bits are chosen later
     return tuple(
-        _group(answers[f"ratio_{i * p // count}"], answers[f"bits_{i * q // count}"], answers[f"exec_{i * q // count}"])
+        _group(answers[f"ratio_{i * p // count}"], answers.get(f"bits_{i * q // count}", open_bits), answers[f"exec_{i * q // count}"])
         for i in range(count)
+    )
+
+
+def _allocation(space: Space, answers: Mapping[str, Any]) -> AllocationPlan:
+    """What is left open for core/allocate; nothing where every position has its bits."""
+    strategy, positions = space.allocation.strategy, range(space.quantise.positions)
+    if strategy == "per_position":
+        return AllocationPlan()
+    limits: dict[str, Any] = {key: answers.get(key) for key in LIMITS}
+    return AllocationPlan(
+        strategy=strategy,
+        choices=options(space.quantise.weight_bits),
+        layers=tuple((answers[f"bits_{i}"], answers[f"exec_{i}"]) for i in positions) if strategy == "per_layer" else (),
+        actions=tuple(answers[f"action_{i}"] for i in positions) if strategy == "haq" else (),
+        **limits,
     )
 
 

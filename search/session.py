@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import torch
 
-from core.candidate import KB
+from core.candidate import KB, milliseconds
 from core.cli import required
 from core.config import Config
 from core.data import load_search_data
@@ -29,11 +29,15 @@ from objectives.bench import Stages, Workbench
 from results.analysis import reference_of
 from results.front import front
 from results.record import TeacherReport, read_records
+from results.table import conditions
+from results.view import read_view
 from search.baselines import enqueue_baselines
 from search.lock import StudyLock
 from search.methods import check_answers, check_networks, check_teachers, finest_grid
 from search.preflight import check_disk
+from search.prior import float_first
 from search.progress import Progress
+from search.showcase import show_study
 from search.space import Space, options
 from search.stopping import Judge
 from search.students import check_students
@@ -87,7 +91,7 @@ class Session:
         write_run_json(self.bench.folder, read_records(self.study), self.teacher, facts)
 
     def summarise(self, facts: Mapping[str, Any]) -> None:
-        """Print the front and write front.csv, front.html and run.json."""
+        """Print the front, write front.csv, front.html and run.json, and leave plots and notes for the dashboard."""
         records = read_records(self.study)
         self.progress.result(front(records), self.teacher)
         for line in write_summary(self.bench.folder, records, self.teacher, facts):
@@ -95,6 +99,7 @@ class Session:
         self.progress.message(
             f"written: {self.bench.folder / 'front.csv'}, {self.bench.folder / 'front.html'}, {self.bench.folder / 'run.json'}"
         )
+        show_study(self.study, read_view(self.study, self.bench.folder, self.bench.config.model_dump(mode="json")))
 
 
 @contextmanager
@@ -110,12 +115,15 @@ def open_session(
             teacher = measure_teacher(bench)
         progress.teacher = teacher
         sizes = {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)}
+        slow_in_int8 = float_first(space, bench, progress.message) if not study.get_trials(deepcopy=False) else frozenset[str]()
         with lock:
-            enqueue_baselines(study, space, sizes)
+            enqueue_baselines(study, space, sizes, float_first=slow_in_int8)
+        timed = [f"{median:.3f} ms in {engines.runtime.name}" for median in milliseconds(teacher.latency)]
+        speed = timed[0] if timed else conditions(teacher.latency)
         judge = "" if bench.data.info.labelled else " (its own answers: nobody labelled them)"
         progress.message(
             f"teacher {bench.teacher.name}: {100 * teacher.accuracy:.2f} % of {len(bench.data.search)} search images{judge}, "
-            f"{teacher.size_bytes / KB:.1f} KB, {teacher.latency.p50_ms:.3f} ms in {engines.runtime.name}; "
+            f"{teacher.size_bytes / KB:.1f} KB, {speed}; "
             f"ready in {bench.teacher_seconds:.0f} s"
         )
         keeper = Judge(config.stopping, teacher.accuracy, len(bench.data.search))

@@ -13,7 +13,7 @@ from pathlib import Path
 from core.cli import Parser
 from core.config import Config
 from core.errors import UserError
-from core.runtimes import RUNTIMES
+from core.runtimes import RUNTIMES, building_runtime, compute_capability
 from core.students import STUDENTS
 from core.tables import lookup
 from core.yaml_io import load_config
@@ -23,6 +23,8 @@ from search.space import SELF, Space, check_names, default_space, load_space, sp
 from search.starts import check_starts
 
 ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_TARGETS = ("80", "86", "89", "120")
+"""Of --build-only: 7.5 computes INT8 layers in float."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,6 +63,13 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--max-latency-ms", type=float, metavar="MS", help="hard limit: slower candidates are not trained")
     own.add_argument("--max-size-kb", type=float, metavar="KB", help="hard limit in KB of 1000 bytes")
     run = parser.add_argument_group("the run")
+    run.add_argument("--runtime", metavar="NAME", help="inference runtime; default: the configuration's (auto)")
+    run.add_argument(
+        "--build-only",
+        nargs="*",
+        metavar="SM",
+        help="time nothing: build engines for these compute capabilities (89 ...; without any: 80 and later), on a machine without a GPU",
+    )
     run.add_argument("--study", metavar="NAME", help="name and folder below runs/; default: the space's name")
     run.add_argument("--storage", metavar="URL", help="database of the study; default: SQLite in the run's folder")
     run.add_argument(
@@ -125,6 +134,8 @@ def _flags_as_overrides(args: argparse.Namespace) -> list[str]:
         "data.skip_bad": args.skip_bad or None,
         "constraints.latency_ms": args.max_latency_ms,
         "constraints.size_kb": args.max_size_kb,
+        "runtime.name": args.runtime,
+        "runtime.build_for": None if args.build_only is None else [*map(compute_capability, args.build_only or DEFAULT_TARGETS)],
     }
     if args.data_dir is not None and args.space is None and args.config is None:
         values["data.name"] = "folder"
@@ -148,6 +159,12 @@ def _check(space: Space, config: Config, where: str) -> None:
     check_images(space, config)
     if config.runtime.name != "auto":
         lookup(RUNTIMES, "runtime", config.runtime.name)
+    if config.runtime.build_for:
+        building_runtime(config.runtime.name, config.runtime.build_for)
+        if space.constraints.latency_ms is not None:
+            raise UserError(
+                "constraints.latency_ms limits a latency, but runtime.build_for (--build-only) measures none; leave one of them out"
+            )
     check_starts(space, config)
     _check_files(config)
 

@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from core.candidate import SELF, Execution, Frozen, WeightBits, fingerprint
-from core.config import Config
+from core.candidate import SELF, Execution, Frozen, Importance, Order, Strategy, WeightBits
 from core.errors import UserError
 from core.students.zoo import check_zoo_name, in_zoo
 from core.tables import lookup, nearest
@@ -142,6 +141,14 @@ class PruneSpace(Frozen):
     positions: Positions = 1
     ratio: Ratio = 0.0
     round_to: Listed[Annotated[int, Field(ge=1)]] = 8
+    importance: Listed[Importance] = "l2"
+    scope: Literal["local", "global"] = "local"
+
+    @model_validator(mode="after")
+    def _check(self) -> PruneSpace:
+        if self.scope == "global" and self.positions != 1:
+            raise ValueError(f"must have positions 1 where the scope is global: one ratio is for all layers, but got {self.positions}")
+        return self
 
 
 class QuantiseSpace(Frozen):
@@ -163,6 +170,65 @@ class QuantiseSpace(Frozen):
         if self.execution == "int8" and 16 in (*options(self.weight_bits), *options(self.edge_bits)):
             raise ValueError("must allow execution float where 16 bits are allowed: 16-bit weights do not execute in int8")
         return self
+
+
+def _as_order(value: Any) -> Any:
+    """[prune, quantise] -> "prune, quantise"; a list of such lists is a choice among them. As text, as it is kept, it stays."""
+    if not isinstance(value, list | tuple):
+        return value
+    steps = all(each in ("prune", "quantise") for each in value)
+    return ", ".join(value) if steps else tuple(_as_order(each) for each in value)
+
+
+STEPS: dict[str, Any] = {"type": "array", "items": {"enum": ["prune", "quantise"]}, "minItems": 2, "maxItems": 2, "uniqueItems": True}
+ORDER = {"anyOf": [STEPS, {"enum": list(get_args(Order))}]}
+Orders = Annotated[
+    Listed[Order],
+    BeforeValidator(_as_order),
+    WithJsonSchema({"anyOf": [ORDER, {"type": "array", "items": ORDER, "minItems": 1}]}),
+]
+
+
+class AllocationSpace(Frozen):
+    """Who chooses the bits of the layers among `quantise.weight_bits` (core/allocate/); the name of a strategy alone will do."""
+
+    strategy: Strategy = "per_position"
+    budget_bits: PositiveOrPublished = None
+    budget_kb: PositiveOrPublished = None
+    sqnr_db: Ranged[float | None] = None
+    sqnr_loss_db: NotNegativeOrPublished = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return {"strategy": data} if isinstance(data, str) else data
+        # behind this validator pydantic's strict mode no longer takes lists for tuples
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+    @model_validator(mode="after")
+    def _check(self) -> AllocationSpace:
+        fewest, most, keys = TAKES[self.strategy]
+        given = [key for key in ("budget_bits", "budget_kb", "sqnr_db", "sqnr_loss_db") if getattr(self, key) is not None]
+        if idle := [key for key in given if key not in keys]:
+            raise ValueError(f"must state only what its strategy looks at, but {self.strategy} does not look at {idle[0]}; leave it out")
+        if not fewest <= len(given) <= most:
+            wanted = "one" if fewest else "at most one"
+            raise ValueError(f"must state {wanted} of {', '.join(keys)} for {self.strategy}, but got {' and '.join(given) or 'none'}")
+        if unlimited := [key for key in given if None in options(getattr(self, key))]:
+            raise ValueError(f"must state a number in every choice of {unlimited[0]}, but one is null")
+        return self
+
+
+TAKES: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "per_position": (0, 0, ()),
+    "per_layer": (0, 0, ()),
+    "haq": (0, 1, ("budget_bits", "budget_kb")),
+    "sqnr": (1, 1, ("sqnr_db", "sqnr_loss_db", "budget_bits", "budget_kb")),
+    "sensitivity": (1, 1, ("budget_bits", "budget_kb")),
+    "sdq": (1, 1, ("budget_bits", "budget_kb")),
+}
+"""Strategy -> how many of which keys it takes: fewest, most, names."""
 
 
 class ObjectiveSpace(Frozen):
@@ -190,9 +256,25 @@ class Space(Frozen):
     distil: DistilSpace = DistilSpace()
     prune: PruneSpace = PruneSpace()
     quantise: QuantiseSpace = QuantiseSpace()
+    allocation: AllocationSpace = AllocationSpace()
+    order: Orders = "prune, quantise"
     objectives: ObjectiveSpace = ObjectiveSpace()
     constraints: Constraints = Constraints()
     config: str | None = None
+
+    @model_validator(mode="after")
+    def _choices(self) -> Space:
+        strategy, bits = self.allocation.strategy, options(self.quantise.weight_bits)
+        if not strategy.startswith("per_") and len(bits) < 2:
+            raise ValueError(f"allocation {strategy} chooses among quantise.weight_bits, but that is {bits[0]} alone; give a list")
+        if strategy == "sdq" and 16 in bits:
+            raise ValueError("allocation sdq draws 2 to 8 bits, but quantise.weight_bits has 16; leave it out")
+        if "quantise, prune" in options(self.order):
+            without = {"distil.init scratch": "scratch" in options(self.distil.init), "allocation sdq": strategy == "sdq"}
+            without["quantiser nncf"] = "nncf" in options(self.quantise.quantiser)
+            if wrong := [what for what, present in without.items() if present]:
+                raise ValueError(f"order [quantise, prune] begins with a dense network on its grids, but there is {wrong[0]}; leave it out")
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """The space as a canonical dict of JSON values, without `config`: its content counts, not its name."""
@@ -205,26 +287,6 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     if isinstance(config := data.get("config"), str) and not is_bare_name(config):
         data = data | {"config": str(resolve_path(config, path.parent))}
     return parse(Space, apply_overrides(data, overrides), f"{path} with --set" if overrides else str(path))
-
-
-def space_digest(space: Space, config: Config) -> tuple[str, dict[str, Any]]:
-    """16 hex digits of all that shapes a study's results, and the dict they are of."""
-    content = {"space": space.resolved(), "config": config.model_dump(mode="json")}
-    return fingerprint(portable(content)), content
-
-
-def portable(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a study without the folders of its files: they may move. `check_inputs` in search/study.py keeps what is in them."""
-    config = content["config"]
-    teacher = config["teacher"]
-    runtime = {key: value for key, value in config["runtime"].items() if key not in ("agent", "wait_s")}  # the device is in its fingerprint
-    moved = {"data": {**config["data"], "dir": None}, "teacher": _placeless(teacher), "runtime": runtime}
-    # absent in a study of an older version
-    return {**content, "config": {**config, **moved, "more_teachers": [_placeless(each) for each in config.get("more_teachers", ())]}}
-
-
-def _placeless(teacher: Mapping[str, Any]) -> dict[str, Any]:
-    return {**teacher, "model": teacher["model"] and Path(teacher["model"]).name, "weights": teacher["weights"] and "given"}
 
 
 def check_names(space: Space, students: Iterable[str], losses: Iterable[str], quantisers: Iterable[str], where: str = "the space") -> None:

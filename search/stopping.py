@@ -44,9 +44,12 @@ class Gatekeeper:
     front: Callable[[], Sequence[TrialRecord]]
     notes: dict[str, Any]
 
+    def note(self, **numbers: float | None) -> None:
+        """Put `size_bytes` or `latency_ms` into the trial's record, however the trial ends."""
+        self.notes.update(numbers)
+
     def before_training(self, known: Known) -> None:
         """Raises HopelessCandidate where a point of the front surely dominates whatever the candidate may reach."""
-        self.notes.update(size_bytes=known.size_bytes, latency_ms=known.latency.p50_ms)
         if self.judge is None or not self.judge.config.skip:
             return
         confidence = self.judge.config.confidence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +14,12 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
+from core.engines import living_hosts
 from core.errors import UserError
 from results.front import Point
 from results.record import read_records
+from search.digest import portable
 from search.owner import OWNER_KEY, is_dead
-from search.space import portable
 from search.storage import open_storage, safe_url, sqlite_file
 
 METRICS = ("accuracy", "size_bytes", "latency_ms")
@@ -28,7 +30,7 @@ REQUEUED_KEY = "requeued_from"
 WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin anew"
 MADE_BY_A_RUN = (
     *("candidates", "drafts", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json", "epochs.csv"),
-    *("refined", "refined.csv", "refined.json", "reexported"),
+    *("refined", "refined.csv", "refined.json", "reexported", "artifacts", "tensorboard"),
 )
 
 
@@ -43,10 +45,12 @@ def open_study(url: str, name: str, digest: str, content: Mapping[str, Any]) -> 
     """Create the study or continue it. Raises UserError when it was made from another space or configuration."""
     study = find_study(url, name)
     if study is None:
-        study = optuna.create_study(storage=open_storage(url, requeue), study_name=name, directions=list(DIRECTIONS), load_if_exists=True)
+        count = 2 if content.get("config", {}).get("runtime", {}).get("build_for") else 3  # engines that are only built have no latency
+        directions = list(DIRECTIONS[:count])
+        study = optuna.create_study(storage=open_storage(url, requeue), study_name=name, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(list(METRICS))
+            study.set_metric_names(list(METRICS[:count]))
     check_space(study, digest, content)
     # also when it continues: an export looks for the images where they are now
     study.set_user_attr(CONTENT_KEY, dict(content))
@@ -104,8 +108,7 @@ def fixed_reference(study: optuna.Study, reference: Point) -> Point:
     """The reference point of the study's hypervolume: the one it began with, or now `reference`."""
     if REFERENCE_KEY not in study.user_attrs:
         study.set_user_attr(REFERENCE_KEY, list(reference))
-    error, size, latency = study.user_attrs[REFERENCE_KEY]
-    return float(error), float(size), float(latency)
+    return tuple(map(float, study.user_attrs[REFERENCE_KEY]))
 
 
 def delete_study(url: str, name: str, folder: Path) -> None:
@@ -117,6 +120,8 @@ def delete_study(url: str, name: str, folder: Path) -> None:
             raise UserError(
                 f"--fresh needs a study at rest, but another process is running trial {busy[0]} of {name!r}; stop that one first"
             )
+        if living_hosts(folder):  # in its teacher's training, say
+            raise UserError(f"--fresh needs a study at rest, but another process works in {folder}; stop that one first")
         if study.get_trials(deepcopy=False) and DIGEST_KEY not in study.user_attrs:
             raise UserError(f"--fresh deletes only what this program made, but the study {name!r} is another's; choose another --study")
         optuna.delete_study(study_name=name, storage=open_storage(url))
@@ -170,9 +175,11 @@ def count_running(study: optuna.Study) -> int:
     return len(_running(study))
 
 
-def count_taken(study: optuna.Study) -> int:
-    """Finished and running trials, in one look: a trial that ends between two would be in neither."""
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)))
+def tally(study: optuna.Study) -> tuple[int, int]:
+    """Finished trials, and finished and running ones, in one look: a trial that ends between two would be in neither."""
+    states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+    finished = states[TrialState.COMPLETE] + states[TrialState.PRUNED]
+    return finished, finished + states[TrialState.RUNNING]
 
 
 def _running(study: optuna.Study) -> list[FrozenTrial]:

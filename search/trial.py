@@ -14,16 +14,19 @@ from core.candidate import Candidate, ShapePlan
 from core.checkpoint import forget
 from core.errors import InfeasibleCandidate, TrialError
 from core.files import made_once
+from objectives.allocation import settle
 from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
 from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
 from results.analysis import hypervolume, logarithmic
 from results.front import Point, front, objectives
-from results.record import RECORD_KEY, TrialRecord, read_records
+from results.record import RECORD_KEY, TrialRecord, file_digests, read_records
+from results.stages import append_stages
 from search.constraints import pass_on
 from search.owner import OWNER_KEY, current_owner
 from search.progress import Progress
 from search.sample import sample
+from search.showcase import show_trial
 from search.space import Space
 from search.stopping import Gatekeeper, Judge
 
@@ -33,7 +36,7 @@ VOLUME_KEY = "hypervolume"
 
 @dataclass
 class TrialRunner:
-    """Callable for `study.optimize`: a trial in, (accuracy, size_bytes, latency_ms) out."""
+    """Callable for `study.optimize`: a trial in, (accuracy, size_bytes, latency_ms) out; the first two where engines are only built."""
 
     space: Space
     bench: Workbench
@@ -62,7 +65,7 @@ class TrialRunner:
     def __post_init__(self) -> None:
         self.best = front(self.records)
 
-    def __call__(self, trial: optuna.Trial) -> tuple[float, float, float]:
+    def __call__(self, trial: optuna.Trial) -> Point:
         """Raises TrialPruned for an infeasible candidate and TrialError for a failed one; both are recorded first."""
         self.newest = trial.number
         trial.set_user_attr(OWNER_KEY, self.owner)
@@ -85,8 +88,8 @@ class TrialRunner:
 
     def _evaluate(self, trial: optuna.Trial, stages: Stages, known: dict[str, Any]) -> TrialRecord:
         """The COMPLETE record. `known` collects what is known of the trial so far, for the record of a failure."""
-        candidate = sample(self.space, trial)
-        known["candidate"] = candidate
+        known["candidate"] = sample(self.space, trial)
+        candidate = settle(known["candidate"], self.bench, stages)
         with stages("shape"):
             pruned, plan = self.shape(candidate, self.bench)
         fingerprint = fingerprint_of(candidate, plan)
@@ -106,7 +109,10 @@ class TrialRunner:
         result = self.measure(candidate, pruned, plan, self.bench, self._limits(), stages, folder, gate)
         trial.set_user_attr("engine", result.artifact.model_dump(mode="json", exclude={"model_path"}))
         path = str(Path(folder).relative_to(self.bench.folder))
-        return TrialRecord(state="COMPLETE", measurement=result.measurement, seconds=stages.seconds, path=path, **known)
+        append_stages(self.bench.folder / "stages.csv", trial.number, result.records)
+        done: dict[str, Any] = {"measurement": result.measurement, "path": path, "files": file_digests(folder)}
+        known |= {"candidate": result.candidate or candidate, "mean_bits": result.measurement.mean_bits}
+        return TrialRecord(state="COMPLETE", seconds=stages.seconds, **done, **known)
 
     def release(self) -> None:
         """Let others make the network; after the trial was told, so that they find it finished."""
@@ -137,6 +143,7 @@ class TrialRunner:
             trial.set_user_attr(VOLUME_KEY, volume)
         if self.space.constraints.soft:
             pass_on(self.space.constraints, trial, record)
+        show_trial(trial, record, self.best, self.bench.folder)
         trial.set_user_attr(RECORD_KEY, record.model_dump_json())
         self.stage_seconds += sum(record.seconds.values())
         self.records.append(record)

@@ -98,6 +98,19 @@ def unsupported(path: Path) -> Path:
     return save_model(path, [helper.make_node("Teleport", ["images"], ["logits"], domain="nowhere")], [])
 
 
+def greedy(path: Path) -> Path:
+    """A model that is valid and needs 16 TiB."""
+    shape = numpy_helper.from_array(np.array([2**42], np.int64), "shape")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["huge"]),
+        helper.make_node("ReduceMax", ["huge"], ["most"], keepdims=1),
+        helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Add", ["flat", "most"], ["logits"]),
+    ]
+    return save_model(path, nodes, [shape])
+
+
 def not_finite(path: Path) -> Path:
     """A model that is valid and whose logits are NaN."""
     weight = numpy_helper.from_array(np.full((CLASSES, CHANNELS, SIZE, SIZE), np.nan, np.float32), "w")

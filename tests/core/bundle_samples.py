@@ -20,9 +20,9 @@ CANDIDATE = Candidate(student="light_cnn", width=0.5, groups=(GroupPlan(weight_b
 PLAIN = Preprocessing(image_size=SIZE, channels=3, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
-def colour_model() -> bytes:
+def colour_model(gain: float = 8.0) -> bytes:
     """ONNX of images (batch, 3, 4, 4) -> logits (batch, 3)."""
-    weight = numpy_helper.from_array(8 * np.eye(3, dtype=np.float32), "weight")
+    weight = numpy_helper.from_array(gain * np.eye(3, dtype=np.float32), "weight")
     graph = helper.make_graph(
         [
             helper.make_node("GlobalAveragePool", ["images"], ["pooled"]),

@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 
 from core import bundle_verify
-from core.bundle import MANIFEST, Preprocessing, digest, requirements
+from core.bundle import MANIFEST, EngineFacts, Preprocessing, digest, read_bundle, requirements
+from core.config import RuntimeConfig
 from core.data.images import decode_image
+from core.engines import EngineHost
+from core.errors import UserError
 from core.hardware import device_facts
 from core.runtimes.types import installed_version
-from tests.core.bundle_samples import COLOURS, make_bundle, save_image
+from tests.core.bundle_samples import COLOURS, colour_model, make_bundle, save_image
 
 MEASURED = {
     "search": {
@@ -72,6 +75,51 @@ def test_on_the_machine_of_the_measurement_another_latency_differs(tmp_path: Pat
     answer = verify(make_bundle(tmp_path / "out", measurement=here))
     assert answer.returncode == 1, answer
     assert answer.stdout.splitlines()[-1] == "differs: latency"
+
+
+def with_blob(path: Path, model: bytes, **changes: object) -> Path:
+    """A bundle with OpenVINO's compiled form of `model`, two images a call; `changes` of its facts."""
+    source = path.parent / "source.onnx"
+    source.write_bytes(model)
+    with EngineHost(RuntimeConfig(name="openvino", batch=2), path.parent / "work") as host:
+        files, version = host.files(source), str(host.runtime.version)
+    facts = {"files": tuple(files), "runtime": "openvino", "version": version, "device": "this processor", "batch": 2}
+    engine = EngineFacts.model_validate(facts | changes)
+    return make_bundle(path, measurement=MEASURED, runtime="openvino", engine=engine, engine_files=files)
+
+
+def engine_row(answer: subprocess.CompletedProcess[str]) -> str:
+    return next(line for line in answer.stdout.splitlines() if line[8:].startswith("engine"))
+
+
+def test_an_engine_file_is_loaded_and_answers_as_the_model_does(tmp_path: Path) -> None:
+    bundle = with_blob(tmp_path / "out", colour_model())
+    answer = verify(bundle)
+    assert answer.returncode == 0, answer
+    assert engine_row(answer).endswith("found loads, the same logits")
+    assert read_bundle(bundle).runtime == "openvino"
+    (bundle / "model.blob").unlink()
+    with pytest.raises(UserError, match=r"model\.blob is missing"):
+        read_bundle(bundle)
+
+
+def test_an_engine_of_another_version_is_stale_and_one_of_another_network_differs(tmp_path: Path) -> None:
+    stale = verify(with_blob(tmp_path / "stale", colour_model(), version="1.0"))
+    assert (stale.returncode, stale.stdout.splitlines()[-1]) == (1, "differs: engine")
+    assert "stale here, use model.onnx" in engine_row(stale)
+    other = verify(with_blob(tmp_path / "other", colour_model(gain=9.0)))
+    assert "other logits: use model.onnx" in engine_row(other)
+
+
+def test_an_engine_of_a_runtime_that_is_not_here_gets_no_verdict(tmp_path: Path) -> None:
+    facts = {"files": ("model.engine", "timing.cache"), "runtime": "tensorrt", "version": "10.13", "device": "NVIDIA L4", "batch": 1}
+    files = {"model.engine": b"plan", "timing.cache": b"timings"}
+    bundle = make_bundle(tmp_path / "out", measurement=MEASURED, engine=EngineFacts.model_validate(facts), engine_files=files)
+    answer = verify(bundle)
+    assert answer.returncode == 0, answer
+    assert engine_row(answer).startswith("        engine")
+    (bundle / "timing.cache").write_bytes(b"of another driver")
+    assert verify(bundle).stdout.splitlines()[-1] == "differs: timing.cache"
 
 
 def test_what_cannot_be_checked_is_one_line(tmp_path: Path) -> None:

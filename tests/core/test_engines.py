@@ -22,7 +22,7 @@ from core.config import RuntimeConfig
 from core.engines import EngineHost
 from core.errors import EngineBuildError, MeasurementError, UserError
 from core.measuring import measurement_lock, measuring
-from tests.tiny_onnx import CHANNELS, CLASSES, IMAGES, SIZE, Classifier, not_finite, unsupported
+from tests.tiny_onnx import CHANNELS, CLASSES, IMAGES, SIZE, Classifier, greedy, not_finite, unsupported
 
 QUICK = RuntimeConfig(name="onnxruntime", warmup_s=0.0, max_s=0.05)
 
@@ -107,6 +107,16 @@ def test_images_of_another_size_are_refused_with_both_shapes(host: EngineHost, m
 def test_logits_that_are_not_finite_are_no_measurement(host: EngineHost, tmp_path: Path) -> None:
     with pytest.raises(MeasurementError, match="7 of 7 images"):
         host.predict(not_finite(tmp_path / "nan.onnx"), IMAGES)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_model_that_needs_more_memory_than_there_is_is_one_failed_request(runtime: str, tmp_path: Path, model: Path) -> None:
+    with EngineHost(QUICK.model_copy(update={"name": runtime}), tmp_path) as host:
+        for request in (host.latency, lambda path: host.predict(path, IMAGES)):
+            with pytest.raises(EngineBuildError, match=rf"{runtime} (cannot build or run|was killed)") as raised:
+                request(greedy(tmp_path / "greedy.onnx"))
+            assert "\n" not in str(raised.value)
+        assert host.predict(model, IMAGES)[0].shape == (len(IMAGES), CLASSES)
 
 
 def test_a_request_beyond_its_time_limit_is_stopped(tmp_path: Path, model: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.matrix import rows
-from core.candidate import Candidate, GroupPlan
+from core.candidate import BuildReport, Candidate, GroupPlan, milliseconds
 from core.cli import run_main
 from core.compress import draft, resolve
 from core.config import RuntimeConfig
@@ -19,7 +19,7 @@ from core.runtimes.trt_build import count_layers
 from core.runtimes.trt_run import _Caches
 from core.runtimes.types import Precision
 from core.students import STUDENTS
-from tests.tiny_onnx import Classifier, unsupported
+from tests.tiny_onnx import IMAGES, Classifier, unsupported
 
 RUNTIME = RUNTIMES["tensorrt_rtx"]()
 pytestmark = pytest.mark.skipif(RUNTIME.version is None, reason="tensorrt_rtx is not installed: pip install -e '.[tensorrt-rtx]'")
@@ -121,14 +121,33 @@ def test_a_description_without_layers_counts_none() -> None:
 
 
 def test_a_host_with_targets_builds_in_its_child(signed: Path, tmp_path: Path) -> None:
-    with EngineHost(RuntimeConfig(name="tensorrt_rtx"), tmp_path / "work", ("SM80", "SM89")) as host:
-        built = [host.build(signed, target, tmp_path / f"{target}.engine") for target in ("SM80", "SM89")]
+    with EngineHost(RuntimeConfig(name="auto", build_for=("SM80", "SM89")), tmp_path / "work") as host:
+        built = [host.build(signed, (target,), tmp_path / f"{target}.engine") for target in ("SM80", "SM89")]
         with pytest.raises(EngineBuildError, match="tensorrt_rtx cannot build or run"):
-            host.build(tmp_path / "missing.onnx", "SM89", tmp_path / "none.engine")
+            host.build(tmp_path / "missing.onnx", ("SM89",), tmp_path / "none.engine")
     for file in built:
         assert file.path.stat().st_size == file.size_bytes
         assert (file.artifact.runtime, file.artifact.int8_layers, file.artifact.layers) == ("tensorrt_rtx", 3, 3)
     assert not (tmp_path / "none.engine").exists()
+
+
+def test_a_host_that_only_builds_answers_by_onnxruntime_and_times_nothing(signed: Path, tmp_path: Path) -> None:
+    with EngineHost(RuntimeConfig(name="tensorrt_rtx", precision="f16", build_for=("SM80", "SM120")), tmp_path / "work") as host:
+        report = host.latency(signed)
+        assert isinstance(report, BuildReport)
+        assert (report.compute_capability, report.int8_layers, report.precision) == (("SM80", "SM120"), 3, "f16")
+        assert milliseconds(report) == ()
+        logits, artifact = host.predict(signed, IMAGES)
+        np.testing.assert_allclose(logits, Classifier(quantised=True, signed=True).logits(IMAGES), atol=0.05)
+        assert (artifact.runtime, artifact.precision) == ("onnxruntime", "f32")
+        assert list(host.files(signed)) == ["model.engine"]
+        with pytest.raises(UserError, match="an engine is timed where it runs"):
+            host.time_model(signed)
+
+
+def test_an_engine_for_several_gpus_keeps_its_int8_layers(signed: Path) -> None:
+    assert RUNTIME.build is not None
+    assert RUNTIME.build(str(signed), options(), ("SM80", "SM86", "SM89", "SM120")).artifact["int8_layers"] == 3
 
 
 def test_the_command_writes_an_engine_per_gpu(signed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,14 +182,16 @@ def test_the_command_names_a_model_that_is_not_there(tmp_path: Path) -> None:
 # Caches of a device
 
 
-def test_a_cache_is_kept_per_device_and_kind(tmp_path: Path) -> None:
+def test_a_cache_is_kept_per_library_gpu_driver_and_kind(tmp_path: Path) -> None:
     content = np.random.default_rng(0).bytes(1000)
-    caches = _Caches(str(tmp_path), "tensorrt_rtx-1.7-NVIDIA T4")
+    caches = _Caches(str(tmp_path), "tensorrt_rtx", "1.7", "NVIDIA T4", "550.54")
     assert caches.read("timing") == b""
     caches.write("timing", content)
     assert caches.read("timing") == content
     assert caches.read("kernels") == b""
-    assert _Caches(str(tmp_path), "tensorrt_rtx-1.7-NVIDIA L4").read("timing") == b""
+    assert _Caches(str(tmp_path), "tensorrt_rtx", "1.7", "NVIDIA T4", "550.54").read("timing") == content
+    for other in (("1.8", "NVIDIA T4", "550.54"), ("1.7", "NVIDIA L4", "550.54"), ("1.7", "NVIDIA T4", "580.65")):
+        assert _Caches(str(tmp_path), "tensorrt_rtx", *other).read("timing") == b""
 
 
 def test_a_damaged_cache_counts_as_empty(tmp_path: Path) -> None:

@@ -160,10 +160,15 @@ def test_images_are_small_early_and_whole_at_the_end() -> None:
         sizes.append(batch.images.shape[-1])
         return cross_entropy(logits, batch)
 
-    config = TrainConfig(epochs=4, batch_size=16, lr=0.05, early_size=SIZE // 2, early_share=0.5)
+    config = TrainConfig(epochs=4, batch_size=16, lr=0.05, early_sizes=((SIZE // 2, 0.5), (SIZE - 2, 0.75)))
     fit(network(), view_set(), look, config, CPU, seed=0)
-    half = len(sizes) // 2
-    assert sizes == [SIZE // 2] * half + [SIZE] * half
+    quarter = len(sizes) // 4
+    assert sizes == [SIZE // 2] * 2 * quarter + [SIZE - 2] * quarter + [SIZE] * quarter
+
+
+def test_sizes_that_end_before_they_begin_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"each size must end after the one before it, but the shares are 0\.5, 0\.5"):
+        TrainConfig(early_sizes=((4, 0.5), (6, 0.5)))
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "linear", "cosine", "step"])

@@ -116,7 +116,7 @@ def test_a_misspelt_key_names_the_section_the_nearest_and_the_known() -> None:
     text = message(parse, Config, {"dta": {}}, "configs/x.yaml")
     assert text.startswith("unknown key 'dta' in configs/x.yaml, did you mean 'data'? known: data, finetune,")
     text = message(parse, Config, {"teacher": {"train": {"zzz": 1}}}, "x.yaml")
-    assert text.startswith("unknown key 'zzz' in x.yaml at teacher.train; known: batch_size, early_share, early_size, ema,")
+    assert text.startswith("unknown key 'zzz' in x.yaml at teacher.train; known: batch_size, early_sizes, ema,")
 
 
 @pytest.mark.parametrize("key", ["<<", "<fixed>", "<range>", "a b", "ü"])

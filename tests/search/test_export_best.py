@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,10 @@ def test_rank_0_is_a_bundle_that_answers_for_its_test_accuracy(again: Path, capf
     assert {"p50_ms", "p95_ms", "fingerprint"} <= measured["search"]["latency"].keys()
     assert measured["versions"]["onnx"]
     floats = [f"the same network in float, {kind}" for kind in ("f32", "bf16")]
-    assert [twin["what"] for twin in measured["twins"]] == ["this model", *floats]
+    *twins, eager = (twin["what"] for twin in measured["twins"])
+    assert twins == ["this model", *floats]
+    assert eager.startswith("the same network in PyTorch 2.")
+    assert eager.endswith(", eager, f32")
     assert measured["twins"][0]["engine"]["int8_layers"] > measured["twins"][1]["engine"]["int8_layers"] == 0
     assert measured["latency"] == measured["twins"][0]["latency"]
     assert measured["calibration"][0] == 0
@@ -59,6 +64,21 @@ def test_another_runtime_gets_the_same_weights_scored_and_timed_there(again: Pat
     assert json.loads((there / "bundle.json").read_text())["runtime"] == "onnxruntime"
     fingerprint = measured["candidate_fingerprint"]
     assert load().user_attrs["test_accuracy"].keys() == {fingerprint, f"{fingerprint}@onnxruntime"}
+
+
+def test_an_engine_is_exported_where_it_is_asked_for(again: Path, capfd: Capture) -> None:
+    assert export(capfd, "--rank", "0", "--engine").code == 0
+    bundle = Path("exported/tiny-rank0")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    assert (manifest["engine"]["files"], manifest["engine"]["runtime"]) == (["model.blob"], "openvino")
+    answer = subprocess.run(
+        [sys.executable, "-I", "verify.py", "--seconds", "0.1"], cwd=bundle, capture_output=True, text=True, check=False
+    )
+    assert "found loads, the same logits" in answer.stdout, answer
+    message = refused(export(capfd, "--rank", "0", "--engine", "--runtime", "onnxruntime"))
+    assert message == "--engine writes the runtime's own files, but onnxruntime has none; leave it out"
+    assert export(capfd, "--rank", "0").code == 0
+    assert not (bundle / "model.blob").exists()  # an export replaces the whole bundle
 
 
 def predicted_right(capfd: Capture, bundle: Path) -> int:

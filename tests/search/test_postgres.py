@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from optuna.storages._heartbeat import BaseHeartbeat
 
 from core.errors import UserError
 from search.lock import StudyLock
@@ -101,3 +102,20 @@ def test_a_server_that_goes_away_is_named_without_its_password_and_one_that_is_b
     time.sleep(0.1)
     worker.run(4)
     assert count_finished(worker.study) == 4
+
+
+def test_a_heart_that_misses_a_beat_while_the_server_is_away_goes_on_beating(postgres: Server, worker: Worker) -> None:
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        trial, storage = worker.study.ask(), worker.study._storage
+    assert isinstance(storage, BaseHeartbeat)
+    storage.record_heartbeat(trial._trial_id)
+    with database(postgres) as other:
+        other.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = heartbeat - INTERVAL '1 hour'"))
+    assert storage._get_stale_trial_ids(worker.study._study_id) == [trial._trial_id]
+    postgres.stop()
+    try:
+        storage.record_heartbeat(trial._trial_id)
+    finally:
+        postgres.start()
+    storage.record_heartbeat(trial._trial_id)
+    assert storage._get_stale_trial_ids(worker.study._study_id) == []

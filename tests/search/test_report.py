@@ -136,8 +136,20 @@ def test_an_explanation_names_every_layer_and_adds_up(again: Path, capfd: Captur
     assert [line.split()[0] for line in table] == [layer.name for layer in layers]
     total = next(line for line in lines if line.startswith("total"))
     assert f"{best.measurement.size_bytes:,}" in total
-    assert "Milliseconds per layer are not measured." in answer.out
+    assert "Milliseconds per layer are not shown: --time-layers takes them." in answer.out
     assert "no regression: it needs trials of resnet8 that differ" in answer.out
+
+
+def test_the_layers_of_a_model_are_timed_in_the_study_s_runtime(again: Path, capfd: Capture) -> None:
+    answer = explained(capfd, "--time-layers")
+    assert answer.code == 0, answer
+    heading, *rows = answer.out.splitlines()[2:]
+    assert heading.split() == ["layer", "shape", "MACs", "bits", "bytes", "share", "ms", "runs", "in", "why"]
+    column = heading.index("ms") + 2
+    layers = read_layers(Path("runs/tiny") / str(front(records())[0].path))
+    assert all(float(row[:column].split()[-1]) >= 0 for row in rows[: len(layers) + 2])
+    assert "to about a microsecond" in answer.out
+    assert "This is not the device of the study." not in answer.out
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ TOO_SMALL = ["--max-size-kb", "0.001"]
 
 def run_until(marker: str, number: signal.Signals, *argv: str) -> tuple[int, str]:
     """Start the command, send the signal to its process group when a line holds `marker`; exit code and stdout."""
-    # a job in the background of a script ignores SIGINT, and so would its children
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "search.run", *argv],
         stdout=subprocess.PIPE,
@@ -33,7 +31,6 @@ def run_until(marker: str, number: signal.Signals, *argv: str) -> tuple[int, str
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
-    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:

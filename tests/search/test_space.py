@@ -16,7 +16,8 @@ from core.errors import UserError
 from core.methods import METHODS
 from core.students import STUDENTS
 from core.yaml_io import load_config, parse
-from search.space import Range, Space, check_names, default_space, load_space, space_digest, split_overrides
+from search.digest import space_digest
+from search.space import Range, Space, check_names, default_space, load_space, split_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "spaces").rglob("*.yaml"))
@@ -38,7 +39,7 @@ def test_a_shipped_space_loads_with_its_config_and_known_names(path: Path) -> No
     shipped = load_space(path)
     assert shipped.config is not None
     load_config(shipped.config, [], ROOT)
-    check_names(shipped, STUDENTS, METHODS, ["lsq"])
+    check_names(shipped, STUDENTS, METHODS, ["lsq", "ptq", "rate", "codebook", "brecq", "nncf", "float"])
 
 
 def test_cifar10_searches_every_layer_of_its_deepest_student() -> None:
@@ -78,8 +79,14 @@ def test_edge_bits_may_be_null_or_a_choice_with_null() -> None:
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"prunee": {}}, "unknown key 'prunee' in x.yaml, did you mean 'prune'? known: config, constraints, distil, objectives, prune,"),
-        ({"prune": {"ratoi": 0}}, "unknown key 'ratoi' in x.yaml at prune, did you mean 'ratio'? known: positions, ratio, round_to"),
+        (
+            {"prunee": {}},
+            "unknown key 'prunee' in x.yaml, did you mean 'prune'? known: allocation, config, constraints, distil, objectives, ",
+        ),
+        (
+            {"prune": {"ratoi": 0}},
+            "unknown key 'ratoi' in x.yaml at prune, did you mean 'ratio'? known: importance, positions, ratio, round_to, scope",
+        ),
         ({"prune": {"ratio": {"lo": 0, "high": 0.5}}}, "unknown key 'lo' in x.yaml at prune.ratio, did you mean 'low'? known: high, log,"),
         ({"prune": {"ratio": {"low": 0.1}}}, "`high` must be given (x.yaml, prune.ratio.high)"),
         ({"prune": {"ratio": {"low": 0.6, "high": 0.1}}}, "`ratio` must have low <= high, but got low 0.6, high 0.1 (x.yaml, prune.ratio)"),

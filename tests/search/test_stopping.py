@@ -86,7 +86,7 @@ def test_the_front_and_its_hypervolume_grow_with_every_record(stopped: TrialRunn
     assert [record.number for record in stopped.best] == [record.number for record in front(stopped.records)]
 
 
-@pytest.mark.parametrize("sampler", [*(set(SAMPLERS) - {"gp"}), "auto"])
+@pytest.mark.parametrize("sampler", [*sorted(set(SAMPLERS) - {"gp"}), "auto"])
 def test_a_seed_gives_the_same_study_again(sampler: str, tmp_path: Path) -> None:
     first, second = (simulate(sampler, 30, 3, tmp_path / name) for name in "ab")
     assert plain(first.records) == plain(second.records)
