@@ -179,7 +179,7 @@ def test_workers_that_start_together_share_one_cache(split_folder: Path) -> None
 
 def test_a_cache_that_cannot_be_written_says_so(split_folder: Path) -> None:
     (split_folder.parent / "cache").write_text("a file in the way")
-    assert "cannot be written there" in refusal(split_folder)
+    assert "must be writable, but: File exists; free space or mend its folder" in refusal(split_folder)
 
 
 def test_a_corrupt_image_is_named_and_can_be_left_out(split_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
