@@ -1,7 +1,7 @@
-"""Write the measured section of both READMEs from benchmarks/results/*.json: python benchmarks/readme.py [--check]
+"""Write the measured sections of the READMEs and of docs/protocol.md from benchmarks/results/*.json: python benchmarks/readme.py [--check]
 
-No number of that section is typed by hand: the words of each language are in benchmarks/readme_text.py, the figures are put in here.
-`--check` fails when a README differs from the results.
+No number of these sections is typed by hand: the words of each language are in benchmarks/readme_text.py, the figures are put in here.
+`--check` fails when a page differs from the results.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from benchmarks.readme_text import PAGES  # late: as a script this file is in no package
+    from benchmarks.latency_zoo import table  # late: as a script this file is in no package
+    from benchmarks.readme_text import PAGES
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    for page, words in PAGES.items():
+    sections = {page: section(words) for page, words in PAGES.items()} | {"docs/protocol.md": table(read("latency_zoo")["rows"])}
+    for page, text in sections.items():
         path = ROOT / page
         old = path.read_text(encoding="utf-8")
-        new = with_section(old, section(words))
+        new = with_section(old, text)
         if check and new != old:
             sys.exit(f"{page}'s measured section differs from benchmarks/results; run python benchmarks/readme.py")
         path.write_text(new, encoding="utf-8")
@@ -43,7 +45,7 @@ def section(words: dict[str, str]) -> str:
     """The measured section in the language of `words`."""
     cifar = json.loads((RESULTS / "cifar10_search.json").read_text())
     digits = json.loads((RESULTS / "digits_seeds.json").read_text())["rows"]
-    return "\n\n".join([machine(cifar["run"], words), cifar_text(cifar, words), digits_text(digits, words)])
+    return "\n\n".join([machine(cifar["run"], words), cifar_text(cifar, words), digits_text(digits, words), *parts(words)])
 
 
 def machine(run: dict[str, Any], words: dict[str, str]) -> str:
@@ -103,6 +105,89 @@ def digits_row(row: dict[str, Any], unit: str) -> str:
     points = " | ".join(f"{row[name]['bytes']:,}, {percent(row[name]['test'])}" for name in ("rank0", "small"))
     teacher = f"{row['teacher']['bytes']:,}, {percent(row['teacher']['test'])}"
     return f"| {row['seed']} | {row['wall_s']:.0f} | {row['front_points']} {unit} | {teacher} | {points} |"
+
+
+def parts(words: dict[str, str]) -> list[str]:
+    """Paragraphs on training speed, latency, its repeatability, and engines for GPUs."""
+    speed, zoo, repeat, matrix = (read(name) for name in ("distil_throughput", "latency_zoo", "latency_repeatability", "matrix"))
+    return [words["parts_title"], throughput(speed, words), *latency(zoo, words), repeatability(repeat, words), gpu(matrix, words)]
+
+
+def read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def throughput(result: dict[str, Any], words: dict[str, str]) -> str:
+    rates, ratio = result["images_per_second"], result["ratios"]["ours/plain"]
+    return words["throughput"].format(
+        batch=result["batch"],
+        ours=rates["ours"]["median"],
+        plain=rates[result["plain"]]["median"],
+        bare=rates["bare"]["median"],
+        ratio=ratio["median"],
+        low=ratio["min"],
+        high=ratio["max"],
+        rounds=ratio["n"],
+        share=100 * result["ratios"]["ours/bare"]["median"],
+    )
+
+
+def latency(result: dict[str, Any], words: dict[str, str]) -> list[str]:
+    rows = {(row["student"], row["execution"], row["precision"], row["runtime"]): row for row in result["rows"]}
+    eager = rows["resnet20", "float", "f32", "torch_eager"]
+    students = sorted({row["student"] for row in result["rows"]})
+
+    def twins(student: str, runtime: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        return rows[student, "int8", "f32", runtime], rows[student, "float", "f32", runtime]
+
+    def slower(runtime: str) -> str:
+        pairs = ((name, *twins(name, runtime)) for name in students)
+        # beyond both intervals, as the search's prior asks
+        return ", ".join(name for name, int8, f32 in pairs if int8["ci_ms"][0] > f32["ci_ms"][1]) or words["none"]
+
+    lines = [words["latency_head"], "|---|---|---|---|---|---|"]
+    for runtime, name in (("openvino", "OpenVINO"), ("onnxruntime", "ONNX Runtime")):
+        int8, f32 = twins("resnet20", runtime)
+        half = rows.get(("resnet20", "float", "bf16", runtime))
+        times = f"{ms(int8)} | {ms(f32)} | {ms(half) if half else '-'}"
+        lines.append(f"| {name} | {times} | {more(int8, f32):.2f} | {more(int8, eager):.1f} |")
+    head = words["latency"].format(torch=eager["version"].split("+")[0], eager=ms(eager))
+    tail = words["slower"].format(students=len(students), openvino=slower("openvino"), onnxruntime=slower("onnxruntime"))
+    return [head, "\n".join(lines), tail]
+
+
+def ms(row: dict[str, Any]) -> str:
+    return f"{row['p50_ms']:.3f}{'' if row['stable'] else '*'}"
+
+
+def more(row: dict[str, Any], other: dict[str, Any]) -> float:
+    """How many times the row's milliseconds the other takes."""
+    return float(other["p50_ms"] / row["p50_ms"])
+
+
+def repeatability(result: dict[str, Any], words: dict[str, str]) -> str:
+    summary = result["summary"]
+    ours, plain = summary["protocol"], summary["plain"]
+    return words["repeat"].format(
+        count=summary["candidates"],
+        tau=ours["kendall_tau"],
+        difference=100 * ours["median_difference"],
+        plain_tau=plain["kendall_tau"],
+        plain_difference=100 * plain["median_difference"],
+    )
+
+
+def gpu(result: dict[str, Any], words: dict[str, str]) -> str:
+    rows = result["rows"]
+    return words["gpu"].format(
+        version=result["tensorrt_rtx"],
+        built=sum(row["error"] is None for row in rows),
+        asked=len(rows),
+        students=len({row["student"] for row in rows}),
+        targets=", ".join(result["targets"]),
+        warnings=sum(len(row["warnings"]) for row in rows),
+    )
 
 
 def percent(score: dict[str, Any]) -> str:

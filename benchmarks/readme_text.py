@@ -25,6 +25,29 @@ ENGLISH = {
     ),
     "digits_head": "| seed | seconds | front | teacher: bytes, test | rank 0: bytes, test | small: bytes, test |",
     "points": "points",
+    "parts_title": "### Speed of the parts",
+    "throughput": (
+        "**Distilling** ResNet-20 from ResNet-18, batch {batch}, 32 px, with kept teacher logits: {ours:.0f} images/s. A plain loop "
+        "(torchvision transforms in a DataLoader, float32, teacher in every step): {plain:.0f}, so {ratio:.1f} times "
+        "({low:.1f}-{high:.1f}, {rounds} rounds in turn). Forward and backward alone: {bare:.0f}, of which {share:.0f} % are reached."
+    ),
+    "latency": (
+        "**ResNet-20**, batch 1, 1 thread, median ms (PyTorch {torch} eager, f32: {eager}); *: its interval is wider than 2 %, or the "
+        "machine was disturbed:"
+    ),
+    "latency_head": "| runtime | INT8 | f32 | bf16 | INT8 against f32 | INT8 against eager |",
+    "slower": "Of {students} students INT8 is slower than f32 in OpenVINO for {openvino}; in ONNX Runtime for {onnxruntime}.",
+    "none": "none",
+    "repeat": (
+        "**Repeatability:** {count} candidates timed in two runs while another process kept one core busy half of the time. Order "
+        "(Kendall's tau) {tau:.2f}, median difference {difference:.1f} %; a plain timer (10 warm-up and 20 timed calls) in the same "
+        "runs: {plain_tau:.2f}, {plain_difference:.1f} %."
+    ),
+    "gpu": (
+        "**GPUs:** none was at hand, and TensorRT itself could not be installed, so no latency here is a GPU's. "
+        "TensorRT-RTX {version} built {built} of {asked} engines without a GPU: {students} students, INT8-mixed and float, for "
+        "{targets}, with {warnings} warnings."
+    ),
 }
 
 CHINESE = {
@@ -50,6 +73,25 @@ CHINESE = {
     ),
     "digits_head": "| 种子 | 秒 | 前沿 | 教师：字节，测试 | rank 0：字节，测试 | small：字节，测试 |",
     "points": "个点",
+    "parts_title": "### 各部分的速度",
+    "throughput": (
+        "**蒸馏** ResNet-18 到 ResNet-20，batch {batch}，32 px，使用保存的教师 logits：每秒 {ours:.0f} 张图像。"
+        "普通循环（DataLoader 中的 torchvision 变换、float32、每步运行教师）：{plain:.0f}，即 {ratio:.1f} 倍"
+        "（{low:.1f}-{high:.1f}，轮流 {rounds} 轮）。仅前向与反向：{bare:.0f}，达到其 {share:.0f} %。"
+    ),
+    "latency": "**ResNet-20**，batch 1，1 个线程，中位数毫秒（PyTorch {torch} eager，f32：{eager}）；*：区间宽于 2 %，或机器受到干扰：",
+    "latency_head": "| 运行时 | INT8 | f32 | bf16 | INT8 相对 f32 | INT8 相对 eager |",
+    "slower": "{students} 个学生中 INT8 比 f32 慢的：OpenVINO 中为 {openvino}；ONNX Runtime 中为 {onnxruntime}。",
+    "none": "无",
+    "repeat": (
+        "**可重复性：** {count} 个候选在另一个进程占用一个核一半时间的情况下测量两次。"
+        "次序（Kendall tau）{tau:.2f}，差异中位数 {difference:.1f} %；"
+        "同样两次中的普通计时（10 次预热、20 次计时）：{plain_tau:.2f}，{plain_difference:.1f} %。"
+    ),
+    "gpu": (
+        "**GPU：** 没有可用的 GPU，也无法安装 TensorRT 本身，因此这里没有任何 GPU 延迟。TensorRT-RTX {version} 在没有 GPU 的情况下构建了 "
+        "{asked} 个引擎中的 {built} 个：{students} 个学生，INT8 混合与浮点，面向 {targets}，警告 {warnings} 条。"
+    ),
 }
 
 PAGES = {"README.md": ENGLISH, "README.zh-CN.md": CHINESE}
