@@ -17,7 +17,7 @@ demo: install
 	$(RUN) -m search.export_best --rank 0
 
 test: install
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(RUN) -m ruff check .
