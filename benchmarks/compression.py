@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,41 +23,32 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import optuna  # noqa: E402
-import torch  # noqa: E402
-from filelock import FileLock  # noqa: E402
-from torch import nn  # noqa: E402
+import optuna
+import torch
+from torch import nn
 
-from benchmarks.compression_markdown import markdown  # noqa: E402
-from benchmarks.distil_table import append, choose, finished, read  # noqa: E402
-from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan  # noqa: E402
-from core.cli import run_main  # noqa: E402
-from core.data import load_search_data  # noqa: E402
-from core.data.heldout import load_test_data  # noqa: E402
-from core.data.types import Images  # noqa: E402
-from core.engines import EngineHost  # noqa: E402
-from core.hardware import device_facts  # noqa: E402
-from core.layers import layer_infos  # noqa: E402
-from core.pack import pack, unpack  # noqa: E402
-from core.quantise.ptq import rounded  # noqa: E402
-from core.quantise.setting import weight_of  # noqa: E402
-from core.teacher import obtain_teacher  # noqa: E402
-from core.teacher_logits import open_answers  # noqa: E402
-from core.train import open_device  # noqa: E402
-from core.views import viewed  # noqa: E402
-from core.yaml_io import load_config  # noqa: E402
-from objectives.allocation import labelled_images, settle  # noqa: E402
-from objectives.bench import Stages, Workbench  # noqa: E402
-from objectives.budget import Limits  # noqa: E402
-from objectives.evaluate import evaluate, shape_of  # noqa: E402
-from search.summary import versions  # noqa: E402
+from benchmarks.compression_markdown import markdown
+from benchmarks.rows import CACHE, ROOT, Ground, Table, build_parser, open_ground
+from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan
+from core.cli import run_main
+from core.data.types import Images
+from core.engines import EngineHost
+from core.hardware import device_facts
+from core.layers import layer_infos
+from core.pack import pack, unpack
+from core.quantise.ptq import rounded
+from core.quantise.setting import weight_of
+from core.teacher_logits import open_answers
+from core.views import viewed
+from objectives.allocation import labelled_images, settle
+from objectives.bench import Stages, Workbench
+from objectives.budget import Limits
+from objectives.evaluate import evaluate, shape_of
 
 RESULT = ROOT / "benchmarks" / "results" / "compression.json"
 FOLDER = Path("runs", "compression")
-CACHE = Path("runs", ".cache")
 EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
 CHOICES = (2, 3, 4, 5, 6, 8)
 TRIALS = 60
@@ -110,73 +100,36 @@ class Row:
 ROWS = tuple(Row(student, kind, seed) for student, seeds in NETWORKS.items() for seed, kind in product(seeds, KINDS))
 
 
+@dataclass(frozen=True)
+class Bench(Ground):
+    """What every row shares."""
+
+    work: Workbench
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the rows that are missing, then print the table."""
-    args = build_parser().parse_args(argv)
-    if not args.markdown:
-        rows = choose(args.rows, args.shard, ROWS, "network:kind:seed")
-        missing = [row for row in rows if row.name not in finished(args.out)]
-        print(f"{len(rows) - len(missing)} of {len(rows)} rows are there already", flush=True)
-        if missing:
-            work(missing, args)
-    print(markdown(read(args.out)))
-    return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, help="CIFAR-10: its archive's folder or an image folder")
-    parser.add_argument("--rows", help="network:kind:seed,... in place of all")
-    parser.add_argument("--shard", default="0/1", help="i/n: every n-th row from the i-th on")
-    parser.add_argument("--threads", type=int, help="default: all cores")
+    parser = build_parser(__doc__, TABLE.form, RESULT)
     parser.add_argument("--epochs", type=float, default=EPOCHS, help="of every fine-tuning")
     parser.add_argument("--float-epochs", type=float, default=FLOAT_EPOCHS, help="of the FP32 networks, distilled from the teacher")
-    parser.add_argument("--config", default="cifar10")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the config")
-    parser.add_argument("--markdown", action="store_true", help="make nothing, print the table")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    return parser
-
-
-def work(rows: Sequence[Row], args: argparse.Namespace) -> None:
-    """Make and write row by row."""
-    with open_bench(args) as (bench, test):
-        for row in rows:
-            if row.name in finished(args.out):  # another process may have had it meanwhile
-                continue
-            result = compress(row, replace(bench, config=bench.config.model_copy(update={"seed": row.seed})), test)
-            append(result, shared(bench, test), args.out, [known.name for known in ROWS])
-            sizes = f"{result['packed_bytes']} bytes, {result['coded_bytes']} coded"
-            print(f"{row.name}: test {100 * result['test_accuracy']:.2f} %, {sizes}, {result['seconds']:.0f} s", flush=True)
+    return TABLE.run(parser.parse_args(argv))
 
 
 @contextmanager
-def open_bench(args: argparse.Namespace) -> Iterator[tuple[Workbench, Images]]:
+def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
     """The workbench that a study of the same configuration would have, and the test split."""
-    stated = {
-        "data.dir": args.data_dir,
-        "hardware.threads": args.threads,
-        "parent.train.epochs": args.float_epochs,
-        "finetune.epochs": 0.0,
-        "quantise.train.epochs": args.epochs,
-    }
-    overrides = [f"{key}={json.dumps(value, default=str)}" for key, value in stated.items() if value is not None]
-    config = load_config(args.config, [*overrides, *args.overrides], ROOT)
-    device = open_device(config.hardware)
-    data = load_search_data(config.data, CACHE)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with FileLock(CACHE / "compression.lock"):  # the second process waits and reads what the first one has made
-        teacher = obtain_teacher(config, data, device, CACHE)
+    epochs = {"parent.train.epochs": args.float_epochs, "finetune.epochs": 0.0, "quantise.train.epochs": args.epochs}
+    ground = open_ground(args, epochs)
+    config, data, teacher, device = ground.config, ground.data, ground.teacher, ground.device
     views = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
     logits = open_answers([teacher], config, views, data.info, device, CACHE, 1)
-    print(f"teacher {teacher.name}: {100 * teacher.accuracy:.2f} % on the search split", flush=True)
     with EngineHost(config.runtime, FOLDER) as engines:
-        yield Workbench(config, data, views, teacher, logits, device, engines, FOLDER), load_test_data(config.data, CACHE)
+        yield Bench(**vars(ground), work=Workbench(config, data, views, teacher, logits, device, engines, FOLDER))
 
 
-def compress(row: Row, bench: Workbench, test: Images) -> dict[str, Any]:
+def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
     """One row through a trial's path, and its engine on the test split."""
+    bench = replace(shared_bench.work, config=shared_bench.config.model_copy(update={"seed": row.seed}))
     kind, stages, start = KINDS[row.kind], Stages(), time.perf_counter()
     candidate = settle(candidate_of(row, bench), bench, stages)
     pruned, plan = shape_of(candidate, bench)
@@ -188,7 +141,7 @@ def compress(row: Row, bench: Workbench, test: Images) -> dict[str, Any]:
         "student": row.student,
         "kind": row.kind,
         "seed": row.seed,
-        "test_accuracy": engine_accuracy(bench, done.folder / "model.onnx", test),
+        "test_accuracy": engine_accuracy(bench, done.folder / "model.onnx", shared_bench.test),
         "search_accuracy": measured.accuracy,
         "agreement": measured.agreement,
         "packed_bytes": len(packed),
@@ -264,19 +217,13 @@ def engine_accuracy(bench: Workbench, model: Path, images: Images) -> float:
     return float((top1 == images.labels.cpu()).float().mean())
 
 
-def shared(bench: Workbench, test: Images) -> dict[str, Any]:
-    """What must be equal in all rows of a file, for they are compared."""
-    config = bench.config
-    return {
-        "teacher": {"name": bench.teacher.name, "digest": bench.teacher.digest, "search_accuracy": bench.teacher.accuracy},
-        "data": {"name": bench.data.info.name, "digest": bench.data.info.digest, "train": len(bench.data.train)},
-        "search_images": len(bench.data.search),
-        "test_images": len(test),
-        "parent": config.parent.model_dump(mode="json"),
-        "finetune": config.quantise.train.model_dump(mode="json"),
-        "precision": str(bench.device.amp or torch.float32),
-        "versions": versions(),
-    }
+def shared(bench: Bench) -> dict[str, Any]:
+    """What must be equal in all rows of a file."""
+    recipes = {"parent": bench.config.parent.model_dump(mode="json"), "finetune": bench.config.quantise.train.model_dump(mode="json")}
+    return bench.facts() | recipes
+
+
+TABLE = Table(ROWS, "network:kind:seed", open_bench, shared, compress, markdown)
 
 
 if __name__ == "__main__":

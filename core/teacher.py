@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.candidate import SELF, fingerprint
-from core.config import Config, TeacherConfig
+from core.config import Config, TeacherConfig, ViewsConfig
 from core.data.types import DataInfo, SearchData
 from core.errors import UserError
 from core.files import made_once
@@ -121,9 +122,15 @@ def _kept(
 ) -> Path:
     """Where the weights are, or will be."""
     source = _source_digest(config.teacher) + (weights_digest(model, normalise) if start.given else "")
-    views = config.views.augmentation()
-    key = fingerprint(config.teacher, views, data.info.digest, config.seed, str(device.amp), source, normalise.mean, normalise.std)
+    key = fingerprint(
+        config.teacher, _views(config).augmentation(), data.info.digest, config.seed, str(device.amp), source, normalise.mean, normalise.std
+    )
     return cache_dir / "teachers" / f"{key}.safetensors"
+
+
+def _views(config: Config) -> ViewsConfig:
+    """One for each epoch of the teacher's own training: of these nothing is kept."""
+    return config.views.model_copy(update={"number": max(1, math.ceil(config.teacher.train.epochs))})
 
 
 def _train(
@@ -137,7 +144,7 @@ def _train(
     prepare = getattr(model, "prepare", None)
     if prepare is not None and not start.given:  # a network may look at images before it trains: airbench whitens its stem
         prepare(normalise(data.train.take(torch.arange(min(PREPARE_IMAGES, len(data.train))))))
-    train_set = viewed(data.train, normalise, config.views, config.seed, device.device)
+    train_set = viewed(data.train, normalise, _views(config), config.seed, device.device)
     smoothing = config.teacher.train.label_smoothing
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -91,22 +91,12 @@ def _per_channel(values: Sequence[float], device: Device) -> Tensor:
     return torch.tensor(values, device=device.device).view(1, -1, 1, 1)
 
 
-class TeacherLogits:
-    """Teacher logits of every view of the training split, float16 (V, N, K, G * G), computed when first asked for and kept on disk.
+class _OneTeacher:
+    """What kept and live answers of a teacher have in common."""
 
-    G is the finest grid of SDD that the study may ask for: coarser regions are averages of it, as the classifier is linear.
-    The key holds teacher, data, view plan and G. A file appears complete or not at all, so workers may share the folder.
-    With `views.average` the answer to a whole image is the mean over all its views; no view is computed for that alone.
-    """
-
-    def __init__(self, teacher: Teacher, data: ViewedSet, data_digest: str, device: Device, cache_dir: Path, grid: int = 1) -> None:
-        """`grid` > 1 takes a teacher that `check_regions` lets pass."""
-        key = fingerprint(teacher.digest, data_digest, data.plan.augmentation(), data.seed, len(data), str(device.amp), grid)
-        self.folder = cache_dir / "logits" / key
-        self.teacher, self.data, self.device, self.grid = teacher, data, device, grid
+    def __init__(self, teacher: Teacher, data: ViewedSet, device: Device) -> None:
+        self.teacher, self.data, self.device = teacher, data, device
         self.live = LiveTeacher(teacher, data.normalise, device)
-        self.views: dict[int, Tensor] = {}
-        self._mean: Tensor | None = None
 
     @property
     def digest(self) -> str:
@@ -118,6 +108,31 @@ class TeacherLogits:
         """Images that the teacher really saw."""
         return self.live.forward_images
 
+    def maps(self, images: Tensor) -> Tensor:
+        """float32 (B, C, h, w): feature maps are too large to keep."""
+        return self.live.maps(images)
+
+    def softened(self, temperature: float) -> Self:
+        """Itself: one teacher's logits are the same at every temperature."""
+        return self
+
+
+class TeacherLogits(_OneTeacher):
+    """Teacher logits of every view of the training split, float16 (V, N, K, G * G), computed when first asked for and kept on disk.
+
+    G is the finest grid of SDD that the study may ask for: coarser regions are averages of it, as the classifier is linear.
+    The key holds teacher, data, view plan and G. A file appears complete or not at all, so workers may share the folder.
+    With `views.average` the answer to a whole image is the mean over all its views; no view is computed for that alone.
+    """
+
+    def __init__(self, teacher: Teacher, data: ViewedSet, data_digest: str, device: Device, cache_dir: Path, grid: int = 1) -> None:
+        """`grid` > 1 takes a teacher that `check_regions` lets pass."""
+        super().__init__(teacher, data, device)
+        key = fingerprint(teacher.digest, data_digest, data.plan.augmentation(), data.seed, len(data), str(device.amp), grid)
+        self.folder, self.grid = cache_dir / "logits" / key, grid
+        self.views: dict[int, Tensor] = {}
+        self._mean: Tensor | None = None
+
     def __call__(self, indices: Tensor, view: int, images: Tensor | None = None) -> Tensor:
         """float32 (B, K) for the images at `indices` under view `view`, or over all views with `views.average`."""
         if self.data.plan.average:
@@ -127,14 +142,6 @@ class TeacherLogits:
     def regions(self, indices: Tensor, view: int, grid: int, images: Tensor | None = None) -> Tensor:
         """float32 (B, K, N) for the scales up to `grid` <= G."""
         return _at_scales(self._cells(indices, view), grid)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """float32 (B, C, h, w): feature maps are too large to keep."""
-        return self.live.maps(images)
-
-    def softened(self, temperature: float) -> TeacherLogits:
-        """Itself: one teacher's logits are the same at every temperature."""
-        return self
 
     def missing_bytes(self, classes: int) -> int:
         """What is still to be written to disk."""
@@ -174,22 +181,8 @@ class TeacherLogits:
         return torch.cat(parts).clamp(-60000.0, 60000.0)
 
 
-class LiveLogits:
+class LiveLogits(_OneTeacher):
     """A teacher that runs on every batch: for images too large or too many to keep its logits (`views.cache: off`)."""
-
-    def __init__(self, teacher: Teacher, data: ViewedSet, device: Device) -> None:
-        self.teacher, self.data = teacher, data
-        self.live = LiveTeacher(teacher, data.normalise, device)
-
-    @property
-    def digest(self) -> str:
-        """Of the teacher."""
-        return self.teacher.digest
-
-    @property
-    def forward_images(self) -> int:
-        """Images that the teacher saw."""
-        return self.live.forward_images
 
     def __call__(self, indices: Tensor, view: int, images: Tensor | None = None) -> Tensor:
         """float32 (B, K); without `images` the batch is cut anew."""
@@ -198,14 +191,6 @@ class LiveLogits:
     def regions(self, indices: Tensor, view: int, grid: int, images: Tensor | None = None) -> Tensor:
         """float32 (B, K, N) for the scales up to `grid`."""
         return _at_scales(self.live.cells(self._batch(indices, view, images), grid), grid)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """float32 (B, C, h, w)"""
-        return self.live.maps(images)
-
-    def softened(self, temperature: float) -> LiveLogits:
-        """Itself: one teacher's logits are the same at every temperature."""
-        return self
 
     def _batch(self, indices: Tensor, view: int, images: Tensor | None) -> Tensor:
         return self.data.batch(indices, view) if images is None else images

@@ -72,3 +72,15 @@ def cifar(root: Path, archive: Archive, per_file: int | None = None) -> Path:
             member.size = len(content)
             tar.addfile(member, BytesIO(content))
     return root / archive.name
+
+
+def noise(root: Path, size: int) -> Path:
+    """`root/train` and `root/test` of 10 classes with 4 and 1 images of size x size pixels: nothing to learn. Returns `root`."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 1)):
+        for label in range(10):
+            folder = root / split / str(label)
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return root

@@ -13,7 +13,10 @@ import numpy as np
 from core.runtimes.types import Artifact, EngineOptions, Runtime, fixed_shape, installed_version
 
 COUNTED_ENGINES, COUNTED_CALLS, COUNTED_S = 5, 20, 0.05
-COMPUTE_LAYERS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+COMPUTE_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+"""Of an execution graph; a counted one has them with endings, as FullyConnectedCompressed."""
+COMPUTE_OPS = ("Convolution", "GroupConvolution", "MatMul")
+"""Of the graph that was read."""
 
 
 def runtime() -> Runtime:
@@ -41,6 +44,7 @@ class OpenVinoEngine:
         model = core.read_model(path)
         shape = model.input(0).partial_shape
         self.input_shape = fixed_shape([size.get_length() if size.is_static else str(size) for size in shape], options.batch)
+        self._read = [_node(op.get_friendly_name()) for op in model.get_ordered_ops() if op.get_type_name() in COMPUTE_OPS]
         model.reshape({model.input(0): ov.PartialShape(list(self.input_shape))})
         supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
         self._model = core.compile_model(model, "CPU", _properties(options, supported) | {"PERF_COUNT": counted})
@@ -57,10 +61,20 @@ class OpenVinoEngine:
 
     def counters(self) -> dict[str, float]:
         """Node -> mean milliseconds of the calls so far, of an engine that is `counted`; OpenVINO counts in whole microseconds."""
-        found: defaultdict[str, float] = defaultdict(float)
-        for node in self._request.get_profiling_info():
-            found[node.node_name.partition("/")[0]] += node.real_time.total_seconds() * 1000
+        nodes, found = self._request.get_profiling_info(), defaultdict[str, float](float)
+        names = self._names([_node(node.node_name) for node in nodes if node.node_type.startswith(COMPUTE_LAYERS)])
+        for node in nodes:
+            found[names.get(_node(node.node_name), _node(node.node_name))] += node.real_time.total_seconds() * 1000
         return dict(found)
+
+    def _names(self, executed: list[str]) -> dict[str, str]:
+        """Executed -> read, of the layers whose name the plugin did not keep: a 1x1 convolution may run as a matrix product.
+
+        They are paired in order, and where their numbers differ not at all.
+        """
+        renamed = [name for name in executed if name not in self._read]
+        missing = [name for name in self._read if name not in executed]
+        return dict(zip(renamed, missing, strict=True)) if len(renamed) == len(missing) else {}
 
     def artifact(self) -> Artifact:
         """Precisions of the execution graph: what the plugin chose, not what was asked for."""
@@ -119,6 +133,11 @@ def _properties(options: EngineOptions, supported: Any) -> dict[str, Any]:
     if "CPU_DENORMALS_OPTIMIZATION" in supported:  # denormals in untrained weights cost time that trained ones do not
         properties["CPU_DENORMALS_OPTIMIZATION"] = True
     return properties
+
+
+def _node(name: str) -> str:
+    """The ONNX node's name: OpenVINO splits a node into operations `name/what`."""
+    return name.partition("/")[0]
 
 
 def _is_compute(op: Any) -> bool:

@@ -5,33 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import compression
 from benchmarks.compression_markdown import markdown
 from core.candidate import WEIGHT_BITS
 from core.errors import UserError
 from core.quantise import MODEL_QUANTISERS, QUANTISERS
+from tests.image_layouts import noise
 
 TINY = [
     *("teacher.name=resnet8", "teacher.train.epochs=1", "teacher.train.batch_size=16", "parent.train.batch_size=16"),
     *("quantise.train.batch_size=16", "quantise.calibration_images=16", "views.number=2", "views.shift=1"),
     *("data.search_fraction=0.25", "hardware.device=cpu", "hardware.amp=off", "runtime.max_s=0.05", "runtime.warmup_s=0"),
 ]
-
-
-def pictures(root: Path) -> Path:
-    """A CIFAR-10 of 10 classes with 4 + 1 images of 8 x 8."""
-    random = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 1)):
-        for label in range(10):
-            folder = root / split / str(label)
-            folder.mkdir(parents=True)
-            for index in range(count):
-                Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    return root
 
 
 def make(data: Path, out: Path, rows: str, *more: str) -> int:
@@ -45,7 +32,7 @@ def test_rows_share_their_float_network_and_are_kept(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compression, "TRIALS", 2)
-    data, out = pictures(tmp_path / "pictures"), tmp_path / "table.json"
+    data, out = noise(tmp_path / "pictures", 8), tmp_path / "table.json"
     assert make(data, out, "resnet20:fp32:0,resnet20:w3:0") == 0
     first = json.loads(out.read_text())["rows"]
     assert make(data, out, "resnet20:fp32:0,resnet20:w3:0,resnet20:haq-w3:0") == 0
@@ -65,11 +52,11 @@ def test_rows_share_their_float_network_and_are_kept(
 def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place() -> None:
     assert {kind.quantiser for kind in compression.KINDS.values()} <= {*QUANTISERS, *MODEL_QUANTISERS}
     assert {kind.bits for kind in compression.KINDS.values()} <= set(WEIGHT_BITS)
-    shards = [compression.choose(None, f"{index}/3", compression.ROWS, "network:kind:seed") for index in range(3)]
+    shards = [compression.TABLE.choose(None, f"{index}/3") for index in range(3)]
     assert {row for shard in shards for row in shard} == set(compression.ROWS)
     assert len(compression.ROWS) == 4 * len(compression.KINDS)
     with pytest.raises(UserError, match="a row is network:kind:seed"):
-        compression.choose("resnet20:w4", "0/1", compression.ROWS, "network:kind:seed")
+        compression.TABLE.choose("resnet20:w4", "0/1")
 
 
 def test_strategies_are_compared_with_the_uniform_bits_of_their_bytes_in_pairs() -> None:

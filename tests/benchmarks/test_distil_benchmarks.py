@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks import distil_table, distil_throughput
 from benchmarks.distil_markdown import markdown, mean_and_error
 from core.errors import UserError
+from tests.image_layouts import noise
 
 TINY = [
     *("teacher.name=resnet8", "teacher.train.epochs=1", "teacher.train.batch_size=16", "parent.train.batch_size=16"),
@@ -22,15 +21,7 @@ TINY = [
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CIFAR-10 of 10 classes with 4 + 1 images of 16 x 16."""
-    root = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 1)):
-        for label in range(10):
-            folder = root / split / str(label)
-            folder.mkdir(parents=True)
-            for index in range(count):
-                Image.fromarray(random.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    return root
+    return noise(tmp_path_factory.mktemp("pictures"), 16)
 
 
 def table(pictures: Path, out: Path, *more: str) -> int:
@@ -46,11 +37,11 @@ def test_rows_are_trained_once_and_added_by_later_calls(
     out = tmp_path / "table.json"
     assert table(pictures, out, "--rows", "resnet20:kd:0") == 0
     first = json.loads(out.read_text())["rows"]
-    assert table(pictures, out, "--rows", "resnet20:kd:0,resnet20:sdd_lskd:0") == 0
+    assert table(pictures, out, "--rows", "resnet20:kd:0,resnet20:sdd_lskd:0,resnet20:kd_averaged:0") == 0
     rows = json.loads(out.read_text())["rows"]
-    assert [row["row"] for row in rows] == ["resnet20:kd:0", "resnet20:sdd_lskd:0"]
+    assert [row["row"] for row in rows] == ["resnet20:kd:0", "resnet20:sdd_lskd:0", "resnet20:kd_averaged:0"]
     assert rows[0] == first[0]  # the seconds too: it was not trained again
-    assert "run on 0 images" in capsys.readouterr().out  # the second call found the teacher's answers on disk
+    assert "the teacher ran on 0 images" in capsys.readouterr().out  # the second call found the teacher's answers on disk
     assert all(row["teacher_forward_images"] == 0 for row in rows)
     assert all(0 <= row["test_accuracy"] <= 1 and 0 <= row["search_accuracy"] <= 1 and row["images_per_second"] > 0 for row in rows)
     assert rows[1]["plan"]["grid"] == 4
@@ -61,16 +52,16 @@ def test_rows_are_trained_once_and_added_by_later_calls(
 
 
 def test_shards_are_disjoint_and_together_all() -> None:
-    shards = [distil_table.choose(None, f"{index}/2") for index in range(2)]
+    shards = [distil_table.TABLE.choose(None, f"{index}/2") for index in range(2)]
     assert not set(shards[0]) & set(shards[1])
     assert {row for shard in shards for row in shard} == set(distil_table.ROWS)
-    assert len(distil_table.ROWS) == 2 * 5 * 3
+    assert len(distil_table.ROWS) == 2 * 6 * 3
 
 
 @pytest.mark.parametrize(("rows", "shard"), [("resnet20:kd:9", "0/1"), ("kd", "0/1"), (None, "2/2"), (None, "1")])
 def test_rows_and_shards_that_are_none_are_refused(rows: str | None, shard: str) -> None:
     with pytest.raises(UserError, match=r"row is student:loss:seed|--shard must be"):
-        distil_table.choose(rows, shard)
+        distil_table.TABLE.choose(rows, shard)
 
 
 def test_standard_errors_are_of_paired_differences() -> None:

@@ -86,7 +86,7 @@ def test_a_teacher_is_trained_once_and_loaded_afterwards(tmp_path: Path) -> None
         config(width=0.5),
         config(train=TrainConfig(epochs=1.0, batch_size=16, lr=0.05)),
         config().model_copy(update={"seed": 1}),
-        config().model_copy(update={"views": ViewsConfig(number=1, shift=1)}),
+        config().model_copy(update={"views": ViewsConfig(number=2, flip=False, shift=1)}),
         config(mean=(0.5,), std=(0.5,)),
     ],
 )
@@ -95,6 +95,12 @@ def test_another_recipe_is_another_teacher(teacher: Teacher, tmp_path: Path, oth
     changed, epochs = obtain(tmp_path, other)
     assert epochs > 0
     assert changed.digest != teacher.digest
+
+
+def test_how_many_views_are_kept_for_students_is_no_matter_of_the_teacher(tmp_path: Path) -> None:
+    obtain(tmp_path)
+    fewer = config().model_copy(update={"views": config().views.model_copy(update={"number": 1})})
+    assert obtain(tmp_path, fewer)[1] == 0
 
 
 def test_other_data_makes_another_teacher(teacher: Teacher, tmp_path: Path) -> None:

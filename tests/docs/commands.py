@@ -12,8 +12,13 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 from core.cli import run_main
+from core.data import DATASETS
+from core.losses import DISTIL_LOSSES
+from core.quantise import QUANTISERS
+from core.students import STUDENTS
 from tests.docs.pages import ROOT, Block
 from tests.search.studies import sets
 
@@ -96,5 +101,8 @@ def run_line(line: str) -> int:
         if call.module in ELSEWHERE:
             continue
         main = importlib.import_module(main_of(call.module)).main
-        code = code or run_main(main, [*call.words, *SMALL.get(call.module, ())])
+        with contextlib.ExitStack() as process:
+            for table in (DATASETS, DISTIL_LOSSES, QUANTISERS, STUDENTS):  # what a plugin registers goes with its process
+                process.enter_context(patch.dict(table))
+            code = code or run_main(main, [*call.words, *SMALL.get(call.module, ())])
     return code

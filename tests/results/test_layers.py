@@ -29,6 +29,7 @@ CANDIDATES = {
     "light_cnn": Candidate(student="light_cnn", width=0.25, groups=GROUPS, round_to=4, edge_bits=None),
     "shufflenet_v2": Candidate(student="shufflenet_v2", width=0.25, groups=(GroupPlan(weight_bits=6),)),
     "shared values": Candidate(student="resnet8", width=0.5, groups=GROUPS, quantiser="codebook"),
+    "integers in float": Candidate(student="resnet8", width=0.5, groups=(GroupPlan(weight_bits=8, execution="float"),)),
     "floats": Candidate(student="resnet8", width=0.5, quantiser="float"),
 }
 
