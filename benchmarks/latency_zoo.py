@@ -61,7 +61,7 @@ def key(row: Row) -> Key:
 
 def rows(students: list[str], max_s: float, kept: dict[Key, Row]) -> Iterator[Row]:
     """A row for everything that is not kept under the same facts."""
-    code = _code()
+    code = code_digest()
     for name in RUNTIMES:
         with tempfile.TemporaryDirectory() as work, EngineHost(RuntimeConfig(name=name, max_s=max_s), Path(work)) as plain:
             facts = {"runtime": name, "fingerprint": plain.fingerprint, "device": plain.device, "code": code}
@@ -140,7 +140,7 @@ def table(found: list[Row]) -> str:
     return "\n".join([*lines, "", ", ".join([f"PyTorch eager, {EAGER}: {torch_row['p50_ms']:.3f} ms", *times])])
 
 
-def _code() -> str:
+def code_digest() -> str:
     """12 hex digits of everything in core/ that decides what is exported and how it is timed."""
     folders = ("students", "quantise", "runtimes")
     sources = sorted(path for folder in folders for path in (ROOT / "core" / folder).rglob("*.py"))

@@ -1,0 +1,124 @@
+"""Does latency fall when channels go? python benchmarks/prune_latency.py [--students resnet20 ...] [--fresh]
+
+Every student of the table at its own width and with half of the channels of every prunable group removed, all layers in INT8 and all in
+f32, in OpenVINO, batch 1, one thread. A row per (student, ratio, execution) by core/latency.py with the counted parameters, MACs and
+channels; finished rows of the same device, library and program version are kept. --table prints what there is. Nothing else may run.
+Writes benchmarks/results/prune_latency.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from torch import nn
+
+from benchmarks.latency_zoo import ROOT, SHAPE, Row, code_digest, timed
+from core.candidate import Candidate, Execution, GroupPlan, ShapePlan
+from core.compress import draft, resolve
+from core.config import RuntimeConfig
+from core.engines import EngineHost
+from core.export import export_onnx
+from core.files import write_atomically
+from core.layers import count_macs, count_parameters, layer_infos
+from core.students import STUDENTS
+
+RESULT = ROOT / "benchmarks" / "results" / "prune_latency.json"
+RATIO = 0.5
+EXECUTIONS: tuple[Execution, ...] = ("int8", "float")
+Key = tuple[str, float, str]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Time what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--students", nargs="+", default=sorted(STUDENTS), choices=sorted(STUDENTS), metavar="NAME")
+    parser.add_argument("--max-s", type=float, default=6.0, metavar="S", help="longest measurement (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--fresh", action="store_true", help="time also what was timed before")
+    parser.add_argument("--table", action="store_true", help="print the table of what there is, time nothing")
+    args = parser.parse_args(argv)
+    kept = {} if args.fresh or not args.out.exists() else {key(row): row for row in json.loads(args.out.read_text())["rows"]}
+    if not args.table:
+        for row in rows(args.students, args.max_s, kept):
+            kept[key(row)] = row
+            print(json.dumps(row), flush=True)
+            write_atomically(args.out, json.dumps({"rows": list(kept.values())}, indent=1) + "\n")
+    print(table(list(kept.values())))
+    return 0
+
+
+def key(row: Row) -> Key:
+    return row["student"], row["ratio"], row["execution"]
+
+
+def rows(students: list[str], max_s: float, kept: dict[Key, Row]) -> Iterator[Row]:
+    """A row for everything that is not kept under the same facts. Both ratios of a student follow one another: they are compared."""
+    with tempfile.TemporaryDirectory() as work, EngineHost(RuntimeConfig(name="openvino", max_s=max_s), Path(work)) as engines:
+        facts = {"fingerprint": engines.fingerprint, "device": engines.device, "code": code_digest()}
+        for student, execution, ratio in product(students, EXECUTIONS, (0.0, RATIO)):
+            row = {"student": student, "ratio": ratio, "execution": execution, **facts}
+            known = kept.get(key(row), {})
+            if known.get("error", "") is None and all(known[fact] == row[fact] for fact in ("fingerprint", "code")):
+                continue
+            network, plan = pruned(student, ratio, execution, engines)
+            yield row | counted(network) | timed(engines, exported(network, plan, execution, engines, Path(work)))
+
+
+def pruned(student: str, ratio: float, execution: Execution, engines: EngineHost) -> tuple[nn.Module, ShapePlan]:
+    """The untrained student without a share `ratio` of the channels of every prunable group, and its plan."""
+    dense = STUDENTS[student](classes=10, channels=3, image_size=SHAPE[1], width=1.0).eval()
+    group = GroupPlan(weight_bits=8, prune_ratio=ratio, execution=execution)
+    return resolve(dense, Candidate(student=student, groups=(group,)), SHAPE, engines.runtime)
+
+
+def exported(network: nn.Module, plan: ShapePlan, execution: Execution, engines: EngineHost, work: Path) -> Path:
+    """8-bit weights and every layer in INT8, or plain float."""
+    if execution == "int8":
+        return draft(network, plan, SHAPE, engines.runtime).save(work / "int8")
+    return write_atomically(work / "float.onnx", export_onnx(network, SHAPE).SerializeToString())
+
+
+def counted(network: nn.Module) -> Row:
+    """By the project's one counter."""
+    channels = sum(info.out_channels for info in layer_infos(network, SHAPE))
+    return {"parameters": count_parameters(network), "macs": count_macs(network, SHAPE), "channels": channels}
+
+
+def table(found: list[Row]) -> str:
+    """Markdown: what is left of everything at half the channels, per student."""
+    by_key = {key(row): row for row in found if row["error"] is None}
+    heads = ["student", "channels left", "parameters left", "MACs left"]
+    heads += [f"{name}{what}" for name in ("INT8", "f32") for what in (", ms", " pruned, ms", " left")]
+    lines = [heads, ["---"] * len(heads)]
+    for student in sorted({row["student"] for row in found}):
+        pairs = [(by_key.get((student, 0.0, execution)), by_key.get((student, RATIO, execution))) for execution in EXECUTIONS]
+        before, after = next(((before, after) for before, after in pairs if before and after), (None, None))
+        cells = [student]
+        cells += [
+            "-" if before is None or after is None else left(after[what], before[what]) for what in ("channels", "parameters", "macs")
+        ]
+        for one, other in pairs:
+            cells += [milliseconds(one), milliseconds(other), "-" if one is None or other is None else left(other["p50_ms"], one["p50_ms"])]
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def left(after: float, before: float) -> str:
+    return f"{100 * after / before:.0f} %"
+
+
+def milliseconds(row: Row | None) -> str:
+    """A star marks a time whose interval stayed wide."""
+    return "-" if row is None else f"{row['p50_ms']:.3f}{'' if row['stable'] else '*'}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
