@@ -7,9 +7,9 @@ a `Config` comes in once and is passed on.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from core.candidate import DistilPlan, Frozen
 
@@ -19,6 +19,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Side = Annotated[int, Field(ge=4)]
+LEAST_BATCH = 8
+"""Images that batch norm can take its statistics from."""
 
 
 class DataConfig(Frozen):
@@ -87,6 +89,20 @@ class TrainConfig(Frozen):
         return sizes
 
 
+class TeacherTrainConfig(TrainConfig):
+    """The teacher's own training, from labels."""
+
+    infobatch: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the images with a loss below the mean that an epoch leaves out (core/infobatch.py); 0 leaves nobody out."""
+
+    @model_validator(mode="after")
+    def _batches_stay_large(self) -> Self:
+        if self.infobatch and self.batch_size * (1.0 - self.infobatch) < LEAST_BATCH:
+            law = f"infobatch leaves batch_size x (1 - infobatch) images in a batch, at least {LEAST_BATCH}"
+            raise ValueError(f"{law}, but batch_size is {self.batch_size} and infobatch {self.infobatch:g}; set a larger batch_size")
+        return self
+
+
 class ViewsConfig(Frozen):
     """Augmentation as a plan: view v of image i is the same in every trial, so teacher logits are computed once."""
 
@@ -119,7 +135,7 @@ class TeacherConfig(Frozen):
     mean: tuple[float, ...] | None = None
     """Per channel, in [0, 1]: the normalisation the user's network was trained with; None: the training split's."""
     std: tuple[float, ...] | None = None
-    train: TrainConfig = TrainConfig()
+    train: TeacherTrainConfig = TeacherTrainConfig()
 
 
 class TeacherMix(Frozen):
@@ -176,6 +192,8 @@ class QuantiseConfig(Frozen):
     train: TrainConfig = TrainConfig(epochs=2.0, lr=0.01)
     calibration_images: Count = 512
     activations: RangeConfig = RangeConfig()
+    simulate_activations: bool = False
+    """lsq and rate: train through activations of 8 bits, calibrated before, on the network in float (core/quantise/simulate.py)."""
     ptq: PtqConfig = PtqConfig()
     brecq: BrecqConfig = BrecqConfig()
     codebook: CodebookConfig = CodebookConfig()

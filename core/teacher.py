@@ -17,6 +17,7 @@ from core.config import Config, TeacherConfig, ViewsConfig
 from core.data.types import DataInfo, SearchData
 from core.errors import UserError
 from core.files import made_once
+from core.infobatch import InfoBatch
 from core.lora import adapters
 from core.start import Start, load_start
 from core.students.own import load_own_model, load_weights, save_weights
@@ -145,13 +146,15 @@ def _train(
     if prepare is not None and not start.given:  # a network may look at images before it trains: airbench whitens its stem
         prepare(normalise(data.train.take(torch.arange(min(PREPARE_IMAGES, len(data.train))))))
     train_set = viewed(data.train, normalise, _views(config), config.seed, device.device)
-    smoothing = config.teacher.train.label_smoothing
+    recipe = config.teacher.train
+    chosen = InfoBatch(len(train_set), recipe.infobatch, recipe.epochs, config.seed, device.device)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing, reduction="none")
+        return chosen.mean(losses, batch.indices)
 
-    with adapters(model, config.teacher.train.lora, full=(start.new_head,)):
-        fit(model, train_set, loss, config.teacher.train, device, seed=config.seed, on_epoch=on_epoch)
+    with adapters(model, recipe.lora, full=(start.new_head,)):
+        fit(model, train_set, loss, recipe, device, seed=config.seed, on_epoch=on_epoch, stay=chosen.stay)
 
 
 def _source_digest(config: TeacherConfig) -> str:

@@ -47,6 +47,8 @@ LossFn = Callable[[Any, Batch], Tensor]
 """(what the forward gives, its batch) -> scalar"""
 ForwardFn = Callable[[nn.Module, Tensor], Any]
 """(model, images (B, C, H, W)) -> what the loss looks at"""
+StayFn = Callable[[Tensor, int], Tensor]
+"""(indices of an epoch (N,) in their order, its number) -> those that take part"""
 EpochFn = Callable[..., None]
 """(epochs done, epochs in all, images per second, mean loss since the last call)"""
 
@@ -92,6 +94,11 @@ def call(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
+def everybody(order: Tensor, epoch: int) -> Tensor:
+    """Nobody is left out."""
+    return order
+
+
 def fit(
     model: nn.Module,
     data: ViewedSet,
@@ -103,12 +110,15 @@ def fit(
     on_epoch: EpochFn | None = None,
     forward: ForwardFn = call,
     checkpoint: Path | None = None,
+    stay: StayFn = everybody,
 ) -> nn.Module:
     """Train `model` in place for `config.epochs` and return it in eval mode (with averaged weights when `config.ema`).
 
     Epoch e sees view e mod V of every image, in an order drawn from `seed`. Every epoch is kept in the file `checkpoint`, from which an
-    interrupted training goes on; the caller removes it. Raises TrainingDiverged on a non-finite loss.
+    interrupted training goes on; the caller removes it. `stay` decides who takes part in an epoch; its steps are then as many and smaller.
+    Raises TrainingDiverged on a non-finite loss.
     """
+    assert checkpoint is None or stay is everybody, "who stays depends on losses that no checkpoint keeps"
     steps_per_epoch = math.ceil(len(data) / config.batch_size)
     total = round(config.epochs * steps_per_epoch)
     if total == 0:
@@ -119,12 +129,12 @@ def fit(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(config, total))
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.amp == torch.float16)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
-    meter = _Meter(on_epoch, steps_per_epoch, total, len(data) / steps_per_epoch)
+    meter = _Meter(on_epoch, steps_per_epoch, total)
     parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
     parts |= {"average": average} if average is not None else {}
     begun = resume(checkpoint, parts)
     with safe_convolutions(model, device.device), out_of_memory_is_a_trial_error(), lost_workers_are_named():
-        order = islice(_order(len(data), data.plan.number, steps_per_epoch, total, seed), begun, None)
+        order = islice(_order(len(data), data.plan.number, steps_per_epoch, total, seed, stay), begun, None)
         for step, (whole, indices, view) in enumerate(data.batches(order), begun):
             images = at_size_of(whole, config, step / total)
             batch = Batch(images, data.labels[indices], indices, view, (step + 1) / total)
@@ -137,17 +147,17 @@ def fit(
             scheduler.step()
             if average is not None:
                 average.update_parameters(model)
-            if meter.step(step, loss.detach()):
+            if meter.step(step, loss.detach(), len(indices)):
                 keep(checkpoint, step + 1, parts)
     if average is not None:
         model.load_state_dict(average.module.state_dict())
     return model.eval()
 
 
-def _order(count: int, views: int, steps_per_epoch: int, total: int, seed: int) -> Iterator[tuple[Tensor, int]]:
+def _order(count: int, views: int, steps_per_epoch: int, total: int, seed: int, stay: StayFn) -> Iterator[tuple[Tensor, int]]:
     """Image indices (B,) and view of every step."""
     for epoch in range(math.ceil(total / steps_per_epoch)):
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch))
+        order = stay(torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch)), epoch)
         # of nearly equal size: a rest of one image has no batch statistics
         for indices in order.tensor_split(steps_per_epoch)[: total - epoch * steps_per_epoch]:
             yield indices, epoch % views
@@ -196,23 +206,23 @@ def _latest(error: Exception) -> Exception:
 class _Meter:
     """Sums the loss on the device, and looks at it once per epoch: no synchronisation per step."""
 
-    def __init__(self, on_epoch: EpochFn | None, steps_per_epoch: int, total: int, batch_size: float) -> None:
-        self.on_epoch, self.steps_per_epoch, self.total, self.batch_size = on_epoch, steps_per_epoch, total, batch_size
+    def __init__(self, on_epoch: EpochFn | None, steps_per_epoch: int, total: int) -> None:
+        self.on_epoch, self.steps_per_epoch, self.total = on_epoch, steps_per_epoch, total
         self.sum: Tensor | float = 0.0
-        self.count, self.start = 0, time.perf_counter()
+        self.count, self.images, self.start = 0, 0, time.perf_counter()
 
-    def step(self, step: int, loss: Tensor) -> bool:
+    def step(self, step: int, loss: Tensor, images: int) -> bool:
         """Whether an epoch, or the training, ends with this step."""
-        self.sum, self.count = self.sum + loss, self.count + 1
+        self.sum, self.count, self.images = self.sum + loss, self.count + 1, self.images + images
         if (step + 1) % self.steps_per_epoch and step + 1 != self.total:
             return False
         mean = float(self.sum) / self.count
         if not math.isfinite(mean):
             raise TrainingDiverged(f"the loss must stay finite, but is {mean} after {(step + 1) / self.steps_per_epoch:.1f} epochs")
         if self.on_epoch:
-            rate = self.count * self.batch_size / (time.perf_counter() - self.start)
+            rate = self.images / (time.perf_counter() - self.start)
             self.on_epoch((step + 1) / self.steps_per_epoch, self.total / self.steps_per_epoch, rate, mean)
-        self.sum, self.count, self.start = 0.0, 0, time.perf_counter()
+        self.sum, self.count, self.images, self.start = 0.0, 0, 0, time.perf_counter()
         return True
 
 

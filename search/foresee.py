@@ -177,7 +177,7 @@ def seconds_per_image(network: nn.Module, recipe: TrainConfig, config: Config, i
     """Of a training step on labels; the teacher's kept answers cost next to nothing beside it."""
     few = _few_steps(recipe, config, inputs)
     rates: list[float] = []
-    timed = recipe.model_copy(update={"epochs": float(ROUNDS), "lora": None})
+    timed = recipe.model_copy(update={"epochs": float(ROUNDS), "lora": None, "early_sizes": ()})
 
     def loss(outputs: Any, batch: Any) -> torch.Tensor:
         return nn.functional.cross_entropy(outputs.float(), batch.labels.clamp_min(0))
@@ -208,24 +208,33 @@ def hours_text(space: Space, config: Config, inputs: Inputs, trials: int, draws:
 def parts_of(space: Space, config: Config, inputs: Inputs, trials: int, draws: Sequence[Draw], speed: Speed) -> Mapping[str, float]:
     """Part -> seconds."""
     info, images = inputs.data.info, len(inputs.data.train)
-    teacher = 0.0
+    side, teacher = info.image_size, 0.0
     for each in config.teachers:
         if not (each.weights or each.pretrained):
-            teacher += each.train.epochs * images * seconds_per_image(build_teacher_network(each, info), each.train, config, inputs)
+            seconds = seconds_per_image(build_teacher_network(each, info), each.train, config, inputs)
+            teacher += whole_epochs(each.train, side) * images * seconds
     dense = [count_macs(build_network(name, width, config.teacher, info), info.shape) for name, width in pairs(space) if name != SELF]
     inherits = "inherit" in options(space.distil.init) or space.allocation.strategy in TRAINED or space.prune.scope == "global"
     random_draws = draws[len(corners(space)) :] or draws
     per_trial = statistics.mean(speed.at(draw.macs) for draw in random_draws) * images
-    epochs = config.finetune.epochs + config.quantise.train.epochs
+    epochs = whole_epochs(config.finetune, side) + whole_epochs(config.quantise.train, side)
     times = _times(random_draws)
     engine = statistics.mean(draw.seconds for draw in random_draws) + (config.runtime.warmup_s + config.runtime.max_s if times else 0.0)
     scoring = len(inputs.data.search) * statistics.mean(times or [0.0]) / 1000
     return {
         "teacher": teacher,
-        "parents": sum(speed.at(macs) for macs in dense) * images * config.parent.train.epochs if inherits else 0.0,
+        "parents": sum(speed.at(macs) for macs in dense) * images * whole_epochs(config.parent.train, side) if inherits else 0.0,
         "training": trials * epochs * per_trial,
         "engines": trials * (engine + scoring),
     }
+
+
+def whole_epochs(recipe: TrainConfig, side: int) -> float:
+    """Epochs on images of `side` pixels that take as long as the recipe's: the time of a step goes with the pixels."""
+    share, before = 0.0, 0.0
+    for size, until in recipe.early_sizes:
+        share, before = share + (until - before) * min(1.0, size / side) ** 2, until
+    return recipe.epochs * (share + 1.0 - before)
 
 
 def disk(draws: Sequence[Draw], trials: int) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from core.candidate import DistilPlan
-from core.config import Config, TeacherConfig, TrainConfig, ViewsConfig
+from core.config import Config, TeacherConfig, TeacherTrainConfig, TrainConfig, ViewsConfig
 from core.data.types import SearchData
 from core.distil import distil
 from core.errors import UserError
@@ -35,7 +35,7 @@ def build(classes, channels, image_size):
 
 
 def config(**teacher: object) -> Config:
-    recipe = TrainConfig(epochs=2.0, batch_size=16, lr=0.05)
+    recipe = TeacherTrainConfig(epochs=2.0, batch_size=16, lr=0.05)
     return Config(teacher=TeacherConfig(**{"name": "light_cnn", "width": 0.25, "train": recipe, **teacher}), views=VIEWS)  # type: ignore[arg-type]
 
 
@@ -84,10 +84,11 @@ def test_a_teacher_is_trained_once_and_loaded_afterwards(tmp_path: Path) -> None
     "other",
     [
         config(width=0.5),
-        config(train=TrainConfig(epochs=1.0, batch_size=16, lr=0.05)),
+        config(train=TeacherTrainConfig(epochs=1.0, batch_size=16, lr=0.05)),
         config().model_copy(update={"seed": 1}),
         config().model_copy(update={"views": ViewsConfig(number=2, flip=False, shift=1)}),
         config(mean=(0.5,), std=(0.5,)),
+        config(train=TeacherTrainConfig(epochs=4.0, batch_size=16, lr=0.05, infobatch=0.5)),
     ],
 )
 def test_another_recipe_is_another_teacher(teacher: Teacher, tmp_path: Path, other: Config) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from core.candidate import Candidate, DistilPlan, GroupPlan
-from core.config import Config, ParentConfig, QuantiseConfig, RuntimeConfig, TeacherConfig, TrainConfig, ViewsConfig
+from core.config import Config, ParentConfig, QuantiseConfig, RuntimeConfig, TeacherConfig, TeacherTrainConfig, TrainConfig, ViewsConfig
 from core.engines import EngineHost
 from core.errors import InfeasibleCandidate, TrainingDiverged, UserError
 from core.export import check_rebuilds
@@ -47,7 +47,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
     (folder / "net.py").write_text(NET)
     short = TrainConfig(epochs=4.0, batch_size=16, lr=0.05)
     config = Config(
-        teacher=TeacherConfig(model=f"{folder / 'net.py'}:build", train=TrainConfig(epochs=20.0, batch_size=16, lr=0.1)),
+        teacher=TeacherConfig(model=f"{folder / 'net.py'}:build", train=TeacherTrainConfig(epochs=20.0, batch_size=16, lr=0.1)),
         views=ViewsConfig(number=2, flip=False, shift=0),
         parent=ParentConfig(train=short),
         finetune=short,

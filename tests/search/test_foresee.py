@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from core.candidate import Candidate
+from core.config import TrainConfig
 from core.yaml_io import parse
-from search.foresee import Draw, Speed, corners, reach
+from search.foresee import Draw, Speed, corners, reach, whole_epochs
 from search.space import Constraints, Space, load_space
 from tests.search.studies import SPACE, Path
 
@@ -30,6 +31,13 @@ def test_a_step_has_a_price_below_which_it_does_not_fall() -> None:
     speed = Speed((100, 300), (1.0, 3.0))
     assert [speed.at(macs) for macs in (10, 100, 200, 300, 400)] == pytest.approx([1.0, 1.0, 2.0, 3.0, 4.0])
     assert Speed((100, 100), (2.0, 2.0)).at(50) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "whole"), [((), 8.0), (((16, 0.5),), 5.0), (((16, 0.25), (24, 0.75)), 0.5 + 2.25 + 2.0), (((64, 0.5),), 8.0)]
+)
+def test_small_images_take_as_much_less_time_as_they_have_fewer_pixels(sizes: tuple[tuple[int, float], ...], whole: float) -> None:
+    assert whole_epochs(TrainConfig(epochs=8.0, early_sizes=sizes), 32) == pytest.approx(whole)
 
 
 def draw(size: int, ms: float) -> Draw:
