@@ -88,7 +88,13 @@ def _session(path: str, options: EngineOptions, provider: str, profile_prefix: s
     if profile_prefix:
         settings.enable_profiling = True
         settings.profile_file_prefix = profile_prefix
-    return ort.InferenceSession(_typed(path, options), settings, providers=list(dict.fromkeys((provider, CPU))))
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    refusals = tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
+    try:
+        return ort.InferenceSession(_typed(path, options), settings, providers=list(dict.fromkeys((provider, CPU))))
+    except refusals as error:
+        raise EngineBuildError(f"ONNX Runtime must load the model, but: {str(error).splitlines()[0]}") from error
 
 
 def _typed(path: str, options: EngineOptions) -> str | bytes:

@@ -63,6 +63,14 @@ def test_a_float_engine_computes_the_model(runtime: Runtime, tmp_path: Path) -> 
     np.testing.assert_allclose(logits, model.logits(IMAGES), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("keep", [0, 40, -1], ids=["empty", "its first bytes", "all but the last byte"])
+def test_what_is_no_whole_model_is_refused_by_an_error_that_commands_expect(runtime: Runtime, keep: int, tmp_path: Path) -> None:
+    path = Classifier().save(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises((RuntimeError, EngineBuildError)):
+        runtime.load(str(path), ONE)
+
+
 def test_an_int8_engine_computes_the_simulated_grid(runtime: Runtime, tmp_path: Path) -> None:
     model = classifier(runtime)
     engine = runtime.load(str(model.save(tmp_path / "m.onnx")), EngineOptions(batch=len(IMAGES), threads=1, precision="f32"))

@@ -18,6 +18,7 @@ import sqlite3
 import string
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -188,11 +189,15 @@ def make_study(folder: Path) -> Path:
 
 
 def try_one(main: Callable[[list[str]], int], argv: list[str], folder: Path) -> dict[str, Any]:
-    """Exit code, message, seconds of the processor, and the files that it left outside runs/."""
+    """Exit code or traceback, lines of the message, seconds of the processor, and the files that it left outside runs/."""
     before, start = _files(folder), time.process_time()
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    code: int | str
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run_main(main, argv)
+        try:
+            code = run_main(main, argv)
+        except Exception:  # what must never happen: the finding is kept, and the next input tried
+            code = traceback.format_exc()
     err.flush()
     made = sorted(str(path) for path in _files(folder) - before)
     return {"code": code, "lines": err.buffer.getvalue().count(b"\n"), "seconds": round(time.process_time() - start, 2), "made": made}
