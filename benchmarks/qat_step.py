@@ -2,18 +2,22 @@
 
 One network as each quantiser trains it, on one resident batch, in turn, round after round, so that a drift of the machine meets all:
 
-    float     forward, backward and SGD of the plain network, eager, in the precision that training has here
-    lsq       weights on learned grids        rate      the same, with the coded bits in the loss
-    codebook  shared values
+    float       forward, backward and SGD of the plain network, eager, in the precision that training has here
+    lsq         weights on learned grids        rate      the same, with the coded bits in the loss
+    codebook    shared values
+    simulated   lsq through activations of 8 bits (`quantise.simulate_activations`)
+    compiled    the same by torch.compile, with the seconds of its first step; --eager leaves it out
 
-Prints the ratio of each to `float` of the same round, as median and range over the rounds, and the bar of the project: lsq <= 1.1.
-Writes benchmarks/results/qat_step.json.
+Prints the ratio of each to `float` of the same round, as median and range over the rounds, and the bars of the project: lsq <= 1.1,
+simulated <= 2.0, compiled <= 1.5; of `compiled` also after how many steps its first one is repaid, against `simulated`. Trainings do
+not compile: a candidate's shape is its own, so every trial would pay for it. Writes benchmarks/results/qat_step.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -25,20 +29,25 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import fx, nn  # noqa: E402
 
+from core.candidate import Candidate  # noqa: E402
+from core.compress import calibrate  # noqa: E402
 from core.config import HardwareConfig  # noqa: E402
 from core.files import write_atomically  # noqa: E402
 from core.hardware import device_facts  # noqa: E402
 from core.layers import layer_infos  # noqa: E402
+from core.plan import shape_plan  # noqa: E402
 from core.quantise import QUANTISERS  # noqa: E402
-from core.quantise.setting import Penalty, Setting  # noqa: E402
+from core.quantise.graph import build_graph  # noqa: E402
+from core.quantise.setting import Penalty, Setting, untrained  # noqa: E402
+from core.quantise.simulate import through  # noqa: E402
 from core.students import STUDENTS  # noqa: E402
 from core.train import Device, open_device  # noqa: E402
 
 SHAPE = (3, 32, 32)
-TRAINED = ("lsq", "rate", "codebook")
-BAR = {"lsq": 1.1}
+TRAINED = ("lsq", "rate", "codebook", "simulated")
+BAR = {"lsq": 1.1, "simulated": 2.0, "compiled": 1.5}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,37 +58,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each way in a round")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "qat_step.json")
     args = parser.parse_args(argv)
     device = open_device(HardwareConfig())
     # the steps run inside one another's fine-tuning, so that every way is set up as a trial sets it up
     ways: dict[str, Callable[[int], float]] = {"float": step_timer(network(args.student), device, args.batch)}
-    collect(list(TRAINED), ways, args.student, args.bits, args.batch, device, lambda: measure(ways, args))
+    collect(list(TRAINED), ways, args, device, lambda: measure(ways, args))
     return 0
 
 
 def collect(
-    names: list[str],
-    ways: dict[str, Callable[[int], float]],
-    student: str,
-    bits: int,
-    batch: int,
-    device: Device,
-    run: Callable[[], None],
+    names: list[str], ways: dict[str, Callable[[int], float]], args: argparse.Namespace, device: Device, run: Callable[[], None]
 ) -> None:
-    """Enter the fine-tuning of every quantiser of `names`, note how to time its step, then `run`."""
+    """Enter the fine-tuning of every way of `names`, note how to time its step, then `run`."""
     if not names:
         return run()
     name, *others = names
-    model = network(student)
+    model = network(args.student)
 
     def finetune(prepared: nn.Module, penalty: Penalty | None = None) -> None:
-        ways[name] = step_timer(prepared, device, batch, penalty)
-        collect(others, ways, student, bits, batch, device, run)
+        ways[name] = step_timer(prepared, device, args.batch, penalty)
+        if name == "simulated" and not args.eager:
+            ways["compiled"] = step_timer(prepared, device, args.batch, compiled=True)
+        collect(others, ways, args, device, run)
 
-    layers = {info.name: bits for info in layer_infos(model, SHAPE)}
-    QUANTISERS[name](model, layers, finetune, Setting(rate_weight=0.1))
+    layers = {info.name: args.bits for info in layer_infos(model, SHAPE)}
+    if name == "simulated":
+        QUANTISERS["lsq"](model, layers, through(calibrated(model, args), finetune, layers, SHAPE), Setting())
+    else:
+        QUANTISERS[name](model, layers, finetune, Setting(rate_weight=0.1))
     return None
+
+
+def calibrated(model: nn.Module, args: argparse.Namespace) -> fx.GraphModule:
+    """The graph of the export, all layers in INT8, on the grid of most runtimes, with scales for noise."""
+    plan = shape_plan(Candidate(student=args.student), layer_infos(model, SHAPE), depthwise_int8=True)
+    weights = QUANTISERS["float"](model, {layer.name: layer.weight_bits for layer in plan.layers}, untrained)
+    graph = build_graph(model, weights, plan, "uint8_relu", SHAPE)
+    calibrate(graph, torch.randn(args.batch, *SHAPE, generator=torch.Generator().manual_seed(0)))
+    return graph
 
 
 def network(student: str) -> nn.Module:
@@ -88,7 +106,9 @@ def network(student: str) -> nn.Module:
     return STUDENTS[student](classes=10)
 
 
-def step_timer(model: nn.Module, device: Device, batch: int, penalty: Penalty | None = None) -> Callable[[int], float]:
+def step_timer(
+    model: nn.Module, device: Device, batch: int, penalty: Penalty | None = None, *, compiled: bool = False
+) -> Callable[[int], float]:
     """fn(steps) -> seconds of a training step, on one batch that is there already."""
     model = model.to(device.device).to(memory_format=torch.channels_last).train()
     optimiser = torch.optim.SGD(
@@ -97,12 +117,13 @@ def step_timer(model: nn.Module, device: Device, batch: int, penalty: Penalty | 
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *SHAPE, generator=generator).to(device.device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device.device)
+    call = torch.compile(model) if compiled else model
 
     def timed(steps: int) -> float:
         start = time.perf_counter()
         for _ in range(steps):
             with device.autocast():
-                loss = F.cross_entropy(model(images).float(), labels)
+                loss = F.cross_entropy(call(images).float(), labels)
                 if penalty is not None:
                     loss = loss + penalty()
             optimiser.zero_grad(set_to_none=True)
@@ -117,8 +138,9 @@ def step_timer(model: nn.Module, device: Device, batch: int, penalty: Penalty | 
 
 def measure(ways: dict[str, Callable[[int], float]], args: argparse.Namespace) -> None:
     """Time all ways in turn, print the ratios and write them."""
+    first = {name: way(1) for name, way in ways.items()}
     for way in ways.values():
-        way(3)
+        way(2)
     seconds = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, way in ways.items():
@@ -128,10 +150,19 @@ def measure(ways: dict[str, Callable[[int], float]], args: argparse.Namespace) -
         low, high = found["ratio_range"]
         bar = f"  bar {found['bar']:.1f}" if found["bar"] else ""
         print(f"{name:10} {found['ms']:8.2f} ms  {found['ratio']:.3f} x float ({low:.3f} to {high:.3f}){bar}")
+    if "compiled" in rows:
+        rows["compiled"] |= repaid(first["compiled"], statistics.median(seconds["simulated"]), statistics.median(seconds["compiled"]))
+        print(f"{'':10} {rows['compiled']['first_step_s']:.0f} s to compile, repaid after {rows['compiled']['repaid_after_steps']} steps")
     facts = {"student": args.student, "batch": args.batch, "bits": args.bits, "rounds": args.rounds, "steps": args.steps}
     threads = torch.get_num_threads()
     result = {**facts, "threads": threads, "torch": torch.__version__, "device": device_facts(), "rows": rows}
     print(write_atomically(args.out, json.dumps(result, indent=1) + "\n"))
+
+
+def repaid(first_s: float, eager_s: float, compiled_s: float) -> dict[str, object]:
+    """What the first step took, and how many steps bring that back; None where none ever do."""
+    gain = eager_s - compiled_s
+    return {"first_step_s": round(first_s, 1), "repaid_after_steps": math.ceil((first_s - compiled_s) / gain) if gain > 0 else None}
 
 
 def row(name: str, found: list[float], plain: list[float]) -> dict[str, object]:

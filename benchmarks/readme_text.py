@@ -55,8 +55,8 @@ CHINESE = {
     "cifar_title": "### CIFAR-10（JPEG）",
     "cifar": (
         "CIFAR-10 的图像重新编码为 JPEG，以图像文件夹形式给出：{train:,} 张训练，{search:,} 张用于选择，{test:,} 张测试。"
-        "只能与同一批图像上的数字比较。一次 {trials} 个 trial 的搜索（{states}），种子 {seed}，在教师之后用时 {minutes:.0f} 分钟"
-        "（教师 {teacher_minutes:.1f} 分钟，测试准确率 {teacher_test}）。预算：每个父网络 {parent:g} 个 epoch，之后每个 trial 蒸馏 "
+        "只能与同一批图像上的数字比较。一次 {trials} 个 trial 的搜索（{states}），种子 {seed}，教师训练完之后用时 {minutes:.0f} 分钟"
+        "（教师本身 {teacher_minutes:.1f} 分钟，测试准确率 {teacher_test}）。预算：每个父网络 {parent:g} 个 epoch，之后每个 trial 蒸馏 "
         "{distil:g} 个、量化 {quantise:g} 个 epoch。"
         "命令：`python -m search.run --space spaces/cifar10.yaml --data-dir FOLDER --trials {trials}`。"
     ),
@@ -64,7 +64,7 @@ CHINESE = {
     "teacher": "教师，FP32",
     "cifar_foot": (
         "测试集：{exported}（n = {test:,}，95 % 区间）。毫秒：OpenVINO 引擎的中位数，浮点层为 f32，"
-        "batch {batch}，{threads} 个线程。KB：打包后权重的 1000 字节。"
+        "batch {batch}，{threads} 个线程。KB：打包后的权重，以 1000 字节为单位。"
     ),
     "digits_title": "### 手写数字（digits）",
     "digits": (
@@ -81,11 +81,11 @@ CHINESE = {
     ),
     "latency": "**ResNet-20**，batch 1，1 个线程，中位数毫秒（PyTorch {torch} eager，f32：{eager}）；*：区间宽于 2 %，或机器受到干扰：",
     "latency_head": "| 运行时 | INT8 | f32 | bf16 | INT8 相对 f32 | INT8 相对 eager |",
-    "slower": "{students} 个学生中 INT8 比 f32 慢的：OpenVINO 中为 {openvino}；ONNX Runtime 中为 {onnxruntime}。",
+    "slower": "{students} 个学生中，INT8 比 f32 慢的有：OpenVINO：{openvino}；ONNX Runtime：{onnxruntime}。",
     "none": "无",
     "repeat": (
         "**可重复性：** {count} 个候选在另一个进程占用一个核一半时间的情况下测量两次。"
-        "次序（Kendall tau）{tau:.2f}，差异中位数 {difference:.1f} %；"
+        "两次排序的一致性（Kendall tau）{tau:.2f}，差异的中位数 {difference:.1f} %；"
         "同样两次中的普通计时（10 次预热、20 次计时）：{plain_tau:.2f}，{plain_difference:.1f} %。"
     ),
     "gpu": (

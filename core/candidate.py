@@ -91,6 +91,8 @@ class AllocationPlan(Frozen):
     """At most the bytes of as many bits in every layer."""
     budget_kb: Annotated[float, Field(gt=0.0)] | None = None
     """At most so many KB of the bit-packed weight file."""
+    budget_ms: Annotated[float, Field(gt=0.0)] | None = None
+    """`haq`: at most so many milliseconds of a call, by the measured times of the layers; executions give way, not bits."""
     sqnr_db: float | None = None
     """`sqnr`: least ratio of a layer's weights to their rounding error."""
     sqnr_loss_db: float | None = None

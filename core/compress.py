@@ -30,6 +30,7 @@ from core.quantise.graph import build_graph
 from core.quantise.layers import LEAST_ERROR, activation_quantisers
 from core.quantise.ptq import correct_biases, keep_float, ptq
 from core.quantise.setting import Finetune, Setting, untrained
+from core.quantise.simulate import SIMULATED, take_scales, through
 from core.quantise.stored import StoredWeight
 from core.quantise.trace import trace
 from core.runtimes.types import Runtime
@@ -138,9 +139,12 @@ def quantise(
         if structure_key(filled) != drafted.structure:
             raise EngineMismatch(f"latency is measured on the draft's structure, but {quantiser} gave the trained network another one")
     else:
-        setting = replace(setting, images=calibration)
+        setting, points = replace(setting, images=calibration), None
+        if setting.config.simulate_activations and quantiser in SIMULATED:
+            points = _points(model, plan, calibration, runtime, setting.config)
+            finetune = through(points, finetune, _bits(plan), _shape_of(calibration))
         weights = lookup(QUANTISERS, "quantiser", quantiser)(model, _bits(plan), finetune, setting)
-        simulation = _calibrated(model, weights, plan, calibration, runtime, quantiser, setting.config)
+        simulation = _calibrated(model, weights, plan, calibration, runtime, quantiser, setting.config, points)
         packed = pack(packed_tensors(simulation))
         filled = with_weights(drafted.model, unpack(packed))
     check_rebuilds(filled, unpack(packed))
@@ -160,15 +164,26 @@ def _calibrated(
     runtime: Runtime,
     quantiser: str,
     config: QuantiseConfig,
+    points: fx.GraphModule | None = None,
 ) -> fx.GraphModule:
-    """The graph with chosen activation scales, and with corrected biases where the weights were only rounded."""
+    """The graph with chosen activation scales, or those of `points`, and with corrected biases where the weights were only rounded."""
     shape = _shape_of(images)
     graph = build_graph(model, weights, plan, runtime.activation_grid, shape)
+    if points is not None:
+        take_scales(graph, points)
+        return graph
     calibrate(graph, images, config.activations)
     if quantiser == "ptq" and config.ptq.bias_correction:
         in_float = as_stored(plan, "float")
         reference = build_graph(model, keep_float(model, _bits(plan), untrained), in_float, runtime.activation_grid, shape)
         correct_biases(graph, reference, images[:CORRECTION_IMAGES])
+    return graph
+
+
+def _points(model: nn.Module, plan: ShapePlan, images: Tensor, runtime: Runtime, config: QuantiseConfig) -> fx.GraphModule:
+    """The graph of the network in float, with its activations calibrated: where points stand does not depend on the weights."""
+    graph = build_graph(model, keep_float(model, _bits(plan), untrained), plan, runtime.activation_grid, _shape_of(images))
+    calibrate(graph, images, config.activations)
     return graph
 
 

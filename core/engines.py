@@ -185,9 +185,14 @@ class EngineHost:
                 self._ask("files", model, self.config.batch, self.config.timeout_s, out=out)
             return {path.name: path.read_bytes() for path in sorted(Path(out).iterdir())}
 
+    @property
+    def times_layers(self) -> bool:
+        """Whether `layer_times` has an answer."""
+        return self._agent is None and not self.config.build_for and self.runtime.layer_times is not None
+
     def layer_times(self, model: Path) -> dict[str, float]:
         """Node of the ONNX file -> milliseconds, timed now and alone; empty where the runtime does not say. Errors as `latency`."""
-        if self._agent is not None or self.config.build_for:
+        if not self.times_layers:
             return {}
         with self._alone():
             return dict(self._ask("layer_times", model, self.config.batch, self.config.timeout_s)["nodes"])

@@ -58,17 +58,24 @@ def is_orthogonal(param: nn.Parameter) -> bool:
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Float32 (n, rows, columns) of any lengths -> about the nearest matrices with singular values 1, float32."""
-    small = min(matrices.shape[1:])
-    x = matrices.to(torch.bfloat16 if small >= LARGE or matrices.is_cuda else torch.float32)
-    x = x / (x.flatten(1).norm(dim=1).view(-1, 1, 1) + 1e-7)
+    """Float32 (n, rows, columns) of any lengths -> about the nearest matrices with singular values 1, float32.
+
+    An iteration multiplies X by a polynomial P of its Gram matrix G = X X^T. P and G commute, so the next Gram matrix is P P G: all
+    iterations are done on the small matrices, and X is multiplied once by their product.
+    """
     tall = matrices.shape[1] > matrices.shape[2]
-    x = x.mT if tall else x
+    x = matrices.mT if tall else matrices
+    x = x / (x.flatten(1).norm(dim=1).view(-1, 1, 1) + 1e-7)
+    x = x.to(torch.bfloat16 if x.shape[1] >= LARGE or x.is_cuda else torch.float32)
+    gram = (x @ x.mT).float()
     a, b, c = COEFFICIENTS
+    turn = torch.eye(gram.shape[1], device=gram.device).expand_as(gram)
     for _ in range(STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).float()
+        factor = torch.baddbmm(b * gram, gram, gram, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        turn, gram = factor @ turn, factor @ (factor @ gram)
+    x = (turn.to(x.dtype) @ x).float()
+    return x.mT if tall else x
 
 
 def _orthogonal(updates: list[Tensor]) -> list[Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from core.allocate import TRAINED, allocate, settled
+from core.allocate.latency import in_time
 from core.allocate.problem import Evidence, Losses, problem_of
 from core.allocate.sdq import learned_bits
 from core.allocate.sensitivity import expected_losses, measure_losses
@@ -31,6 +32,7 @@ from core.prune_global import global_ratios
 from core.quantise.setting import Finetune
 from core.runtimes.types import Runtime
 from objectives.bench import Stages, Workbench
+from objectives.layer_times import layer_times
 
 TAYLOR_BATCH = 64
 
@@ -38,7 +40,7 @@ TAYLOR_BATCH = 64
 def settle(candidate: Candidate, bench: Workbench, stages: Stages) -> Candidate:
     """The candidate with a group for each layer, where bits or ratios were open; else as it is. May train the parent.
 
-    Raises InfeasibleCandidate when no bits keep the budget.
+    Raises InfeasibleCandidate when no bits, or no executions, keep the budget.
     """
     if not is_open(candidate):
         return candidate
@@ -49,11 +51,15 @@ def settle(candidate: Candidate, bench: Workbench, stages: Stages) -> Candidate:
         candidate = ranked_globally(candidate, dense, bench.input_shape, scores)
         pruned = prune(dense, candidate, bench.input_shape, scores)
         losses = partial(losses_of, candidate, dense, bench)
-        return _allocated(candidate, pruned, bench.input_shape, bench.engines.runtime, losses, bench.config.quantise.ptq)
+        found = _allocated(candidate, pruned, bench.input_shape, bench.engines.runtime, losses, bench.config.quantise.ptq)
+        return found if found.allocation.budget_ms is None else _in_time(found, pruned, bench)
 
 
 def settle_roughly(candidate: Candidate, dense: nn.Module, input_shape: Shape, runtime: Runtime) -> Candidate:
-    """What may come out before there is a parent: rounding errors of untrained weights stand for what is measured."""
+    """What may come out before there is a parent: rounding errors of untrained weights stand for what is measured.
+
+    Executions stay as sampled, also where there is a latency budget: layers are timed when a study needs it.
+    """
     if not is_open(candidate):
         return candidate
     candidate = ranked_globally(candidate, dense, input_shape, None)
@@ -99,8 +105,7 @@ def learn_bits(candidate: Candidate, student: nn.Module, bench: Workbench, finet
     steps = math.ceil(recipe.epochs * math.ceil(len(bench.train_set) / recipe.batch_size))
     bits = learned_bits(student, problem, finetune, steps, bench.config.seed)
     found = settled(candidate, infos, bits)
-    plan = shape_plan(found, infos, depthwise_int8=bench.engines.runtime.depthwise_int8)
-    return found, as_stored(plan, candidate.quantiser)
+    return found, _plan_of(infos, bench.engines.runtime, found)
 
 
 def scores_of(candidate: Candidate, parent: nn.Module, bench: Workbench) -> Scores | None:
@@ -158,8 +163,16 @@ def _allocated(
 
 
 def _file_bytes(pruned: nn.Module, infos: Sequence[LayerInfo], shape: Shape, runtime: Runtime, settled: Candidate) -> int:
-    plan = as_stored(shape_plan(settled, infos, depthwise_int8=runtime.depthwise_int8), settled.quantiser)
-    return rough_bytes(pruned, plan, shape, runtime, settled.quantiser)
+    return rough_bytes(pruned, _plan_of(infos, runtime, settled), shape, runtime, settled.quantiser)
+
+
+def _plan_of(infos: Sequence[LayerInfo], runtime: Runtime, settled: Candidate) -> ShapePlan:
+    return as_stored(shape_plan(settled, infos, depthwise_int8=runtime.depthwise_int8), settled.quantiser)
+
+
+def _in_time(settled: Candidate, pruned: nn.Module, bench: Workbench) -> Candidate:
+    infos, table = layer_infos(pruned, bench.input_shape), layer_times(settled.student, settled.width, bench)
+    return in_time(settled, infos, table, partial(_plan_of, infos, bench.engines.runtime))
 
 
 def images_of(bench: Workbench) -> Tensor:

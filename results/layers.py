@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from core.candidate import Execution
+from core.onnx_layers import RESHAPES, layer_calls, makers, source_of
 from core.pack import QTensor, Tensor, tensor_bytes, unpack
 
 if TYPE_CHECKING:
     import onnx
-
-COMPUTE = ("Conv", "Gemm", "MatMul")
-RESHAPES = ("DequantizeLinear", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
-"""What may stand between a layer and its weights or its quantised input."""
 
 
 class LayerFacts(NamedTuple):
@@ -53,7 +50,7 @@ def read_layers(folder: Path) -> tuple[LayerFacts, ...]:
     graph = onnx.load(model).graph
     content = packed.read_bytes()
     tensors, sizes = unpack(content), tensor_bytes(content)
-    found = dict(_calls(graph))
+    found = dict(layer_calls(graph))
     order = {name: index for index, name in enumerate(found)}
     kept = [(*name.rpartition(".")[::2], tensor) for name, tensor in tensors.items()]
     names = [
@@ -99,30 +96,12 @@ def _facts(
     return LayerFacts(name, values.shape, bits, size_bytes, _execution(graph, call), int(groups), macs, node)
 
 
-def _calls(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto]]:
-    """(layer name, the node that computes with its weights) in order of execution."""
-    made = {output: node for node in graph.node for output in node.output}
-    for node in graph.node:
-        if node.op_type in COMPUTE:
-            for value in node.input[:2]:
-                source = _source(value, made)
-                if source.endswith(".weight"):
-                    yield source.removesuffix(".weight"), node
-
-
-def _source(value: str, made: Mapping[str, onnx.NodeProto]) -> str:
-    """The name at the far end of the reshapes and dequantisations behind `value`."""
-    while value in made and made[value].op_type in RESHAPES:
-        value = made[value].input[0]
-    return value
-
-
 def _execution(graph: onnx.GraphProto, call: onnx.NodeProto | None) -> Execution | None:
     """INT8 where the layer's input comes through a Q/DQ pair: that is what runtimes fuse."""
     if call is None:
         return None
-    made = {output: node for node in graph.node for output in node.output}
-    inputs = [value for value in call.input[:2] if not _source(value, made).endswith(".weight")]
+    made = makers(graph)
+    inputs = [value for value in call.input[:2] if not source_of(value, made).endswith(".weight")]
     value = inputs[0] if inputs else ""
     while value in made and made[value].op_type in RESHAPES:
         if made[value].op_type == "DequantizeLinear":

@@ -62,6 +62,8 @@ def _choice(name: str, value: Any, student: str, width: float, bits: int, execut
         return bits / 8
     if name == "budget_bits":
         return nearest_to(bits, value)
+    if name == "budget_ms":  # the loosest: a first trial is to be trained
+        return max(options(value))
     if name.startswith("exec_"):
         return execution if execution in value else value[0]
     if name.startswith("ratio_"):

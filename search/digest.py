@@ -25,7 +25,8 @@ def portable(content: Mapping[str, Any]) -> dict[str, Any]:
     if not runtime.get("build_for"):
         runtime.pop("build_for", None)  # as in a study of an older version
     config = {key: value for key, value in config.items() if key != "journal"}  # it only looks
-    moved = {"data": {**config["data"], "dir": None}, "teacher": _placeless(teacher), "runtime": runtime}
+    quantise = {key: value for key, value in config["quantise"].items() if (key, value) != ("simulate_activations", False)}
+    moved = {"data": {**config["data"], "dir": None}, "teacher": _placeless(teacher), "runtime": runtime, "quantise": quantise}
     # absent in a study of an older version
     more = {"more_teachers": [_placeless(each) for each in config.get("more_teachers", ())]}
     return {**content, "space": _without_defaults(content["space"]), "config": {**config, **moved, **more}}
@@ -35,6 +36,8 @@ def _without_defaults(space: Mapping[str, Any]) -> dict[str, Any]:
     """The space without sections and keys that studies of an older version had not, where they are as those were."""
     prune = {key: value for key, value in space["prune"].items() if value != NEWER.get(key)}
     kept = {key: value for key, value in space.items() if key != "allocation" or value["strategy"] != "per_position"}
+    if "allocation" in kept:
+        kept["allocation"] = {key: value for key, value in kept["allocation"].items() if (key, value) != ("budget_ms", None)}
     return {key: value for key, value in kept.items() if (key, value) != ("order", "prune, quantise")} | {"prune": prune}
 
 

@@ -77,7 +77,7 @@ def _no_bits(space: Space) -> dict[str, Any]:
 
 BITS: dict[str, Callable[[Space], dict[str, Any]]] = {"per_position": _bits, "per_layer": _bits, "haq": _actions}
 """What is asked for the bits; the other strategies ask for a limit alone."""
-LIMITS = ("budget_bits", "budget_kb", "sqnr_db", "sqnr_loss_db")
+LIMITS = ("budget_bits", "budget_kb", "budget_ms", "sqnr_db", "sqnr_loss_db")
 
 
 def _legal(space: Space, executions: Sequence[str]) -> Any:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.cli import Parser
-from core.config import Config
+from core.config import Config, RuntimeConfig
 from core.errors import UserError
-from core.runtimes import RUNTIMES, building_runtime, compute_capability
+from core.runtimes import RUNTIMES, building_runtime, compute_capability, running_runtime
 from core.students import STUDENTS
 from core.tables import lookup
 from core.yaml_io import load_config
@@ -165,8 +165,27 @@ def _check(space: Space, config: Config, where: str) -> None:
             raise UserError(
                 "constraints.latency_ms limits a latency, but runtime.build_for (--build-only) measures none; leave one of them out"
             )
+    if space.allocation.budget_ms is not None:
+        _check_layer_times(config.runtime)
     check_starts(space, config)
     _check_files(config)
+
+
+def _check_layer_times(config: RuntimeConfig) -> None:
+    """A latency budget needs the time of every layer, which not every runtime says, and none of an engine that is not here."""
+    if config.agent is not None:
+        found = "runtime.agent is given"
+    elif config.build_for:
+        found = "runtime.build_for (--build-only) is given"
+    elif (runtime := running_runtime(config.name)).layer_times is None:
+        found = f"the runtime is {runtime.name}"
+    else:
+        return
+    known = ", ".join(name for name, entry in RUNTIMES.items() if entry().layer_times is not None)
+    raise UserError(
+        f"allocation.budget_ms needs a runtime that says on this machine what each layer takes ({known}), but {found}; "
+        "name such a runtime, or leave budget_ms out"
+    )
 
 
 def _quantisers() -> list[str]:

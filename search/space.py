@@ -195,6 +195,7 @@ class AllocationSpace(Frozen):
     strategy: Strategy = "per_position"
     budget_bits: PositiveOrPublished = None
     budget_kb: PositiveOrPublished = None
+    budget_ms: PositiveOrPublished = None
     sqnr_db: Ranged[float | None] = None
     sqnr_loss_db: NotNegativeOrPublished = None
 
@@ -209,13 +210,14 @@ class AllocationSpace(Frozen):
     @model_validator(mode="after")
     def _check(self) -> AllocationSpace:
         fewest, most, keys = TAKES[self.strategy]
-        given = [key for key in ("budget_bits", "budget_kb", "sqnr_db", "sqnr_loss_db") if getattr(self, key) is not None]
+        stated = [key for key in ("budget_bits", "budget_kb", "budget_ms", "sqnr_db", "sqnr_loss_db") if getattr(self, key) is not None]
+        given = [key for key in stated if key not in BESIDE.get(self.strategy, ())]
         if idle := [key for key in given if key not in keys]:
             raise ValueError(f"must state only what its strategy looks at, but {self.strategy} does not look at {idle[0]}; leave it out")
         if not fewest <= len(given) <= most:
             wanted = "one" if fewest else "at most one"
             raise ValueError(f"must state {wanted} of {', '.join(keys)} for {self.strategy}, but got {' and '.join(given) or 'none'}")
-        if unlimited := [key for key in given if None in options(getattr(self, key))]:
+        if unlimited := [key for key in stated if None in options(getattr(self, key))]:
             raise ValueError(f"must state a number in every choice of {unlimited[0]}, but one is null")
         return self
 
@@ -229,6 +231,8 @@ TAKES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "sdq": (1, 1, ("budget_bits", "budget_kb")),
 }
 """Strategy -> how many of which keys it takes: fewest, most, names."""
+BESIDE: dict[str, tuple[str, ...]] = {"haq": ("budget_ms",)}
+"""Strategy -> keys that it takes beside those."""
 
 
 class ObjectiveSpace(Frozen):
@@ -269,6 +273,9 @@ class Space(Frozen):
             raise ValueError(f"allocation {strategy} chooses among quantise.weight_bits, but that is {bits[0]} alone; give a list")
         if strategy == "sdq" and 16 in bits:
             raise ValueError("allocation sdq draws 2 to 8 bits, but quantise.weight_bits has 16; leave it out")
+        if self.allocation.budget_ms is not None and len(options(self.quantise.execution)) < 2:
+            only = self.quantise.execution
+            raise ValueError(f"allocation.budget_ms makes INT8 of float layers, but quantise.execution is {only}; give it [int8, float]")
         if "quantise, prune" in options(self.order):
             without = {"distil.init scratch": "scratch" in options(self.distil.init), "allocation sdq": strategy == "sdq"}
             without["quantiser nncf"] = "nncf" in options(self.quantise.quantiser)

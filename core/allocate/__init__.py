@@ -7,6 +7,7 @@
     sensitivity  what each layer's bits cost the trained parent, and integer programming under a budget
     per_layer    nothing: bits were sampled for every layer
 
+Executions are as sampled; under a latency budget (`budget_ms`) core/allocate/latency.py makes some of them INT8.
 `sdq` (core/allocate/sdq.py) learns its bits in the candidate's own training. Until then it has the fewest that it may have.
 """
 

@@ -2,7 +2,7 @@
 
 References: Wang et al. 2019, HAQ: Hardware-Aware Automated Quantization with Mixed Precision, arXiv 1811.08886; code at 8228d12.
 Departures: never fewer bits than the fewest (the code rounds an action of 0 to 0 bits where the fewest are 1); with gaps between the
-choices the action picks among them evenly; the budget is one of bytes.
+choices the action picks among them evenly; this budget is one of bytes (that of latency: core/allocate/latency.py).
 """
 
 from __future__ import annotations

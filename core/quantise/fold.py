@@ -53,6 +53,11 @@ def make_gains_positive(model: nn.Module, planned: Collection[str], input_shape:
         layer.weight.mul_(per_channel(sign, layer.weight))
 
 
+def norms_after(traced: fx.GraphModule, planned: Collection[str]) -> dict[fx.Node, fx.Node]:
+    """Call of a layer of `planned` -> that of the batch norm behind it, which `fold_batch_norms` would fold."""
+    return {cast(fx.Node, node.args[0]): node for node, _, _ in _pairs(traced, planned)}
+
+
 def _pairs(traced: fx.GraphModule, planned: Collection[str]) -> Iterator[tuple[fx.Node, Layer, Norm]]:
     """(node of the norm, layer, norm) wherever a norm's only input is a planned layer's only output."""
     modules, calls = dict(traced.named_modules()), _calls(traced)

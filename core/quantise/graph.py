@@ -53,7 +53,7 @@ def build_graph(
     """
     names = [layer.name for layer in plan.layers]
     traced = trace(copy.deepcopy(model).cpu().eval(), names, input_shape)
-    _drop_identities(traced)
+    drop_identities(traced)
     folded = fold_batch_norms(traced, weights)
     on_maps = _linears_on_maps(traced)
     for layer in plan.layers:
@@ -65,7 +65,7 @@ def build_graph(
     return traced
 
 
-def _drop_identities(traced: fx.GraphModule) -> None:
+def drop_identities(traced: fx.GraphModule) -> None:
     """A tensor under two names would get two quantisers, and a residual block's shortcut is an nn.Identity."""
     for node in list(traced.graph.nodes):
         off = node.target is F.dropout and node.kwargs.get("training") is False

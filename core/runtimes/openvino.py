@@ -90,9 +90,9 @@ def _files(path: str, options: EngineOptions) -> dict[str, bytes]:
 
 
 def _layer_times(path: str, options: EngineOptions) -> dict[str, float]:
-    """Of the engine in the middle of several: one pause of the machine spoils a mean, and the counters cannot be reset."""
+    """Node by node the least of several engines: a pause of the machine adds to one node's mean, and the counters cannot be reset."""
     found = [_counted(OpenVinoEngine(path, options, counted=True)) for _ in range(COUNTED_ENGINES)]
-    return sorted(found, key=lambda nodes: sum(nodes.values()))[COUNTED_ENGINES // 2]
+    return {name: min(nodes.get(name, mean) for nodes in found) for name, mean in found[0].items()}
 
 
 def _counted(engine: OpenVinoEngine) -> dict[str, float]:

@@ -26,8 +26,8 @@ from tests.search.studies import load
 
 NEVER = "100000"
 """Trials: no run ends by itself."""
-LATEST_S = 4.0
-"""Of a kill, after the first trial of the run has begun; a trial takes about a second."""
+LATEST_S = 8.0
+"""Of a kill, after the first trial of the run has begun; a trial takes about a second, the first of a worker some more."""
 VICTIMS = ("run", "worker", "all", "stop")
 """The parent alone; one worker, and the parent a little later; everything at once; SIGTERM to the parent."""
 

@@ -98,6 +98,53 @@ def test_a_strategy_states_what_it_lacks_and_what_it_does_not_look_at() -> None:
     assert "budget_bits" in message(allocation={"strategy": "sdq", "budget_bits": 0})
 
 
+TIMED = {"strategy": "haq", "budget_kb": 40, "budget_ms": {"low": 0.1, "high": 0.5}}
+
+
+def test_a_latency_budget_goes_beside_one_of_bytes_and_first_trials_have_the_loosest() -> None:
+    of = space(allocation=TIMED)
+    assert live_parameters(of) == live_parameters(space(allocation="haq")) + 1
+    drawn = [sample(of, FixedTrial(parameters)).allocation for parameters in baselines(of, {"resnet8": 1, "resnet20": 2})]
+    assert {(plan.budget_kb, plan.budget_ms) for plan in drawn} == {(40.0, 0.5)}
+    assert {candidate.allocation.budget_ms for candidate in corners(of)} == {0.1, 0.5}
+
+
+def test_a_latency_budget_is_refused_where_no_execution_can_give_way() -> None:
+    for strategy in (each for each in TAKES if each != "haq"):
+        stated = {"strategy": strategy, "budget_ms": 0.3} | ({"budget_bits": 3} if TAKES[strategy][0] else {})
+        assert f"{strategy} does not look at budget_ms; leave it out" in message(allocation=stated)
+    for execution in ("int8", "float"):
+        answer = message(allocation=TIMED, quantise=BITS | {"execution": execution})
+        assert f"makes INT8 of float layers, but quantise.execution is {execution}; give it [int8, float]" in answer
+    assert "must state a number in every choice of budget_ms" in message(allocation=TIMED | {"budget_ms": [0.1, None]})
+    assert "budget_ms" in message(allocation=TIMED | {"budget_ms": 0})
+
+
+NO_TIMES = [
+    (["runtime.name=onnxruntime"], "the runtime is onnxruntime"),
+    (["runtime.name=tensorrt_rtx", "runtime.build_for=[SM89]"], "runtime.build_for (--build-only) is given"),
+    (["runtime.agent=http://device:8080"], "runtime.agent is given"),
+]
+
+
+@pytest.mark.parametrize(("settings", "found"), NO_TIMES)
+def test_a_latency_budget_without_times_of_layers_ends_before_the_study(
+    settings: list[str], found: str, empty: Path, capfd: Capture
+) -> None:
+    limits = ["allocation.strategy=haq", "allocation.budget_ms=0.3", "quantise.execution=[int8, float]"]
+    answer = refused(search(capfd, *command("--trials", "1", settings=[*limits, *settings])))
+    assert f"what each layer takes (openvino), but {found}; name such a runtime, or leave budget_ms out" in answer
+    assert not Path("runs/tiny").exists()
+
+
+def test_a_search_under_a_latency_budget_times_layers_once(empty: Path, dot: None, capfd: Capture) -> None:
+    limits = ["allocation.strategy=haq", "allocation.budget_ms=1000", "quantise.execution=[int8, float]", "quantise.weight_bits=[2, 8]"]
+    assert search(capfd, *command("--trials", "1", settings=[*DOT, *limits])).code == 0
+    kept = [record.candidate for record in read_records(load()) if record.state == "COMPLETE"]
+    assert {candidate.allocation.budget_ms for candidate in kept if candidate} == {1000.0}
+    assert len(list(Path("runs/tiny/layer_times").glob("dot-1-*.json"))) == 1
+
+
 def test_a_global_ratio_is_one() -> None:
     assert "positions 1 where the scope is global" in message(prune={"scope": "global", "positions": 3, "ratio": 0.3})
     assert space(prune={"scope": "global", "ratio": 0.3}).prune.scope == "global"
@@ -128,6 +175,14 @@ def test_a_study_from_before_there_were_strategies_goes_on() -> None:
     del old["space"]["prune"]["importance"], old["space"]["prune"]["scope"]
     assert portable(old) == portable(json.loads(json.dumps(content)))
     assert space_digest(space(allocation="haq"), Config())[0] != digest
+
+
+def test_a_study_from_before_there_were_latency_budgets_and_simulated_activations_goes_on() -> None:
+    content = json.loads(json.dumps(space_digest(space(allocation="haq"), Config())[1]))
+    old = json.loads(json.dumps(content))
+    del old["space"]["allocation"]["budget_ms"], old["config"]["quantise"]["simulate_activations"]
+    assert portable(old) == portable(content)
+    assert space_digest(space(allocation=TIMED), Config())[0] != space_digest(space(allocation=TIMED | {"budget_ms": 0.3}), Config())[0]
 
 
 def test_an_order_is_a_list_of_two_and_may_be_searched() -> None:

@@ -1,0 +1,91 @@
+"""A latency budget on a real engine: layers are timed once, and executions give way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from core.allocate.latency import TimeTable
+from core.candidate import AllocationPlan, Candidate, Execution, GroupPlan
+from core.engines import QUIET_KEY, EngineHost
+from core.errors import InfeasibleCandidate
+from core.layers import layer_infos
+from objectives.allocation import settle
+from objectives.bench import Stages, Workbench
+from objectives.evaluate import shape_of
+from objectives.layer_times import layer_times
+
+STUDENT, WIDTH = "resnet8", 0.5
+
+
+@pytest.fixture(scope="module")
+def timed(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workbench, TimeTable]:
+    """With a folder of its own."""
+    bench = replace(bench, folder=tmp_path_factory.mktemp("timed"))
+    return bench, layer_times(STUDENT, WIDTH, bench)
+
+
+@pytest.fixture(scope="module")
+def twins(bench: Workbench) -> Path:
+    """The folder in which the host keeps what it has timed."""
+    return bench.folder
+
+
+def asked(budget_ms: float) -> Candidate:
+    plan = AllocationPlan(strategy="haq", choices=(2, 4, 8), actions=(0.5,), budget_ms=budget_ms)
+    return Candidate(student=STUDENT, width=WIDTH, groups=(GroupPlan(execution="float", prune_ratio=0.5),), round_to=4, allocation=plan)
+
+
+def test_a_dense_network_s_table_has_every_layer_and_adds_up_to_the_latency_of_the_slower_twin(
+    timed: tuple[Workbench, TimeTable], twins: Path
+) -> None:
+    bench, table = timed
+    infos = layer_infos(bench.network(STUDENT, WIDTH), bench.input_shape)
+    assert {name: time.macs for name, time in table.layers.items()} == {info.name: info.macs for info in infos}
+    assert table.rest_ms >= 0.0
+    executions: tuple[Execution, ...] = ("int8", "float")
+    totals = sorted(table.total_ms(dict.fromkeys(table.layers, how)) for how in executions)
+    kept = json.loads((twins / "latency.json").read_text())
+    measured = sorted(report["p50_ms"] for entry, report in kept.items() if entry != QUIET_KEY)
+    above = [total - latency for total, latency in zip(totals, measured, strict=True)]
+    assert min(above) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_layers_are_timed_once_for_all_trials_of_a_network(timed: tuple[Workbench, TimeTable]) -> None:
+    bench, table = timed
+    kept = list((bench.folder / "layer_times").glob("resnet8-0.5-*.json"))
+    assert len(kept) == 1
+    written = kept[0].stat().st_mtime_ns
+    assert layer_times(STUDENT, WIDTH, bench) == table
+    assert kept[0].stat().st_mtime_ns == written
+
+
+def test_a_candidate_is_settled_with_executions_that_keep_the_budget_or_is_infeasible(timed: tuple[Workbench, TimeTable]) -> None:
+    bench, _ = timed
+    # a table on which the outcome does not depend on this machine's quiet: INT8 takes half
+    path = next((bench.folder / "layer_times").glob("resnet8-0.5-*.json"))
+    table = TimeTable.model_validate_json(path.read_text())
+    halves = {name: time.model_copy(update={"int8_ms": 1.0, "float_ms": 2.0}) for name, time in table.layers.items()}
+    path.write_text(TimeTable(layers=halves, rest_ms=1.0).model_dump_json())
+    loose = settle(asked(100.0), bench, Stages())
+    assert {layer.execution for layer in shape_of(loose, bench)[1].layers} == {"float"}
+    pruned, _ = shape_of(loose, bench)
+    macs = {info.name: info.macs for info in layer_infos(pruned, bench.input_shape)}
+    least = 1.0 + sum(macs[name] / time.macs for name, time in halves.items())
+    tight = shape_of(settle(asked(least + 1e-6), bench, Stages()), bench)[1]
+    assert {layer.execution for layer in tight.layers} == {"int8"}
+    assert [layer.weight_bits for layer in tight.layers] == [layer.weight_bits for layer in shape_of(loose, bench)[1].layers]
+    middle = shape_of(settle(asked(least * 1.3), bench, Stages()), bench)[1]
+    assert {layer.execution for layer in middle.layers} == {"float", "int8"}
+    with pytest.raises(InfeasibleCandidate, match=r"allocation\.budget_ms"):
+        settle(asked(least - 1e-3), bench, Stages())
+
+
+def test_runtimes_say_whether_they_time_layers(bench: Workbench, tmp_path: Path) -> None:
+    assert bench.engines.times_layers
+    for changes in ({"name": "onnxruntime"}, {"name": "tensorrt_rtx", "build_for": ("SM89",)}):
+        with EngineHost(bench.config.runtime.model_copy(update=changes), tmp_path) as host:
+            assert not host.times_layers
