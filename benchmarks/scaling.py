@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from core.candidate import LatencyReport, Measurement  # noqa: E402 (a script: the checkout comes first)
 from core.files import write_atomically  # noqa: E402
+from core.hardware import device_facts  # noqa: E402
 from results.front import objectives  # noqa: E402
 from results.record import RECORD_KEY, TrialRecord  # noqa: E402
 from search.goal import Goal  # noqa: E402
@@ -40,6 +41,7 @@ from search.progress import Progress  # noqa: E402
 from search.sample import sample  # noqa: E402
 from search.space import Space, load_space  # noqa: E402
 from search.study import open_study  # noqa: E402
+from search.summary import versions  # noqa: E402
 
 SPACE = ROOT / "spaces" / "digits.yaml"
 OUT = ROOT / "benchmarks" / "results" / "scaling.json"
@@ -216,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
             folder = ROOT / "runs" / f"coordination-{workers}-{args.trials}-{int(time.time())}"
             url = args.storage or f"sqlite:///{folder / 'study.db'}"
             row |= measure_coordination(url, folder, workers, args.trials, args.sampler)
-        rows.setdefault(args.what, []).append(row)
+        rows.setdefault(args.what, []).append(row | {"device": device_facts(), "versions": versions()})
         write_atomically(args.out, json.dumps(rows, indent=1) + "\n")
         print(row)
 

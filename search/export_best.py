@@ -155,7 +155,7 @@ def variant_of(record: TrialRecord) -> str:
 def _tell(record: TrialRecord, exported: TrialRecord, rank: int, measurement: Mapping[str, Any], out: Path) -> None:
     """What was exported, how the other runtime changed it, and the float twins."""
     from core.bundle_card import twin_lines
-    from search.final_score import judge
+    from search.final_score import judge, optimism
 
     assert exported.measurement is not None
     test, measured = measurement["test"], exported.measurement
@@ -165,6 +165,8 @@ def _tell(record: TrialRecord, exported: TrialRecord, rank: int, measurement: Ma
         f"(95 % interval {low:.2f} to {high:.2f}), search {judge(record)} {100 * measured.accuracy:.2f} %, "
         f"{measured.size_bytes / 1000:.1f} KB, {_speed(measured)}"
     )
+    if note := optimism(measured.accuracy, test):
+        print(note)
     if exported is not record and record.measurement is not None:
         old, new = record.measurement, exported.measurement
         print(

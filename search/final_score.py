@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,13 @@ def score(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Accuracy of logits (N, K) against labels (N,), with the 95 % Wilson interval."""
     right, count = int((logits.argmax(1) == labels).sum()), len(labels)
     return {"accuracy": right / count, "images": count, "interval": wilson(right, count)}
+
+
+def optimism(searched: float, test: Mapping[str, Any]) -> str:
+    """A line for a search accuracy that the test split does not bear out; empty where it lies within or below the interval."""
+    if searched <= test["interval"][1]:
+        return ""
+    return "note: the search accuracy lies above the test interval: points were chosen by it, and given weights may have seen its images"
 
 
 def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:

@@ -195,8 +195,9 @@ def _quantisers() -> list[str]:
 def _check_files(config: Config) -> None:
     """Files that are not there are named at once; what is in them is read later."""
     for teacher in config.teachers:
-        if teacher.model is not None and not Path(teacher.model.rpartition(":")[0]).expanduser().is_file():
-            named = f"there is no file for {teacher.model!r}"
+        file = (teacher.model or "").rpartition(":")[0]
+        if teacher.model is not None and not (file and Path(file).expanduser().is_file()):
+            named = f"there is no file {file}" if file else f"{teacher.model!r} names a file but no function"
             raise UserError(f"--model must name a Python file and a function in it, such as my_net.py:build, but {named}")
         if teacher.weights is not None and not teacher.weights.is_file():
             raise UserError(f"--weights must be a file, but there is no {teacher.weights}")

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def load_folder(config: DataConfig, cache_dir: Path) -> RawData:
-    """All images of `config.dir`, with its test split where it has one.
+    """All images of `config.dir`, with its own test and search splits where it has them.
 
     Image size and channels come from `config`, else from the headers of all files. Raises UserError for a layout that cannot
     be trained on, and for images that cannot be decoded unless `config.skip_bad` leaves them out.
@@ -41,7 +41,7 @@ def load_folder(config: DataConfig, cache_dir: Path) -> RawData:
 def load_listing(listing: Listing, config: DataConfig, cache_dir: Path) -> RawData:
     """The listed images: resident up to `config.resident_gb` of pixels, else streamed. Errors as of `load_folder`."""
     limit = config.resident_gb * 1e9
-    count = len(listing.train) + len(listing.test or ())
+    count = sum(map(len, listing.splits().values()))
     if count * (config.channels or 3) * (config.image_size or LARGEST_SHARED_SIZE) ** 2 > limit:  # else no header needs to be read
         size, channels = _kept_shape(listing, config, cache_dir)
         if count * channels * size**2 > limit:
@@ -53,30 +53,28 @@ def streamed(listing: Listing, config: DataConfig, cache_dir: Path, size: int, c
     """The listed images as files of that size. Only `config.skip_bad` decodes all of them, once; else a bad one is named when met."""
     if config.skip_bad:
         listing = _without_bad(listing, config, cache_dir, size, channels)
-    train, test = (
-        None if entries is None else image_files(listing.root, entries, size, channels, config.workers)
-        for entries in (listing.train, listing.test)
-    )
-    assert train is not None
-    return RawData(train, test, listing.classes)
+    files = {name: image_files(listing.root, entries, size, channels, config.workers) for name, entries in listing.splits().items()}
+    return RawData(files["train"], files.get("test"), listing.classes, search=files.get("search"))
 
 
 def _without_bad(listing: Listing, config: DataConfig, cache_dir: Path, size: int, channels: int) -> Listing:
     """The listing without files that cannot be decoded."""
 
+    splits = listing.splits()
+
     def find() -> Arrays:
-        reasons = unreadable_files(listing.root, (*listing.train, *(listing.test or ())), size, channels)
+        reasons = unreadable_files(listing.root, [entry for entries in splits.values() for entry in entries], size, channels)
         return {"reasons": np.array([reason or "" for reason in reasons], dtype=np.str_)}
 
-    reasons = cached_arrays(cache_dir / f"unreadable-{cache_key(listing, config)}.npz", find)["reasons"].tolist()
-    _report_bad([reason for reason in reasons if reason], skip_bad=True)
-    sound = [not reason for reason in reasons]
-    train = tuple(entry for entry, keep in zip(listing.train, sound, strict=False) if keep)
-    test = tuple(entry for entry, keep in zip(listing.test or (), sound[len(listing.train) :], strict=True) if keep)
-    require_images(train, listing.classes, listing.root / "train")
-    if listing.test is not None:
-        require_images(test, listing.classes, listing.root / "test")
-    return replace(listing, train=train, test=None if listing.test is None else test)
+    reasons = iter(cached_arrays(cache_dir / f"unreadable-{cache_key(listing, config)}.npz", find)["reasons"].tolist())
+    bad, sound = list[str](), dict[str, tuple[Entry, ...]]()
+    for name, entries in splits.items():
+        told = [next(reasons) for _ in entries]
+        bad += [reason for reason in told if reason]
+        sound[name] = tuple(entry for entry, reason in zip(entries, told, strict=True) if not reason)
+        require_images(sound[name], listing.classes, listing.root / name)
+    _report_bad(bad, skip_bad=True)
+    return replace(listing, train=sound["train"], test=sound.get("test"), search=sound.get("search"))
 
 
 def _resident(listing: Listing, config: DataConfig, cache_dir: Path) -> RawData:
@@ -91,13 +89,13 @@ def _resident(listing: Listing, config: DataConfig, cache_dir: Path) -> RawData:
     arrays = cached_arrays(cache_dir / f"images-{cache_key(listing, config)}.npz", decode)
     _report_bad(arrays["bad"].tolist(), config.skip_bad)
     _require_classes(listing, arrays)
-    test = None if listing.test is None else _image_set(arrays, "test")
-    return RawData(_image_set(arrays, "train"), test, listing.classes)
+    sets = {name: _image_set(arrays, name) for name in listing.splits()}
+    return RawData(sets["train"], sets.get("test"), listing.classes, search=sets.get("search"))
 
 
 def cache_key(listing: Listing, config: DataConfig) -> str:
     """16 hex digits over the files (place, size, time of change) and the asked size and channels."""
-    files = [listing.train, listing.test, str(listing.root.resolve())]
+    files = [listing.train, listing.test, str(listing.root.resolve()), *([listing.search] if listing.search else [])]
     return hashlib.sha256(json.dumps([FORMAT, files, config.image_size, config.channels]).encode()).hexdigest()[:16]
 
 
@@ -105,9 +103,7 @@ def _decode_listing(listing: Listing, config: DataConfig) -> Arrays:
     size, channels = _shape(listing, config)
     arrays: Arrays = {}
     bad: list[str] = []
-    for split, entries in (("train", listing.train), ("test", listing.test)):
-        if entries is None:
-            continue
+    for split, entries in listing.splits().items():
         images, errors = _decode(listing.root, entries, size, channels)
         sound = np.array([error is None for error in errors])
         arrays[f"{split}_images"] = images if sound.all() else images[sound]
@@ -143,7 +139,7 @@ def _shape(listing: Listing, config: DataConfig) -> tuple[int, int]:
     """Side and channels: as configured, else what all headers agree on."""
     if config.image_size is not None and config.channels is not None:
         return config.image_size, config.channels
-    paths = [listing.root / entry.path for entry in (*listing.train, *(listing.test or ()))]
+    paths = [listing.root / entry.path for entries in listing.splits().values() for entry in entries]
     headers = [header for header in in_threads(_header, paths) if header is not None]
     sizes = {size for size, _ in headers}
     channels = 1 if headers and all(mode in GREY_MODES for _, mode in headers) else 3
@@ -182,10 +178,9 @@ def _report_bad(bad: list[str], skip_bad: bool) -> None:
 
 def _require_classes(listing: Listing, arrays: Arrays) -> None:
     """Leaving bad images out must not have emptied a class."""
-    for split in ("train", "test"):
-        labels = arrays.get(f"{split}_labels")
-        if labels is not None:
-            require_images([Entry("", 0, 0, int(label)) for label in np.unique(labels)], listing.classes, listing.root / split)
+    for split in listing.splits():
+        labels = np.unique(arrays[f"{split}_labels"])
+        require_images([Entry("", 0, 0, int(label)) for label in labels], listing.classes, listing.root / split)
 
 
 def _image_set(arrays: Arrays, split: str) -> ImageSet:

@@ -26,12 +26,18 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files of a folder, sorted by class and path. `test` is None where the folder has no such split."""
+    """Image files of a folder, sorted by class and path. `test` and `search` are None where the folder has no such split."""
 
     root: Path
     classes: tuple[str, ...]
     train: tuple[Entry, ...]
     test: tuple[Entry, ...] | None
+    search: tuple[Entry, ...] | None = None
+
+    def splits(self) -> dict[str, tuple[Entry, ...]]:
+        """The splits that are there, by name."""
+        every = {"train": self.train, "test": self.test, "search": self.search}
+        return {name: entries for name, entries in every.items() if entries is not None}
 
 
 def is_image_folder(root: Path) -> bool:
@@ -44,7 +50,8 @@ def is_image_folder(root: Path) -> bool:
 
 
 def list_images(root: Path, heldout: Sequence[str] = ("test", "val")) -> Listing:
-    """All image files by extension; hidden ones are ignored. The first folder of `heldout` that is there is the test split.
+    """All image files by extension; hidden ones are ignored. Of the folders `heldout` that are there the first is the test split, a
+    second one the search split.
 
     Raises UserError for every layout that cannot be trained on.
     """
@@ -81,11 +88,11 @@ def require_images(entries: Sequence[Entry], classes: Sequence[str], where: Path
 
 
 def _list_splits(root: Path, names: Sequence[str]) -> Listing:
-    heldout = next((name for name in names if (root / name).is_dir()), None)
-    classes = _classes(root / "train")
-    if heldout is not None:
-        _require_equal(classes, tuple(_folders(root / heldout)), root, heldout)
-    return Listing(root, classes, _entries(root, "train", classes), None if heldout is None else _entries(root, heldout, classes))
+    classes, heldout = _classes(root / "train"), [name for name in names if (root / name).is_dir()]
+    for name in heldout:
+        _require_equal(classes, tuple(_folders(root / name)), root, name)
+    test, search, *_ = (*(_entries(root, name, classes) for name in heldout), None, None)
+    return Listing(root, classes, _entries(root, "train", classes), test, search)
 
 
 def _list_alone(root: Path) -> Listing:

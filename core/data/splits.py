@@ -25,11 +25,15 @@ def load_raw(config: DataConfig, cache_dir: Path) -> RawData:
 
 
 def split_search(raw: RawData, config: DataConfig) -> SearchData:
-    """Training and search split. The test images stay out, and the search split does not depend on `train_limit`."""
+    """Training and search split; the latter is the set's own, else cut off. Test images stay out; only `train` heeds `train_limit`."""
     rest = raw.train if raw.test is not None else raw.train.subset(_cut_test(raw, config)[0])
     groups, names = _groups(rest, raw)
-    train_at, search_at = cut(groups, config.search_fraction, names, (config.seed, 1), "search")
-    train, search = rest.subset(_limited(train_at, groups, config)), rest.subset(search_at)
+    if raw.search is not None:
+        train_at, search = np.arange(len(rest)), raw.search
+    else:
+        train_at, search_at = cut(groups, config.search_fraction, names, (config.seed, 1), "search")
+        search = rest.subset(search_at)
+    train = rest.subset(_limited(train_at, groups, config))
     return SearchData(_describe(train, search, raw, config), train, search)
 
 
@@ -137,12 +141,12 @@ def _digest(train: Images, search: Images, classes: tuple[str, ...], seed: int) 
 
 def _check(raw: RawData, name: str) -> None:
     """Refuse what a registered loader got wrong before it costs a study."""
-    for split, images in (("train", raw.train), ("test", raw.test)):
+    for split, images in (("train", raw.train), ("test", raw.test), ("search", raw.search)):
         broken = _broken_law(images, raw) if images is not None else None
         if broken is not None:
             raise UserError(f"{broken}, but the {split} split of data set {name!r} breaks that; correct its loader")
-    if raw.test is not None and raw.test.shape != raw.train.shape:
-        raise UserError(f"train and test images must have one shape, but those of data set {name!r} differ; correct its loader")
+    if any(images is not None and images.shape != raw.train.shape for images in (raw.test, raw.search)):
+        raise UserError(f"images of all splits must have one shape, but those of data set {name!r} differ; correct its loader")
 
 
 def _broken_law(split: Images, raw: RawData) -> str | None:

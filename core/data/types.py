@@ -100,7 +100,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """A set as its source holds it. `test` is None where the source has no test split. Label i means `classes[i]`.
+    """A set as its source holds it. `test` and `search` are None where the source has no such split. Label i means `classes[i]`.
 
     A set that is not `labelled` has labels -1 until a teacher answers for them.
     """
@@ -109,6 +109,7 @@ class RawData:
     test: Images | None
     classes: tuple[str, ...]
     labelled: bool = True
+    search: Images | None = None
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def read_state(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of pickles that torch did not write: they load, or are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = str(error).partition(". ")[0].partition("\n")[0][:160]  # what follows is advice to load code
         raise UserError(
             f"{path} is no weights file; it must be .safetensors or a state dict saved by torch.save(model.state_dict(), ...): {reason}"
         ) from error

@@ -16,6 +16,7 @@ from core.config import DataConfig
 from core.data.cache import cached_arrays
 from core.data.folder import load_folder
 from core.data.listing import is_image_folder
+from core.data.splits import load_raw, split_search, split_test
 from core.data.types import RawData
 from core.errors import UserError
 
@@ -68,6 +69,25 @@ def test_val_stands_in_for_a_missing_test_folder_only(split_folder: Path) -> Non
     assert first is not None
     assert second is not None
     assert (len(first), len(second)) == (4, 2)
+
+
+@pytest.mark.parametrize("resident_gb", [1.0, 1e-9], ids=["resident", "streamed"])
+def test_val_beside_test_is_the_search_split_and_nothing_is_held_out_of_train(split_folder: Path, resident_gb: float) -> None:
+    for name in ("cat", "dog"):
+        add_images(split_folder / "val" / name, 3)
+    (split_folder / "val" / "dog" / "bad.png").write_bytes(b"no image")
+    config = DataConfig(name="folder", dir=split_folder, resident_gb=resident_gb, skip_bad=True, search_fraction=0.5)
+    raw = load_raw(config, split_folder / "cache")
+    data = split_search(raw, config)
+    assert (len(data.train), len(data.search), len(split_test(raw, config))) == (8, 6, 4)
+    assert data.search.labels.tolist() == [0] * 3 + [1] * 3
+    first = np.asarray(Image.open(split_folder / "val" / "cat" / "0.png"))
+    assert (data.search.take(torch.tensor([0]))[0, 0].numpy() == first).all()
+
+
+def test_a_class_that_val_lacks_is_named(split_folder: Path) -> None:
+    add_images(split_folder / "val" / "cat", 1)
+    assert "train and val must have the same classes" in refusal(split_folder)
 
 
 def test_class_folders_alone_have_no_test_split(split_folder: Path) -> None:

@@ -166,7 +166,8 @@ def build(classes):
         ("def build(:\n", "net.py:build", "net.py:1 raised SyntaxError while "),
         ("def built():\n    ...\n", "net.py:build", "net.py has no function 'build', did you mean 'built'?"),
         ("def build():\n    return 3\n", "net.py:build", "must return a torch.nn.Module, but it returned int"),
-        (NET, "gone.py:build", "there is no file for 'gone.py:build'"),
+        (NET, "gone.py:build", "there is no file gone.py"),
+        (NET, "net.py", "'net.py' names a file but no function"),
         (NET, "net.py", "--model must name a Python file and a function in it"),
     ],
 )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from search.export_best import newest_run
-from search.final_score import wilson
+from search.final_score import optimism, score, wilson
 from tests.search.studies import export, load, predict, refused
 
 Capture = pytest.CaptureFixture[str]
@@ -52,6 +52,12 @@ def test_rank_0_is_a_bundle_that_answers_for_its_test_accuracy(again: Path, capf
 
     # the bundle, on the test images as files, gives the accuracy that the export states
     assert predicted_right(capfd, bundle) == round(measured["test"]["accuracy"] * 360)
+
+
+def test_a_search_accuracy_above_the_test_interval_gets_a_line() -> None:
+    test = score(np.eye(2)[[0] * 40 + [1] * 60], np.zeros(100, dtype=int))
+    assert optimism(0.40, test) == optimism(0.45, test) == ""
+    assert "above the test interval" in optimism(0.55, test)
 
 
 def test_another_runtime_gets_the_same_weights_scored_and_timed_there(again: Path, capfd: Capture) -> None:
