@@ -34,6 +34,8 @@ FRONT, DOMINATED, TEACHER, INK, GRID = "#3346c8", "#8b95a5", "#e8890c", "#1f2733
 TAUGHT = "agreement with the teacher, %"
 SIZE, LATENCY = 1, 2
 """Axes of `objectives`, which are also the panels' columns."""
+MOST_TICKS = 10
+"""Of which the labels on a logarithmic axis do not touch."""
 # Buttons are named so that none that uploads the data to a service is there.
 CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]]}
 
@@ -229,7 +231,7 @@ def log_ticks(values: Sequence[float]) -> list[float]:
 
 
 def inner_ticks(values: Sequence[float], enough: int = 4) -> list[float]:
-    """Round numbers between the smallest and the largest positive value: the coarsest set that has `enough`.
+    """Round numbers between the smallest and the largest positive value: the coarsest set that has `enough`, without crowds.
 
     Where none has, the finest that has two, else the two ends.
     """
@@ -242,8 +244,17 @@ def inner_ticks(values: Sequence[float], enough: int = 4) -> list[float]:
         ticks = [float(f"{digit}e{power - 1}") for power in powers for digit in digits]
         inside = [tick for tick in ticks if low <= tick <= high]
         if len(inside) >= enough:
-            return inside
-    return inside if len(inside) >= 2 else sorted({low, high})
+            break
+    return _apart(inside, math.log(high / low) / MOST_TICKS) if len(inside) >= 2 else sorted({low, high})
+
+
+def _apart(ticks: Sequence[float], least: float) -> list[float]:
+    """From the smallest on, those whose logarithm lies `least` above that of the one before: 8, 9 and 10 are close at the end of a decade."""
+    kept = list(ticks[:1])
+    for tick in ticks[1:]:
+        if math.log(tick / kept[-1]) >= least:
+            kept.append(tick)
+    return kept
 
 
 def tick_text(value: float) -> str:
