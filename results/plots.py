@@ -249,7 +249,7 @@ def inner_ticks(values: Sequence[float], enough: int = 4) -> list[float]:
 
 
 def _apart(ticks: Sequence[float], least: float) -> list[float]:
-    """From the smallest on, those whose logarithm lies `least` above that of the one before: 8, 9 and 10 are close at the end of a decade."""
+    """From the smallest on, those whose logarithm lies `least` above that of the one before: 8, 9 and 10 stand close."""
     kept = list(ticks[:1])
     for tick in ticks[1:]:
         if math.log(tick / kept[-1]) >= least:

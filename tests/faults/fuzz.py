@@ -27,8 +27,10 @@ from typing import Any
 from benchmarks.scaling import coordinate
 from core.cli import run_main
 from core.files import write_atomically
+from core.hardware import device_facts
 from core.pack import pack
 from results.record import RECORD_KEY
+from search.summary import versions
 from tests.core.bundle_samples import make_bundle, save_image
 from tests.core.pack_mutations import network, with_checksum
 from tests.search.studies import ROOT
@@ -231,7 +233,8 @@ def fuzz(folder: Path, inputs: int, seed: int, bundle: Path, study: Path) -> lis
     try:
         for number in range(inputs):
             kind, main, prepare = kinds[number % len(kinds)]
-            rows.append({"input": number, "kind": kind, **try_one(main, prepare(random.Random(f"{seed} {number}")), folder)})
+            row = {"input": number, "kind": kind, **try_one(main, prepare(random.Random(f"{seed} {number}")), folder)}
+            rows.append(row | {"fine": is_fine(row)})
     finally:
         os.chdir(before)
     return rows
@@ -248,8 +251,10 @@ def main() -> None:
         folder = Path(name, "work")
         folder.mkdir()
         rows = fuzz(folder, args.inputs, args.seed, make_bundle(Path(name, "sample")), make_study(Path(name, "told")))
-    write_atomically(args.out, json.dumps(rows, indent=1) + "\n")
-    print(dict(Counter(row["code"] for row in rows)), "not fine:", [row for row in rows if not is_fine(row)])
+    write_atomically(
+        args.out, json.dumps({"inputs": rows, "limit_s": LIMIT_S, "device": device_facts(), "versions": versions()}, indent=1) + "\n"
+    )
+    print(dict(Counter(row["code"] for row in rows)), "not fine:", [row for row in rows if not row["fine"]])
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ from typing import Any
 import psutil
 
 from core.files import write_atomically
+from core.hardware import device_facts
 from results.record import RECORD_KEY
-from search.study import REQUEUED_KEY
+from search.study import REQUEUED_KEY, count_finished, count_running
+from search.summary import versions
 from tests.faults.runs import alive, argv, family, log_of, start, wait_until, workers_of
 from tests.search.studies import load
 
@@ -32,8 +34,8 @@ VICTIMS = ("run", "worker", "all", "stop")
 """The parent alone; one worker, and the parent a little later; everything at once; SIGTERM to the parent."""
 
 
-def kill_rounds(folder: Path, kills: int, seed: int, out: Path | None = None) -> list[dict[str, Any]]:
-    """Start a run, kill it at a random moment, look at what is left, `kills` times over. The rows, also written to `out` one by one."""
+def kill_rounds(folder: Path, kills: int, seed: int) -> list[dict[str, Any]]:
+    """Start a run, kill it at a random moment, look at what is left, `kills` times over: a row each."""
     chance = random.Random(seed)
     rows: list[dict[str, Any]] = []
     for number in range(kills):
@@ -47,8 +49,7 @@ def kill_rounds(folder: Path, kills: int, seed: int, out: Path | None = None) ->
             "doubled": doubled(folder),
         }
         rows.append(row)
-        if out is not None:
-            write_atomically(out, json.dumps(rows, indent=1) + "\n")
+        print(row, flush=True)
     return rows
 
 
@@ -103,6 +104,21 @@ def doubled(folder: Path) -> int:
     return sum(count - 1 for count in repeats.values())
 
 
+def facts() -> dict[str, Any]:
+    """Where it was done."""
+    return {"device": device_facts(), "versions": versions()}
+
+
+def end_of(folder: Path, before: dict[int, Any]) -> dict[str, int]:
+    """Let the study end by itself with a few more trials, and count what is left of everything that was `finished` before."""
+    wanted = len(before) + 3
+    assert start(folder, *argv("--trials", str(wanted), "--workers", "2")).wait(300) == 0, log_of(folder)[-2000:]
+    after, study = finished(folder), load(folder=folder / "runs" / "tiny")
+    lost = sum(after.get(trial) != what for trial, what in before.items())
+    counts = {"wanted": wanted, "finished": count_finished(study), "running": count_running(study)}
+    return {**counts, "lost": lost, "doubled": doubled(folder)}
+
+
 def main() -> None:
     """Kill, then let the study end by itself; the last line counts."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -111,8 +127,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = kill_rounds(Path(folder), args.kills, args.seed, args.out.resolve())
-    print({key: sum(row[key] for row in rows) for key in ("lost", "doubled")}, "of", rows[-1]["after"], "finished trials")
+        rows = kill_rounds(Path(folder), args.kills, args.seed)
+        end = end_of(Path(folder), finished(Path(folder)))
+    write_atomically(args.out, json.dumps({"kills": rows, "end": end, **facts()}, indent=1) + "\n")
+    print({key: sum(row[key] for row in rows) for key in ("lost", "doubled")}, "and at the end", end)
 
 
 if __name__ == "__main__":
