@@ -83,6 +83,7 @@ class EngineHost:
         self._alive = FileLock(Path(self._folder.name, ALIVE))  # free when this process dies, however it does
         self._alive.acquire()
         self._child: Child | None = None
+        self._closed = False
 
     def __enter__(self) -> EngineHost:
         return self
@@ -91,7 +92,9 @@ class EngineHost:
         self.close()
 
     def close(self) -> None:
-        """End the child and remove what was on its way to it. A closed host may not be used again."""
+        """End the child and remove what was on its way to it, also while another thread asks or waits: that one gets EngineBuildError
+        or MeasurementError. A closed host may not be used again."""
+        self._closed = True
         self._replace_child()
         self._alive.release()
         self._folder.cleanup()
@@ -199,7 +202,7 @@ class EngineHost:
 
     def _alone(self) -> AbstractContextManager[None]:
         """Nobody else measures on this machine; an agent's machine sees to itself."""
-        return nullcontext() if self._agent is not None else measuring(self.config.wait_s)
+        return nullcontext() if self._agent is not None else measuring(self.config.wait_s, lambda: self._closed)
 
     def _time(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
         """Measured, and a second time where something else was busy; what wavers again is kept, and marked."""
@@ -259,6 +262,8 @@ class EngineHost:
         config, name = self.config, runtime or self.runtime.name
         options = {"batch": batch, "threads": config.threads, "precision": precision or config.precision, "cache": self._engine_cache}
         request = {"op": op, "model": str(Path(model).resolve()), "runtime": name, "options": options, **more}
+        if self._closed:
+            raise EngineBuildError(f"an engine host must be open to {op} {model}, but it was closed meanwhile; ask another")
         if self._child is None or not self._child.alive():
             self._replace_child()
             self._child = Child(Path(self._folder.name))

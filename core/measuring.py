@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,12 +25,15 @@ def measurement_lock() -> Path:
 
 
 @contextmanager
-def measuring(wait_s: float) -> Iterator[None]:
-    """Within it nobody else measures here. Raises MeasurementError, naming the owner, when another does so for longer than `wait_s`."""
+def measuring(wait_s: float, given_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Within it nobody else measures here. Raises MeasurementError, naming the owner, when another does so for longer than `wait_s`.
+
+    So it does as soon as `given_up` says that nobody waits any more.
+    """
     path = measurement_lock()
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=wait_s, poll_interval=POLL_S)
+        lock.acquire(timeout=wait_s, poll_interval=POLL_S, cancel_check=given_up)
     except Timeout as error:
         raise MeasurementError(
             f"one measurement runs at a time on a machine, but {_owner(path)} has not ended within {wait_s:g} s; "

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from core.agent_client import LENGTH_HEADER, OPTIONS_HEADER, TOKEN_VARIABLE
 from core.config import RuntimeConfig
 from core.engines import EngineHost
 from core.errors import EngineBuildError, MeasurementError, UserError
+from core.measuring import measuring
 from core.upload import check_upload
 from tests.tiny_onnx import IMAGES, Classifier, not_finite, save_model, unsupported
 
@@ -170,9 +172,10 @@ def test_a_tensor_outside_the_file_is_found_wherever_it_hides(tmp_path: Path) ->
 
 
 def test_another_model_waits_for_its_turn_and_is_told_when_it_does_not_come(server: AgentServer, model: Path, tmp_path: Path) -> None:
-    with EngineHost(through(server, wait_s=0.1), tmp_path) as there:
-        with server.measurer.busy, pytest.raises(MeasurementError, match="one model at a time, and another one is here"):
-            there.latency(model)
+    refused = pytest.raises(MeasurementError, match="one model at a time, and another one is here")
+    with EngineHost(through(server, wait_s=0.1), tmp_path) as there, server.measurer.busy, refused:
+        there.latency(model)
+    with EngineHost(through(server), tmp_path) as there:
         assert there.latency(model).p50_ms > 0
 
 
@@ -201,12 +204,14 @@ def test_an_agent_that_goes_away_within_a_measurement_fails_it(
         killer.join()
 
 
-def test_ctrl_c_ends_the_agent_also_while_it_measures(process: tuple[subprocess.Popen[str], str], model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["while it measures", "while it waits for the machine"])
+def test_ctrl_c_ends_the_agent(elsewhere: bool, process: tuple[subprocess.Popen[str], str], model: Path, tmp_path: Path) -> None:
     agent, url = process
-    with EngineHost(QUICK.model_copy(update={"agent": url, "warmup_s": 30.0}), tmp_path) as there:
+    config = QUICK.model_copy(update={"agent": url, "warmup_s": 30.0})
+    with EngineHost(config, tmp_path) as there, measuring(60.0) if elsewhere else nullcontext():
         killer = threading.Timer(1.0, agent.send_signal, [signal.SIGINT])
         killer.start()
-        with pytest.raises(EngineBuildError):
+        with pytest.raises((EngineBuildError, MeasurementError)):
             there.latency(model)
         killer.join()
-    assert agent.wait(timeout=15) == 130
+        assert agent.wait(timeout=15) == 130
