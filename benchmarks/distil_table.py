@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -100,9 +100,7 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
     ground = open_ground(args, {"parent.train.epochs": args.epochs})
     config, device = ground.config, ground.device
     views = viewed(ground.data.train, ground.teacher.normalise, config.views, config.seed, device.device)
-    mean = viewed(
-        ground.data.train, ground.teacher.normalise, config.views.model_copy(update={"average": True}), config.seed, device.device
-    )
+    mean = replace(views, plan=views.plan.model_copy(update={"average": True}))
     logits, averaged = (TeacherLogits(ground.teacher, data, ground.data.info.digest, device, CACHE, grid=GRID) for data in (views, mean))
     averaged(torch.arange(1, device=device.device), 0)  # every view
     print(f"the teacher ran on {averaged.forward_images} images", flush=True)

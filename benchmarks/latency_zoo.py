@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,28 @@ Key = tuple[str, str, str, str]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return run(__doc__, RESULT, key, rows, table)
+
+
+def run(
+    doc: str | None,
+    result: Path,
+    key: Callable[[Row], Hashable],
+    rows: Callable[[list[str], float, dict[Any, Row]], Iterator[Row]],
+    table: Callable[[list[Row]], str],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """The command of a benchmark that times students row by row: time what is not kept, write every row, print the table.
+
+    `rows` gets the students, the longest measurement in seconds, and the kept rows by `key`, of which it leaves out the current ones.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", nargs="+", default=sorted(STUDENTS), choices=sorted(STUDENTS), metavar="NAME")
     parser.add_argument("--max-s", type=float, default=6.0, metavar="S", help="longest measurement (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path, default=result)
     parser.add_argument("--fresh", action="store_true", help="time also what was timed before")
     parser.add_argument("--table", action="store_true", help="print the table of what there is, time nothing")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     kept = {} if args.fresh or not args.out.exists() else {key(row): row for row in json.loads(args.out.read_text())["rows"]}
     if not args.table:
         for row in rows(args.students, args.max_s, kept):
@@ -53,6 +68,11 @@ def main() -> int:
             write_atomically(args.out, json.dumps({"rows": list(kept.values())}, indent=1) + "\n")
     print(table(list(kept.values())))
     return 0
+
+
+def is_current(known: Row | None, row: Row) -> bool:
+    """Whether the kept row was timed on this device by this program, without an error."""
+    return known is not None and known.get("error") is None and all(known[fact] == row[fact] for fact in ("fingerprint", "code"))
 
 
 def key(row: Row) -> Key:
@@ -69,8 +89,7 @@ def rows(students: list[str], max_s: float, kept: dict[Key, Row]) -> Iterator[Ro
                 wanted = [("int8", "f32"), *(("float", precision) for precision in plain.runtime.precisions)]
                 for execution, precision in wanted:
                     row = {"student": student, "execution": execution, "precision": precision, **facts}
-                    known = kept.get(key(row), {})
-                    if all(known.get(fact) == row[fact] for fact in ("fingerprint", "code")) and known.get("error") is None and known:
+                    if is_current(kept.get(key(row)), row):
                         continue
                     path = model(student, execution, plain, Path(work))
                     with EngineHost(plain.config.model_copy(update={"precision": precision}), Path(work)) as engines:
@@ -111,7 +130,7 @@ def eager(max_s: float, code: str, kept: dict[Key, Row]) -> Iterator[Row]:
     facts = {"runtime": "torch_eager", "version": torch.__version__, "code": code}
     facts["fingerprint"] = device_fingerprint(1, NAME, torch.__version__)[1]
     row: Row = {"student": EAGER, "execution": "float", "precision": "f32", **facts}
-    if all(kept.get(key(row), {}).get(fact) == row[fact] for fact in ("fingerprint", "code")):
+    if is_current(kept.get(key(row)), row):
         return
     network = STUDENTS[EAGER](classes=10, channels=3, image_size=32, width=1.0)
     report = time_eager(network, SHAPE, RuntimeConfig(warmup_s=0.5, max_s=max_s))

@@ -8,11 +8,9 @@ Writes benchmarks/results/prune_latency.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -20,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch import nn
 
-from benchmarks.latency_zoo import ROOT, SHAPE, Row, code_digest, timed
+from benchmarks.latency_zoo import ROOT, SHAPE, Row, code_digest, is_current, run, timed
 from core.candidate import Candidate, Execution, GroupPlan, ShapePlan
 from core.compress import draft, resolve
 from core.config import RuntimeConfig
@@ -36,23 +34,9 @@ EXECUTIONS: tuple[Execution, ...] = ("int8", "float")
 Key = tuple[str, float, str]
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Time what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--students", nargs="+", default=sorted(STUDENTS), choices=sorted(STUDENTS), metavar="NAME")
-    parser.add_argument("--max-s", type=float, default=6.0, metavar="S", help="longest measurement (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    parser.add_argument("--fresh", action="store_true", help="time also what was timed before")
-    parser.add_argument("--table", action="store_true", help="print the table of what there is, time nothing")
-    args = parser.parse_args(argv)
-    kept = {} if args.fresh or not args.out.exists() else {key(row): row for row in json.loads(args.out.read_text())["rows"]}
-    if not args.table:
-        for row in rows(args.students, args.max_s, kept):
-            kept[key(row)] = row
-            print(json.dumps(row), flush=True)
-            write_atomically(args.out, json.dumps({"rows": list(kept.values())}, indent=1) + "\n")
-    print(table(list(kept.values())))
-    return 0
+    return run(__doc__, RESULT, key, rows, table, argv)
 
 
 def key(row: Row) -> Key:
@@ -65,8 +49,7 @@ def rows(students: list[str], max_s: float, kept: dict[Key, Row]) -> Iterator[Ro
         facts = {"fingerprint": engines.fingerprint, "device": engines.device, "code": code_digest()}
         for student, execution, ratio in product(students, EXECUTIONS, (0.0, RATIO)):
             row = {"student": student, "ratio": ratio, "execution": execution, **facts}
-            known = kept.get(key(row), {})
-            if known.get("error", "") is None and all(known[fact] == row[fact] for fact in ("fingerprint", "code")):
+            if is_current(kept.get(key(row)), row):
                 continue
             network, plan = pruned(student, ratio, execution, engines)
             yield row | counted(network) | timed(engines, exported(network, plan, execution, engines, Path(work)))

@@ -81,7 +81,18 @@ def cifar_text(result: dict[str, Any], words: dict[str, str]) -> str:
         f"| {teacher['latency']['p50_ms']:.3f} | 1 | 1 |"
     )
     table = f"{words['front_head']}\n|---|---|---|---|---|---|---|---|\n{rows}\n{last}"
-    return "\n\n".join([words["cifar_title"], words["cifar"].format(**facts), table, words["cifar_foot"].format(**facts)])
+    lines = [words["cifar_title"], words["cifar"].format(**facts), table, words["cifar_foot"].format(**facts)]
+    return "\n\n".join([*lines, *([words["changed"]] if has_changed(config) else [])])
+
+
+def has_changed(recorded: dict[str, Any]) -> bool:
+    """Whether a training of the recorded run is another one in the configuration of today."""
+    from core.yaml_io import load_config
+
+    today = load_config("cifar10", [], ROOT).model_dump(mode="json")
+    pairs = [(recorded["finetune"], today["finetune"])]
+    pairs += [(recorded[part]["train"], today[part]["train"]) for part in ("teacher", "parent", "quantise")]
+    return any(key not in new or new[key] != value for old, new in pairs for key, value in old.items())
 
 
 def front_row(row: dict[str, Any], teacher: dict[str, Any]) -> str:

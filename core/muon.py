@@ -68,14 +68,21 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     x = x / (x.flatten(1).norm(dim=1).view(-1, 1, 1) + 1e-7)
     x = x.to(torch.bfloat16 if x.shape[1] >= LARGE or x.is_cuda else torch.float32)
     gram = (x @ x.mT).float()
-    a, b, c = COEFFICIENTS
-    turn = torch.eye(gram.shape[1], device=gram.device).expand_as(gram)
-    for _ in range(STEPS):
-        factor = torch.baddbmm(b * gram, gram, gram, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        turn, gram = factor @ turn, factor @ (factor @ gram)
+    turn = factor = _polynomial(gram)
+    for _ in range(STEPS - 1):
+        gram = factor @ (factor @ gram)
+        factor = _polynomial(gram)
+        turn = factor @ turn
     x = (turn.to(x.dtype) @ x).float()
     return x.mT if tall else x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """a I + b G + c G G of Gram matrices (n, r, r)."""
+    a, b, c = COEFFICIENTS
+    factor = torch.baddbmm(b * gram, gram, gram, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
 
 
 def _orthogonal(updates: list[Tensor]) -> list[Tensor]:

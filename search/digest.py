@@ -25,24 +25,34 @@ def portable(content: Mapping[str, Any]) -> dict[str, Any]:
     if not runtime.get("build_for"):
         runtime.pop("build_for", None)  # as in a study of an older version
     config = {key: value for key, value in config.items() if key != "journal"}  # it only looks
-    quantise = {key: value for key, value in config["quantise"].items() if (key, value) != ("simulate_activations", False)}
-    moved = {"data": {**config["data"], "dir": None}, "teacher": _placeless(teacher), "runtime": runtime, "quantise": quantise}
+    moved = {"data": {**config["data"], "dir": None}, "teacher": _placeless(teacher), "runtime": runtime}
     # absent in a study of an older version
     more = {"more_teachers": [_placeless(each) for each in config.get("more_teachers", ())]}
-    return {**content, "space": _without_defaults(content["space"]), "config": {**config, **moved, **more}}
+    space = {key: value for key, value in content["space"].items() if key != "allocation" or value["strategy"] != "per_position"}
+    found = {**content, "space": space, "config": {**config, **moved, **more}}
+    for path, value in NEWER.items():
+        found = _without(found, path, value)
+    return found
 
 
-def _without_defaults(space: Mapping[str, Any]) -> dict[str, Any]:
-    """The space without sections and keys that studies of an older version had not, where they are as those were."""
-    prune = {key: value for key, value in space["prune"].items() if value != NEWER.get(key)}
-    kept = {key: value for key, value in space.items() if key != "allocation" or value["strategy"] != "per_position"}
-    if "allocation" in kept:
-        kept["allocation"] = {key: value for key, value in kept["allocation"].items() if (key, value) != ("budget_ms", None)}
-    return {key: value for key, value in kept.items() if (key, value) != ("order", "prune, quantise")} | {"prune": prune}
+NEWER: dict[tuple[str, ...], Any] = {
+    ("space", "prune", "importance"): "l2",
+    ("space", "prune", "scope"): "local",
+    ("space", "order"): "prune, quantise",
+    ("space", "allocation", "budget_ms"): None,
+    ("config", "quantise", "simulate_activations"): False,
+}
+"""Keys that studies of an older version had not -> the value that is as those were."""
 
 
-NEWER = {"importance": "l2", "scope": "local"}
+def _without(tree: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """`tree` without the key at `path` where it is there and has that value."""
+    head, *rest = path
+    if rest:
+        return {**tree, head: _without(tree[head], tuple(rest), value)} if head in tree else dict(tree)
+    return {key: found for key, found in tree.items() if (key, found) != (head, value)}
 
 
 def _placeless(teacher: Mapping[str, Any]) -> dict[str, Any]:
-    return {**teacher, "model": teacher["model"] and Path(teacher["model"]).name, "weights": teacher["weights"] and "given"}
+    moved = {**teacher, "model": teacher["model"] and Path(teacher["model"]).name, "weights": teacher["weights"] and "given"}
+    return _without(moved, ("train", "infobatch"), 0.0)  # as in NEWER, of every teacher

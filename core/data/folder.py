@@ -23,6 +23,8 @@ from core.errors import UserError
 FORMAT = 1
 """Raised whenever the decoding changes, so that caches of another decoder are not read."""
 DEFAULT_SIZE, LARGEST_SHARED_SIZE, SMALLEST_SIZE = 32, 64, 4
+FOLDERS = {"train": "train", "test": "test", "search": "val"}
+"""Of the splits, for messages."""
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +74,9 @@ def _without_bad(listing: Listing, config: DataConfig, cache_dir: Path, size: in
         told = [next(reasons) for _ in entries]
         bad += [reason for reason in told if reason]
         sound[name] = tuple(entry for entry, reason in zip(entries, told, strict=True) if not reason)
-        require_images(sound[name], listing.classes, listing.root / name)
     _report_bad(bad, skip_bad=True)
+    for name, entries in sound.items():
+        require_images(entries, listing.classes, listing.root / FOLDERS[name])
     return replace(listing, train=sound["train"], test=sound.get("test"), search=sound.get("search"))
 
 
@@ -180,7 +183,7 @@ def _require_classes(listing: Listing, arrays: Arrays) -> None:
     """Leaving bad images out must not have emptied a class."""
     for split in listing.splits():
         labels = np.unique(arrays[f"{split}_labels"])
-        require_images([Entry("", 0, 0, int(label)) for label in labels], listing.classes, listing.root / split)
+        require_images([Entry("", 0, 0, int(label)) for label in labels], listing.classes, listing.root / FOLDERS[split])
 
 
 def _image_set(arrays: Arrays, split: str) -> ImageSet:

@@ -44,7 +44,8 @@ class OpenVinoEngine:
         model = core.read_model(path)
         shape = model.input(0).partial_shape
         self.input_shape = fixed_shape([size.get_length() if size.is_static else str(size) for size in shape], options.batch)
-        self._read = [_node(op.get_friendly_name()) for op in model.get_ordered_ops() if op.get_type_name() in COMPUTE_OPS]
+        ops = model.get_ordered_ops() if counted else []
+        self._read = [_node(op.get_friendly_name()) for op in ops if op.get_type_name() in COMPUTE_OPS]
         model.reshape({model.input(0): ov.PartialShape(list(self.input_shape))})
         supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
         self._model = core.compile_model(model, "CPU", _properties(options, supported) | {"PERF_COUNT": counted})

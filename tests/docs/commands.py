@@ -59,8 +59,8 @@ def known_flags(module: str) -> frozenset[str]:
     """The flags of a module and of its sub-commands: those of its help, of a benchmark those of its source."""
     if module.startswith("benchmarks."):  # importing one takes seconds
         source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
-        shared = (ROOT / "benchmarks" / "rows.py").read_text() if "build_parser(__doc__" in source else ""
-        return frozenset(re.findall(r'"(--[a-z][a-z-]*)"', source + shared))
+        found = frozenset(re.findall(r'"(--[a-z][a-z-]*)"', source))
+        return found.union(*(known_flags(shared) for shared in re.findall(r"^from (benchmarks\.\w+) import", source, re.MULTILINE)))
     said = help_of(module)
     commands = re.search(r"{([\w,-]+)}", said)
     for command in commands[1].split(",") if commands else []:

@@ -27,12 +27,11 @@ from typing import Any
 from benchmarks.scaling import coordinate
 from core.cli import run_main
 from core.files import write_atomically
-from core.hardware import device_facts
 from core.pack import pack
 from results.record import RECORD_KEY
-from search.summary import versions
 from tests.core.bundle_samples import make_bundle, save_image
 from tests.core.pack_mutations import network, with_checksum
+from tests.faults.runs import facts
 from tests.search.studies import ROOT
 
 CHECKSUM_BYTES = 4
@@ -251,9 +250,7 @@ def main() -> None:
         folder = Path(name, "work")
         folder.mkdir()
         rows = fuzz(folder, args.inputs, args.seed, make_bundle(Path(name, "sample")), make_study(Path(name, "told")))
-    write_atomically(
-        args.out, json.dumps({"inputs": rows, "limit_s": LIMIT_S, "device": device_facts(), "versions": versions()}, indent=1) + "\n"
-    )
+    write_atomically(args.out, json.dumps({"inputs": rows, "limit_s": LIMIT_S, **facts()}, indent=1) + "\n")
     print(dict(Counter(row["code"] for row in rows)), "not fine:", [row for row in rows if not row["fine"]])
 
 

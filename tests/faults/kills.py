@@ -19,11 +19,9 @@ from typing import Any
 import psutil
 
 from core.files import write_atomically
-from core.hardware import device_facts
 from results.record import RECORD_KEY
 from search.study import REQUEUED_KEY, count_finished, count_running
-from search.summary import versions
-from tests.faults.runs import alive, argv, family, log_of, start, wait_until, workers_of
+from tests.faults.runs import alive, argv, facts, family, log_of, start, wait_until, workers_of
 from tests.search.studies import load
 
 NEVER = "100000"
@@ -102,11 +100,6 @@ def doubled(folder: Path) -> int:
     trials = load(folder=folder / "runs" / "tiny").get_trials(deepcopy=False)
     repeats = Counter(trial.user_attrs[REQUEUED_KEY] for trial in trials if REQUEUED_KEY in trial.user_attrs)
     return sum(count - 1 for count in repeats.values())
-
-
-def facts() -> dict[str, Any]:
-    """Where it was done."""
-    return {"device": device_facts(), "versions": versions()}
 
 
 def end_of(folder: Path, before: dict[int, Any]) -> dict[str, int]:

@@ -8,15 +8,23 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from core.hardware import device_facts
+from search.summary import versions
 from tests.search.studies import DOT, ROOT, command
 
 PLUGIN = str(Path(__file__).with_name("dot_plugin.py"))
 QUICK = [*DOT, "teacher.train.epochs=1", "parent.train.epochs=1", "runtime.max_s=0.05", "runtime.warmup_s=0.01"]
 WORKER = "popen_loky"
 """In the command line of a loky worker."""
+
+
+def facts() -> dict[str, Any]:
+    """Where a campaign is run: its result file says so."""
+    return {"device": device_facts(), "versions": versions()}
 
 
 def argv(*more: str, study: str = "tiny") -> list[str]:

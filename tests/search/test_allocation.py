@@ -12,7 +12,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FixedTrial
 
 from core.candidate import AllocationPlan
-from core.config import Config
+from core.config import Config, TeacherConfig, TeacherTrainConfig
 from core.errors import UserError
 from core.yaml_io import parse
 from results.record import read_records
@@ -183,6 +183,17 @@ def test_a_study_from_before_there_were_latency_budgets_and_simulated_activation
     del old["space"]["allocation"]["budget_ms"], old["config"]["quantise"]["simulate_activations"]
     assert portable(old) == portable(content)
     assert space_digest(space(allocation=TIMED), Config())[0] != space_digest(space(allocation=TIMED | {"budget_ms": 0.3}), Config())[0]
+
+
+def test_a_study_from_before_there_was_infobatch_goes_on_with_all_its_teachers() -> None:
+    config = Config(more_teachers=(TeacherConfig(name="resnet8"),))
+    digest, content = space_digest(space(), config)
+    old = json.loads(json.dumps(content))
+    for teacher in (old["config"]["teacher"], *old["config"]["more_teachers"]):
+        del teacher["train"]["infobatch"]
+    assert portable(old) == portable(json.loads(json.dumps(content)))
+    chosen = TeacherConfig(train=TeacherTrainConfig(infobatch=0.5))
+    assert space_digest(space(), config.model_copy(update={"teacher": chosen}))[0] != digest
 
 
 def test_an_order_is_a_list_of_two_and_may_be_searched() -> None:
