@@ -1,6 +1,6 @@
-"""Write the measured sections of the READMEs and of docs/protocol.md from benchmarks/results/*.json: python benchmarks/readme.py [--check]
+"""Write what was measured into READMEs, docs/protocol.md and docs/recipes.md: python benchmarks/readme.py [--check]
 
-No number of these sections is typed by hand: the words of each language are in benchmarks/readme_text.py, the figures are put in here.
+Figures come from benchmarks/results/*.json. None is typed by hand: the words of each language are in benchmarks/readme_text.py.
 `--check` fails when a page differs from the results.
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,29 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from benchmarks.latency_zoo import table  # late: as a script this file is in no package
-    from benchmarks.readme_text import PAGES
+    from benchmarks.readme_text import PAGES  # late: as a script this file is in no package
+    from benchmarks.recipes import with_measured
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    sections = {page: section(words) for page, words in PAGES.items()} | {"docs/protocol.md": table(read("latency_zoo")["rows"])}
-    for page, text in sections.items():
+    sections = {page: section(words) for page, words in PAGES.items()} | {"docs/protocol.md": protocol()}
+    changes: dict[str, Callable[[str], str]] = {page: partial(with_section, text=text) for page, text in sections.items()}
+    changes["docs/recipes.md"] = with_measured
+    for page, change in changes.items():
         path = ROOT / page
         old = path.read_text(encoding="utf-8")
-        new = with_section(old, text)
+        new = change(old)
         if check and new != old:
-            sys.exit(f"{page}'s measured section differs from benchmarks/results; run python benchmarks/readme.py")
+            sys.exit(f"what {page} says was measured differs from benchmarks/results; run python benchmarks/readme.py")
         path.write_text(new, encoding="utf-8")
+
+
+def protocol() -> str:
+    """The measured section of docs/protocol.md: every student's latencies, and what a study survives."""
+    from benchmarks import latency_zoo, workers_text
+
+    return f"{latency_zoo.table(read('latency_zoo')['rows'])}\n\n{workers_text.section(read('kills'), read('fuzz'), read('scaling'))}"
 
 
 def with_section(page: str, text: str) -> str:
@@ -63,7 +74,7 @@ def cifar_text(result: dict[str, Any], words: dict[str, str]) -> str:
         "search": run["data"]["search"],
         "test": test["images"],
         "trials": sum(run["trials"].values()),
-        "states": ", ".join(f"{count} {state.lower()}" for state, count in sorted(run["trials"].items())),
+        "states": ", ".join(words[state].format(count=count) for state, count in sorted(run["trials"].items())),
         "seed": run["seed"],
         "minutes": run["wall_seconds"] / 60,
         "teacher_minutes": run["teacher_seconds"] / 60,

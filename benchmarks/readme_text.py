@@ -19,6 +19,9 @@ ENGLISH = {
         "layers, batch {batch}, {threads} thread. KB: 1000 bytes of packed weights."
     ),
     "changed": "`configs/cifar10.yaml` has other recipes since: the command takes another time today, and gives other points.",
+    "COMPLETE": "{count} complete",
+    "PRUNED": "{count} stopped or skipped",
+    "FAIL": "{count} failed",
     "digits_title": "### Digits",
     "digits": (
         "The demo's search (20 trials) with three seeds, each with its own split: {images} test images. Mean test accuracy of rank 0: "
@@ -68,6 +71,9 @@ CHINESE = {
         "batch {batch}，{threads} 个线程。KB：打包后的权重，以 1000 字节为单位。"
     ),
     "changed": "此后 `configs/cifar10.yaml` 的训练配方已经更改：今天运行同一命令，用时与结果点都会不同。",
+    "COMPLETE": "完成 {count} 个",
+    "PRUNED": "停止或跳过 {count} 个",
+    "FAIL": "失败 {count} 个",
     "digits_title": "### 手写数字（digits）",
     "digits": (
         "演示用的搜索（20 个 trial），三个种子，各有自己的划分：{images} 张测试图像。rank 0 的平均测试准确率：{mean:.2f} %。"

@@ -75,6 +75,8 @@ class Table(Generic[R, B]):
     make: Callable[[R, B], dict[str, Any]]
     """A finished row; `row` is its name."""
     markdown: Callable[[dict[str, Any]], str]
+    told: Callable[[dict[str, Any]], str] = lambda row: f"test {100 * row['test_accuracy']:.2f} %, {row['seconds']:.0f} s"
+    """What is said when a row is finished."""
 
     def run(self, args: argparse.Namespace) -> int:
         """Make the rows that are missing, then print the table."""
@@ -105,7 +107,7 @@ class Table(Generic[R, B]):
                     continue
                 result = self.make(row, bench)
                 self._append(result, self.shared(bench), args.out)
-                print(f"{row.name}: test {100 * result['test_accuracy']:.2f} %, {result['seconds']:.0f} s", flush=True)
+                print(f"{row.name}: {self.told(result)}", flush=True)
 
     def _append(self, row: dict[str, Any], same: dict[str, Any], path: Path) -> None:
         """Add a finished row; other processes may be doing so too. Raises UserError where the file is of another set-up."""

@@ -16,13 +16,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from threading import get_ident
 from typing import Any
+from unittest.mock import patch
 
 import joblib
 import optuna
+from optuna.samplers import BaseSampler
 from sqlalchemy.engine import make_url
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,12 +37,14 @@ from core.files import write_atomically  # noqa: E402
 from core.hardware import device_facts  # noqa: E402
 from results.front import objectives  # noqa: E402
 from results.record import RECORD_KEY, TrialRecord  # noqa: E402
+from search import samplers  # noqa: E402 (the module: a worker gets a copy of any other global)
 from search.goal import Goal  # noqa: E402
 from search.lock import StudyLock  # noqa: E402
 from search.loop import run_trials  # noqa: E402
 from search.owner import OWNER_KEY, current_owner  # noqa: E402
 from search.progress import Progress  # noqa: E402
 from search.sample import sample  # noqa: E402
+from search.samplers import Clocked  # noqa: E402
 from search.space import Space, load_space  # noqa: E402
 from search.study import open_study  # noqa: E402
 from search.summary import versions  # noqa: E402
@@ -94,63 +100,82 @@ class Untrained:
             self.ends.append((self.newest, time.monotonic()))
 
 
-class TimedLock(StudyLock):
-    """A study's lock that adds up the seconds of waiting for it."""
+class Watch:
+    """Adds up seconds of the thread that made it, and of its processor; a call within a watched call counts once."""
 
-    seconds = 0.0
+    def __init__(self) -> None:
+        self.seconds, self.cpu_seconds, self._inside, self._thread = 0.0, 0.0, False, get_ident()
+
+    def __call__(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        if self._inside or get_ident() != self._thread:  # another thread's: the heart of a trial, which beats beside us
+            return call(*arguments, **named)
+        self._inside, start, cpu_start = True, time.perf_counter(), time.thread_time()
+        try:
+            return call(*arguments, **named)
+        finally:
+            self._inside = False
+            self.seconds += time.perf_counter() - start
+            self.cpu_seconds += time.thread_time() - cpu_start
+
+
+class TimedLock(StudyLock):
+    """A study's lock whose waiting is watched."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__(url, folder)
+        self.watch = Watch()
 
     def acquire(self) -> None:
         """As the lock."""
-        start = time.perf_counter()
-        super().acquire()
-        self.seconds += time.perf_counter() - start
+        self.watch(super().acquire)
+
+
+class WatchedSampler(Clocked):
+    """The sampler in it, watched."""
+
+    def __init__(self, sampler: BaseSampler, watch: Watch) -> None:
+        super().__init__(sampler)
+        self._timed = watch
 
 
 class TimedStorage:
-    """Adds up the seconds within a study's storage, calls from within it once."""
+    """Watches a study's storage."""
 
     def __init__(self, study: optuna.Study) -> None:
-        self.seconds, self._inside = 0.0, False
+        self.watch = Watch()
         storage = study._storage
         for name in dir(type(storage)):
             if not name.startswith("__") and callable(getattr(storage, name)):
                 setattr(storage, name, self._timed(getattr(storage, name)))
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **named: Any) -> Any:
-            if self._inside:
-                return call(*arguments, **named)
-            self._inside, start = True, time.perf_counter()
-            try:
-                return call(*arguments, **named)
-            finally:
-                self._inside = False
-                self.seconds += time.perf_counter() - start
-
-        return timed
+        return partial(self.watch, call)
 
 
 def coordinate(url: str, folder: Path, trials: int, sampler: str = "random", seconds: float = 0.0) -> dict[str, Any]:
-    """One worker's share of a study without training: how many trials, and the seconds of sampler, storage, lock and our own code.
+    """One worker's share of a study without training: how many trials, the seconds of sampler, storage and lock, and what our code took.
 
-    A sampler that reads the storage counts that twice, so our own seconds are right with `random` alone.
+    That is the processor's time of this thread without those three: with more workers than cores a clock on the wall sees the turns of
+    others too. A sampler that reads the storage counts that twice, so it is right with `random` alone.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space, lock = load_space(SPACE, []), TimedLock(url, folder)
+    space, lock, drawn = load_space(SPACE, []), TimedLock(url, folder), Watch()
+    original = samplers.SAMPLERS[sampler]
     with lock:
         study = open_study(url, folder.name, "coordination", {})
     storage = TimedStorage(study)
     runner = Untrained(space, lock.release, Progress(trials, quiet=True), seconds)
-    start = time.perf_counter()
-    run_trials(study, runner, Goal(trials, sampler=sampler), lock)
-    whole = time.perf_counter() - start - seconds * runner.count
+    watches = {"sampler": drawn, "storage": storage.watch, "lock": Watch()}
+    lock.watch = watches["lock"]  # opening the study, which all do at once, is no trial's
+    start = time.thread_time()
+    with patch.dict(samplers.SAMPLERS, {sampler: lambda seed: WatchedSampler(original(seed), drawn)}):
+        run_trials(study, runner, Goal(trials, sampler=sampler), lock)
+    whole = time.thread_time() - start
     return {
         "trials": runner.count,
-        "sampler_s": runner.sampler_seconds,
-        "storage_s": storage.seconds,
-        "lock_s": lock.seconds,
+        **{f"{name}_s": watch.seconds for name, watch in watches.items()},
         "ends": runner.ends,
-        "own_s": whole - runner.sampler_seconds - storage.seconds - lock.seconds,
+        "own_s": whole - sum(watch.cpu_seconds for watch in watches.values()),
     }
 
 

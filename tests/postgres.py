@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 PASSWORD = "hunter2"
@@ -82,3 +83,14 @@ def server() -> Iterator[Server]:
             yield cluster
         finally:
             cluster.stop()
+
+
+@contextmanager
+def opened(postgres: Server, name: str = "tiny") -> Iterator[optuna.Study]:
+    """A study in it, without a connection left behind."""
+    storage = optuna.storages.RDBStorage(postgres.url)
+    try:
+        yield optuna.load_study(study_name=name, storage=storage)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()

@@ -77,6 +77,18 @@ def test_a_recipe_runs_on_a_small_stand_in_of_its_data(name: str, home: Path, mo
     assert states(load(name)).count("COMPLETE") == 1
 
 
+@pytest.mark.parametrize("name", ["resnet32x4_resnet8x4", "cub200_vgg13_vgg8", "imagenet_resnet34_resnet18"])
+def test_a_recipe_for_a_gpu_can_be_foreseen_before_it_is_begun(
+    name: str, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("search.foresee.DRAWS_S", 1.0)  # not all that it can measure in a quarter of a minute
+    space = str(ROOT / "spaces" / "recipes" / f"{name}.yaml")
+    given = sets([*SMALL, *RUNS[name]])
+    assert run_main(run.main, ["--space", space, *IMAGES[data_of(space)], *given, "--trials", "1", "--dry-run"]) == 0
+    assert "hours" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["phone", "jetson", "server_gpu", "microcontroller"])
 def test_an_example_for_a_device_passes_the_dry_run(
     name: str, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

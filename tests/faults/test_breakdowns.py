@@ -6,11 +6,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import optuna
 import psutil
 import pytest
 
@@ -20,7 +17,7 @@ from search.study import REQUEUED_KEY, count_finished, count_running
 from search.workers import DEATHS
 from tests.faults.kills import finished
 from tests.faults.runs import alive, argv, family, log_of, start, wait_until, workers_of
-from tests.postgres import PASSWORD, Server, server
+from tests.postgres import PASSWORD, opened, server
 from tests.search.studies import load, states
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -31,17 +28,6 @@ KILLER = str(Path(__file__).with_name("killer_plugin.py"))
 def begun(folder: Path, times: int = 1) -> bool:
     """Whether that many trials have come to their training."""
     return log_of(folder).count(") distil") >= times
-
-
-@contextmanager
-def opened(postgres: Server) -> Iterator[optuna.Study]:
-    """Its study, without a connection left behind."""
-    storage = optuna.storages.RDBStorage(postgres.url)
-    try:
-        yield optuna.load_study(study_name="tiny", storage=storage)
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
 
 
 def the_error(folder: Path) -> str:

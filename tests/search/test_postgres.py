@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from search.lock import StudyLock
 from search.owner import OWNER_KEY, current_owner
 from search.storage import GRACE_S, storage_errors
 from search.study import count_finished, sweep
-from tests.postgres import PASSWORD, Server, server
+from tests.faults.runs import argv, log_of, start
+from tests.postgres import PASSWORD, Server, opened, server
 from tests.search.studies import states
 from tests.search.test_workers import Worker, together
 
@@ -51,6 +53,18 @@ def test_workers_end_with_exactly_the_number(postgres: Server, tmp_path: Path) -
         worker.close()
     assert [trial.state.name for trial in found] == ["COMPLETE"] * 14
     assert len({str(trial.params) for trial in found}) == 14
+
+
+def test_two_machines_that_give_one_command_share_a_study_and_make_their_own_teachers(postgres: Server, tmp_path: Path) -> None:
+    homes = [tmp_path / name for name in ("one", "other")]
+    for home in homes:
+        home.mkdir()
+    runs = [start(home, *argv("--trials", "6", "--storage", postgres.url)) for home in homes]
+    assert [run.wait(120) for run in runs] == [0, 0], "".join(map(log_of, homes))
+    with opened(postgres) as study:
+        assert states(study) == ["COMPLETE"] * 6
+    assert all(len(list(home.glob("runs/.cache/teachers/*.safetensors"))) == 1 for home in homes)
+    assert all(json.loads((home / "runs" / "tiny" / "run.json").read_text())["trials"] == {"COMPLETE": 6} for home in homes)
 
 
 def test_the_lock_is_the_servers_and_free_when_its_holder_is_cut_off(postgres: Server, tmp_path: Path) -> None:
