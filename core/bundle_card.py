@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.candidate import KB, Candidate
+from core.candidate import KB, Candidate, LatencyReport
 
 UNKNOWN = "not stated"
 
@@ -53,7 +53,8 @@ def twin_lines(twins: Sequence[Mapping[str, Any]]) -> list[str]:
     for twin in twins:
         latency = twin["latency"]
         low, high = latency["ci_ms"]
-        marks = "" if latency["stable"] else ", unstable"
+        unrest = LatencyReport.model_validate(latency).unrest()
+        marks = f"; {unrest}" if unrest else ""
         lines.append(f"{twin['what']}: {latency['p50_ms']:.4f} ms (95 % interval {low:.4f} to {high:.4f}{marks})")
     return lines
 

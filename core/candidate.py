@@ -40,7 +40,9 @@ class GroupPlan(Frozen):
     """Genes of one depth position: storage bits and execution are two maps (docs/architecture.md, decision 1)."""
 
     weight_bits: WeightBits = 8
+    """Bits in which the weights are stored; the file becomes smaller, not the engine faster."""
     execution: Execution = "int8"
+    """How a layer computes: in INT8, or in float at `runtime.precision`."""
     prune_ratio: Ratio = 0.0
 
 
@@ -51,18 +53,23 @@ class DistilPlan(Frozen):
     """
 
     loss: str = "kd"
+    """Method on logits, regions or maps (docs/guide.md, section 3); ce: labels alone."""
     temperature: Annotated[float, Field(gt=0.0)] = 4.0
+    """Greater than 0; softens the logits of teacher and student. Where not given: as published for the loss."""
     weight: Annotated[float, Field(ge=0.0)] = 0.9
+    """At least 0; factor on the distillation loss. Where not given: as published for the loss."""
     ce_weight: Annotated[float, Field(ge=0.0)] = 0.1
+    """At least 0; factor on the cross-entropy with the labels. Where not given: as published for the loss."""
     grid: Literal[1, 2, 4] = 1
     """Finest scale of SDD, in cells a side; other losses look at the whole image."""
     complementary_weight: Annotated[float, Field(ge=0.0)] = 2.0
-    """Of SDD's regions on which the teacher is right where it is wrong on the whole image, or the reverse."""
+    """Of SDD: factor on regions on which the teacher is right where it is wrong on the whole image, or the reverse."""
     alpha: Annotated[float, Field(ge=0.0)] = 1.0
-    """Of DKD: on the target class."""
+    """Of DKD: factor on the target class, at least 0."""
     beta: Annotated[float, Field(ge=0.0)] = 8.0
-    """Of DKD: on the other classes."""
+    """Of DKD: factor on the other classes, at least 0; 8 is the published one."""
     init: Literal["inherit", "scratch"] = "inherit"
+    """inherit: begin with the parent's best channels; scratch: from the pruned shape's initial weights. Idle in parents."""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +88,7 @@ class AllocationPlan(Frozen):
     """
 
     strategy: Strategy = "per_position"
+    """Who chooses the bits: per_position and per_layer the sampler, the others by their rule (docs/guide.md, section 3)."""
     choices: tuple[WeightBits, ...] = ()
     """Rising; among which a strategy chooses."""
     layers: tuple[tuple[WeightBits, Execution], ...] = ()
@@ -88,15 +96,15 @@ class AllocationPlan(Frozen):
     actions: tuple[Annotated[float, Field(ge=0.0, le=1.0)], ...] = ()
     """`haq`: one for each depth position, from the fewest bits to the most."""
     budget_bits: Annotated[float, Field(gt=0.0)] | None = None
-    """At most the bytes of as many bits in every layer."""
+    """At most the bytes of so many bits in every layer but the edges; 3.5 is possible."""
     budget_kb: Annotated[float, Field(gt=0.0)] | None = None
-    """At most so many KB of the bit-packed weight file."""
+    """At most so many KB (1000 bytes) of the bit-packed weight file."""
     budget_ms: Annotated[float, Field(gt=0.0)] | None = None
     """`haq`: at most so many milliseconds of a call, by the measured times of the layers; executions give way, not bits."""
     sqnr_db: float | None = None
-    """`sqnr`: least ratio of a layer's weights to their rounding error."""
+    """`sqnr`: least ratio of a layer's weights to their rounding error, in dB; 6 dB are about a bit."""
     sqnr_loss_db: float | None = None
-    """`sqnr`: most by which that ratio may fall short of the one at 8 bits."""
+    """`sqnr`: most dB by which that ratio may fall short of the one at 8 bits; at least 0."""
     settled: bool = False
     """The bits stand in the candidate's groups, one group for each layer."""
 
@@ -106,24 +114,28 @@ class Candidate(Frozen):
 
     student: str
     width: Annotated[float, Field(gt=0.0)] = 1.0
+    """Factor on the channels, greater than 0; every pair of name and width has a dense parent to train."""
     distil: DistilPlan = DistilPlan()
     groups: tuple[GroupPlan, ...] = Field(default=(GroupPlan(),), min_length=1)
     quantiser: str = "lsq"
+    """How weights are rounded: ptq, brecq and nncf without training, lsq, rate and codebook by it; float: not at all."""
     round_to: Annotated[int, Field(ge=1)] = 8
+    """Channel counts become multiples of it."""
     edge_bits: WeightBits | None = 8
-    """Bits of the first and the last layer; None leaves them to their groups."""
+    """Bits of the first and the last layer; null leaves them to their positions."""
     rate_weight: Annotated[float, Field(ge=0.0)] = 0.1
-    """Of the quantiser `rate`: of the mean coded bits of a weight, in the loss."""
+    """Of the quantiser `rate`: factor on the mean coded bits of a weight in the loss, at least 0."""
     sparsity: Annotated[float, Field(ge=0.0)] = 0.0
-    """Of the quantiser `codebook`: how many weights become zero before the others share values."""
+    """Of the quantiser `codebook`: how many weights become zero before the others share values; at least 0."""
     sparsity_by: Literal["ratio", "std"] = "ratio"
     """`sparsity` is a share in [0, 1) of each layer's weights, or a threshold in standard deviations of each layer's."""
     importance: Importance = "l2"
-    """By which channels are ranked."""
+    """Channels that go: smallest weights (l2, l1), smallest scales in batch norm, or those that the loss feels least (taylor)."""
     prune_scope: Literal["local", "global"] = "local"
     """`global`: the ratio is a share of all channels of the network, ranked together."""
     allocation: AllocationPlan = AllocationPlan()
     order: Order = "prune, quantise"
+    """What comes first; [quantise, prune]: quantised weights of the dense parent decide what is pruned."""
 
 
 class LayerPlan(Frozen):
@@ -182,6 +194,16 @@ class LatencyReport(Frozen):
     precision: str
     fingerprint: str
     stable: bool
+
+    def unrest(self) -> str:
+        """What a measurement that is not stable met, in words; empty for one that is."""
+        if self.stable:
+            return ""
+        low, high = self.ci_ms
+        met = [f"interval {100 * (high - low) / self.p50_ms:.1f} % wide"]
+        met += [f"{self.redone} of {self.blocks + self.redone} blocks disturbed"] if self.redone else []
+        met += [] if self.busy_cores is None else [f"{self.busy_cores:.1f} cores busy with other work"]
+        return f"unstable: {', '.join([*met, *(['the clock was throttled'] if self.throttled else [])])}"
 
 
 class BuildReport(Frozen):

@@ -27,58 +27,71 @@ class DataConfig(Frozen):
     """Which images. `dir` pointing at an image folder replaces a download."""
 
     name: str = "digits"
+    """Data set by its name, also of a plugin; `folder` (labelled by its sub-folders) and `unlabelled` read `dir`."""
     dir: Path | None = None
+    """Image folder, or where a download lies or goes (`--data-dir`); null: ./data for downloads."""
     image_size: Annotated[int, Field(ge=4, le=512)] | None = None
-    """Side in pixels; None: the data set's own, or for folders the size that all images share (else 32)."""
+    """Side in pixels; null: the data set's own, or for folders the size that all images share (else 32)."""
     channels: Literal[1, 3] | None = None
-    """None: the data set's own, or for folders 1 when every image is grey."""
+    """null: the data set's own, or for folders 1 when every image is grey, else 3."""
     search_fraction: Fraction = 0.1
     """Share of the training images held out for all choices."""
     test_fraction: Fraction = 0.2
     """Share held out for the test split where the data set has none."""
     train_limit: Count | None = None
-    """Keep this many training images, stratified; None: all."""
+    """Keep this many training images, stratified; null: all."""
     seed: Seed = 0
+    """Seed of the splits."""
     skip_bad: bool = False
+    """Leave unreadable images out (`--skip-bad`); else one ends the run."""
     classes: Annotated[int, Field(ge=2)] | None = None
-    """How many classes the teacher tells apart, for images without labels; None: the set's own."""
+    """How many classes the teacher tells apart, for images without labels; null: the set's own."""
     resident_gb: Annotated[float, Field(ge=0.0)] = 1.5
     """Image files that take more as decoded bytes (1 GB = 1e9) are streamed; a resident set needs about three times that in memory."""
     workers: Annotated[int, Field(ge=0, le=64)] | None = None
-    """Processes that decode streamed images ahead of the training; None: one a core, at most 8."""
+    """Processes that decode streamed images ahead of the training; null: one a core, at most 8."""
 
 
 class LoraConfig(Frozen):
     """Low-rank adapters: alpha / rank is the factor on them (core/lora.py)."""
 
     rank: Count = 8
+    """Channels between the two parts of an adapter; a layer that is no larger than its adapter trains itself."""
     alpha: Positive = 8.0
+    """alpha / rank is a factor on the learning rate, of a kind: lower it if the loss diverges."""
 
 
 class TrainConfig(Frozen):
     """One training run. Epochs may be fractional."""
 
     epochs: Annotated[float, Field(ge=0.0)] = 10.0
+    """Passes over the training images; may be fractional, 0 trains nothing."""
     batch_size: Count = 128
+    """Images per step."""
     optimiser: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
+    """muon orthogonalises the steps of convolutions (core/muon.py), SGD trains the rest."""
     lr: Positive = 0.1
-    """muon: of convolutions, as a share of each weight's length."""
+    """Highest learning rate; for muon that of convolutions, as a share of each weight's length."""
     rest_lr: Positive = 0.1
-    """muon only: of all other parameters, which SGD trains."""
+    """muon only: highest learning rate of all other parameters, which SGD trains."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """In [0, 1); for adam and adamw the first beta."""
     nesterov: bool = True
-    """Of sgd; the published CIFAR-100 recipes have none."""
+    """Nesterov's momentum, of sgd; the published CIFAR-100 recipes have none."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    """Acts on convolution and linear weights only."""
     schedule: Literal["one_cycle", "linear", "cosine", "step"] = "one_cycle"
+    """one_cycle rises over a fifth of the run and falls to 2 %; linear and cosine fall to 0; step falls at `marks`."""
     marks: tuple[Fraction, ...] = (0.625, 0.75, 0.875)
     """Of `step`: shares of the run after which the learning rate is a tenth. 150, 180 and 210 of the CIFAR-100 recipe's 240 epochs."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the label that is spread over all classes in the cross-entropy."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Decay per step of the exponential moving average of the weights; 0 switches it off."""
     early_sizes: tuple[tuple[Side, Share], ...] = ()
     """Side in pixels of the images, and the share of the steps until which they have it; afterwards their own size."""
     lora: LoraConfig | None = None
-    """Train adapters of the layers in place of their weights, and merge them at the end; None: the weights themselves."""
+    """Train adapters of the layers in place of their weights, and merge them at the end; null: the weights themselves."""
 
     @field_validator("early_sizes")
     @classmethod
@@ -107,7 +120,9 @@ class ViewsConfig(Frozen):
     """Augmentation as a plan: view v of image i is the same in every trial, so teacher logits are computed once."""
 
     number: Annotated[int, Field(ge=1, le=16)] = 8
+    """Augmented views of every image, used in turn, one an epoch; teacher logits are kept of each."""
     flip: bool = True
+    """Mirror left and right in every other view; false where a mirrored image is another class."""
     shift: Annotated[int, Field(ge=0)] = 4
     """Largest translation in pixels, of resident images."""
     min_area: Annotated[float, Field(gt=0.0, le=1.0)] = 0.08
@@ -126,16 +141,21 @@ class TeacherConfig(Frozen):
     """The network to distil from: a table entry trained once per machine, or the user's own (`--model`, `--weights`)."""
 
     name: str = "resnet20"
+    """A student's name; unused with `model`."""
     width: Positive = 1.0
+    """Factor on its channels; unused with `model`."""
     model: str | None = None
     """`file.py:function`, called with classes, channels, image_size as keywords where it takes them."""
     weights: Path | None = None
+    """Safetensors or a state dict, of `model`, else of `name` (`--weights`); null: trained by `train`."""
     pretrained: bool = False
     """Start from the weights that the library of a `torchvision:` or `timm:` name publishes."""
     mean: tuple[float, ...] | None = None
-    """Per channel, in [0, 1]: the normalisation the user's network was trained with; None: the training split's."""
+    """Per channel, in [0, 1]: how its input is normalised; null: as the training split, or as fits given weights best."""
     std: tuple[float, ...] | None = None
+    """Per channel, on the same scale; give `mean` and `std`, or none of them."""
     train: TeacherTrainConfig = TeacherTrainConfig()
+    """How it is trained where it has no weights, they have a new head, or `lora` is to adapt them."""
 
 
 class TeacherMix(Frozen):
@@ -144,23 +164,27 @@ class TeacherMix(Frozen):
     rule: Literal["logits", "probabilities"] = "logits"
     """`logits`: the mean of z-scored logits. `probabilities`: the mean of softened probabilities."""
     weights: tuple[Positive, ...] | None = None
-    """Of `teacher` and `more_teachers`, in this order; None: equal ones."""
+    """Factors on `teacher` and `more_teachers`, in this order; null: equal ones."""
 
 
 class ParentConfig(Frozen):
     """The dense parent of every (student, width): distilled once per study."""
 
     distil: DistilPlan = DistilPlan()
+    """How it learns from the teacher; no loss on regions or maps."""
     pretrained: bool = False
     """`torchvision:` and `timm:` students start from their library's published weights."""
     train: TrainConfig = TrainConfig()
+    """How it is trained."""
 
 
 class RangeConfig(Frozen):
     """How far a grid reaches: `mse` least squared error, `minmax` the largest value, `percentile` that share of the magnitudes."""
 
     range: Literal["mse", "minmax", "percentile"] = "mse"
+    """How far a grid reaches. mse: least squared error; minmax: to the largest value; percentile: to that share of magnitudes."""
     percentile: Annotated[float, Field(gt=0.0, le=100.0)] = 99.9
+    """Share of the magnitudes within the grid in per cent, where range is percentile."""
 
 
 class PtqConfig(RangeConfig):
@@ -174,24 +198,31 @@ class BrecqConfig(Frozen):
     """Learned rounding, block by block (core/quantise/brecq.py). The paper has 20000 iterations at 0.001 on 1024 images."""
 
     iterations: Annotated[int, Field(ge=0)] = 500
+    """Steps per block; the paper has 20000."""
     batch_size: Count = 32
+    """Calibration images per step."""
     lr: Positive = 0.01
+    """Adam's learning rate of what decides up or down; the paper's is 0.001, with more steps."""
     regulariser: Annotated[float, Field(ge=0.0)] = 0.01
+    """Factor on what drives every weight to a decision, up or down."""
 
 
 class CodebookConfig(Frozen):
     """k-means of every layer's weights (core/quantise/codebook.py)."""
 
     iterations: Annotated[int, Field(ge=0)] = 50
-    """At most; it ends sooner when nothing moves."""
+    """Of k-means, at most; it ends sooner when nothing moves."""
 
 
 class QuantiseConfig(Frozen):
     """Quantisation-aware training of the weights, then calibration of the activations on training images."""
 
     train: TrainConfig = TrainConfig(epochs=2.0, lr=0.01)
+    """Training with quantised weights, of the quantisers that train."""
     calibration_images: Count = 512
+    """Training images that choose the scales of the activations, and that ptq, brecq and nncf learn from."""
     activations: RangeConfig = RangeConfig()
+    """How far the grids of the activations reach."""
     simulate_activations: bool = False
     """lsq and rate: train through activations of 8 bits, calibrated before, on the network in float (core/quantise/simulate.py)."""
     ptq: PtqConfig = PtqConfig()
@@ -203,21 +234,25 @@ class RuntimeConfig(Frozen):
     """Which engine, and how it is timed."""
 
     name: str = "auto"
+    """Engine. auto: the first of tensorrt, tensorrt_rtx, openvino, onnxruntime that is installed and runs here."""
     batch: Count = 1
+    """Images per timed call."""
     threads: Count = 1
+    """Threads of the engine; on a GPU of its builder."""
     precision: Literal["f32", "bf16", "f16"] = "f32"
-    """Of the layers that execute in float. OpenVINO's own default on this CPU class is bf16."""
+    """Precision of the layers that execute in float. OpenVINO's own default on this CPU class is bf16."""
     activation_grid: Literal["auto", "uint8_relu", "int8"] = "auto"
     """auto: the runtime's own. int8: TensorRT's, on any runtime, for models that will be built for a GPU that is not here."""
     warmup_s: Annotated[float, Field(ge=0.0)] = 0.1
+    """Shortest warm-up, in seconds; it goes on until the call is steady."""
     max_s: Positive = 3.0
-    """Longest measurement of one engine; it ends sooner when the interval is narrow."""
+    """Longest measurement of one engine in seconds; it ends sooner when the interval is narrow."""
     timeout_s: Positive = 120.0
-    """A build or measurement that takes longer counts as failed."""
+    """A build or measurement that takes more seconds counts as failed."""
     wait_s: Annotated[float, Field(ge=0.0)] = 600.0
-    """How long to wait for another measurement on the same machine to end."""
+    """Seconds to wait for another measurement on the same machine to end."""
     agent: Annotated[str, Field(pattern=r"^https?://[^/@\s]+/?$")] | None = None
-    """`http://host:port` of a core.agent: engines are built, timed and scored there; None: here."""
+    """`http://host:port` of a core.agent: engines are built, timed and scored there; null: here."""
     build_for: tuple[Annotated[str, Field(pattern=r"^SM[0-9]+$")], ...] = ()
     """Compute capabilities ("SM89") to build engines for and time none: two objectives, accuracy by ONNX Runtime. Empty: timed here."""
 
@@ -233,16 +268,22 @@ class HardwareConfig(Frozen):
     """Training device. `amp: auto` is bf16 where the device computes in it, fp16 + GradScaler on older CUDA devices."""
 
     device: str = "auto"
+    """Where training runs: cpu, cuda, cuda:1 ...; auto: CUDA where there is one."""
     threads: Count | None = None
+    """Threads of PyTorch; null: its own choice, with several workers their share of the cores."""
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Mixed precision; auto: bf16 where the device computes in it, fp16 on older CUDA devices, else off."""
 
 
 class StoppingConfig(Frozen):
     """Whether what finished trials teach may keep a candidate from being trained, or end its training; and how sure it must be."""
 
     skip: bool = True
+    """A candidate that the front surely dominates is not trained."""
     stop: bool = True
+    """A training that can no longer join the front ends after the epoch that shows it."""
     confidence: Annotated[float, Field(ge=0.5, le=0.99)] = 0.9
+    """How sure both must be; they begin after 9 full trials for 0.9, after 19 for 0.95."""
 
 
 class Config(Frozen):
@@ -252,10 +293,11 @@ class Config(Frozen):
     views: ViewsConfig = ViewsConfig()
     teacher: TeacherConfig = TeacherConfig()
     more_teachers: tuple[TeacherConfig, ...] = ()
-    """Beside `teacher`, which stays the reference of size and latency, and the network `self`."""
+    """Further ones beside `teacher`, which stays the reference of size and latency, and the network `self`."""
     teacher_mix: TeacherMix = TeacherMix()
     parent: ParentConfig = ParentConfig()
     finetune: TrainConfig = TrainConfig()
+    """Training of a candidate after pruning."""
     quantise: QuantiseConfig = QuantiseConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     hardware: HardwareConfig = HardwareConfig()
@@ -263,6 +305,7 @@ class Config(Frozen):
     journal: bool = False
     """Look at every candidate after every stage: stages.csv, and stages.json in its folder."""
     seed: Seed = 0
+    """Seed of sampler, weights, order and augmentation (`--seed`)."""
 
     @property
     def teachers(self) -> tuple[TeacherConfig, ...]:

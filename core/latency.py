@@ -253,7 +253,7 @@ def _described(report: LatencyReport, artifact: EngineArtifact) -> dict[str, str
     }
     return {
         "latency": f"{report.p50_ms:.4f} ms median, 95 % interval {low:.4f} to {high:.4f} ({width:.1f} % wide), p95 {report.p95_ms:.4f} ms",
-        "stable": "yes" if report.stable else "no: the interval stayed wide, the call drifted, or the machine was not quiet",
+        "stable": "yes" if report.stable else f"no: {report.unrest().removeprefix('unstable: ')}, or its halves disagree",
         "method": f"{report.samples} calls in {report.blocks} blocks; {report.redone} blocks redone, as the reference network moved",
         "reference": "not known" if report.reference_ms is None else f"{report.reference_ms:.4f} ms on the quiet machine",
         "engine": f"{report.runtime}, batch {report.batch}, {report.threads} thread(s), {artifact.int8_layers} of {artifact.layers} layers "

@@ -33,6 +33,7 @@ from core.quantise.setting import Finetune
 from core.runtimes.types import Runtime
 from objectives.bench import Stages, Workbench
 from objectives.layer_times import layer_times
+from objectives.rungs import with_rate
 
 TAYLOR_BATCH = 64
 
@@ -80,7 +81,8 @@ def is_open(candidate: Candidate) -> bool:
 def parent_of(candidate: Candidate, bench: Workbench, stages: Stages) -> nn.Module:
     """The trained parent of the candidate, on the CPU."""
     with stages("parent") as on_epoch:
-        return bench.parent(candidate.student, candidate.width, on_epoch)
+        rated = with_rate(on_epoch, bench.config.parent.train, len(bench.train_set))
+        return bench.parent(candidate.student, candidate.width, rated)
 
 
 def learns_bits(candidate: Candidate) -> bool:

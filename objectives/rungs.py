@@ -1,4 +1,4 @@
-"""Accuracy while a candidate trains: at the end of each epoch, on a fixed part of the search split."""
+"""What is known at the end of an epoch: the learning rate, and a candidate's accuracy on a fixed part of the search split."""
 
 from __future__ import annotations
 
@@ -30,15 +30,19 @@ class Watch:
 
     def __call__(self, model: nn.Module, stage: str, config: TrainConfig, on_epoch: EpochFn) -> EpochFn:
         """The epoch callback for a training of `model`, which is looked at as it is then, in the precision of its training."""
-        steps = math.ceil(len(self.bench.train_set) / config.batch_size)
 
-        def at_epoch(done: float, epochs: float, images_per_s: float, loss: float) -> None:
-            rate = learning_rate(config, steps, done)
+        def at_epoch(done: float, epochs: float, *numbers: float) -> None:
             rung = Rung(stage=stage, epoch=done, accuracy=accuracy_now(model, self.bench))
-            on_epoch(done, epochs, images_per_s, loss, rate, rung.accuracy)
+            on_epoch(done, epochs, *numbers, rung.accuracy)
             self.on_rung(rung, stage != "distil" and done >= epochs)
 
-        return at_epoch
+        return with_rate(at_epoch, config, len(self.bench.train_set))
+
+
+def with_rate(on_epoch: EpochFn, config: TrainConfig, images: int) -> EpochFn:
+    """The epoch callback of a training on so many `images`: tells `on_epoch` the learning rate too, behind the loss."""
+    steps = math.ceil(images / config.batch_size)
+    return lambda done, *numbers: on_epoch(done, *numbers, learning_rate(config, steps, done))
 
 
 def accuracy_now(model: nn.Module, bench: Workbench) -> float:

@@ -22,7 +22,7 @@ from core.tables import lookup
 from objectives.allocation import images_of, parent_of, scores_of
 from objectives.bench import Stages, Workbench
 from objectives.journal import Journal
-from objectives.rungs import Watch
+from objectives.rungs import Watch, with_rate
 
 
 def quantises_first(candidate: Candidate) -> bool:
@@ -94,8 +94,9 @@ def finetune_of(
 
     def finetune(model: nn.Module, penalty: Penalty | None = None) -> nn.Module:
         stage = next(stages)
-        watched, kept = watch(model, stage, recipe, on_epoch) if watch else on_epoch, folder / f"{stage}{SUFFIX}"
         data, answers, device, seed = bench.train_set, bench.logits, bench.device, seed_of(bench, 3)
+        watched = watch(model, stage, recipe, on_epoch) if watch else with_rate(on_epoch, recipe, len(data))
+        kept = folder / f"{stage}{SUFFIX}"
         distil(model, candidate.distil, data, answers, recipe, device, seed=seed, on_epoch=watched, penalty=penalty, checkpoint=kept)
         return model.cpu()
 

@@ -1,7 +1,7 @@
 """What one more bit or fewer channels cost, according to the trials that a study already has.
 
 Two answers, both from measured trials alone: the trials most like a model (`nearest`), and a linear regression over all trials of
-its student (`effects`).
+its student, or where these are too few over the trials of all students, each with a level of its own (`effects`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ class Effect(NamedTuple):
     """None in a study that only builds engines."""
 
 
+class Effects(NamedTuple):
+    """Of the features that varied, and what they rest on: so many models of these students, the record's own first."""
+
+    found: list[Effect]
+    trials: int
+    students: tuple[str, ...]
+
+
 def features(record: TrialRecord) -> tuple[float, float, float, float]:
     """The values of `FEATURES`."""
     candidate = record.candidate
@@ -56,31 +64,42 @@ def nearest(record: TrialRecord, records: Sequence[TrialRecord], count: int = 3)
     return [others[index] for index in np.argsort(distance, kind="stable")[:count]]
 
 
-def effects(record: TrialRecord, records: Sequence[TrialRecord], seed: int = 0) -> list[Effect]:
-    """Effect of each feature that varied, the others held, over the trials of the record's student; [] where these are too few.
+def effects(record: TrialRecord, records: Sequence[TrialRecord], seed: int = 0) -> Effects | None:
+    """Effect of each feature that varied, the others held; None where there are too few trials.
 
-    Least squares on accuracy, log bytes and log ms. The interval is the 2.5 % to 97.5 % range over 1000 resamples of the trials.
-    References: Efron 1979 (bootstrap of pairs).
+    Least squares on accuracy, log bytes and log ms. The interval is the 2.5 % to 97.5 % range over 1000 resamples of the trials, each
+    student's among themselves. References: Efron 1979 (bootstrap of pairs).
     """
-    known = relatives(record, records)
-    table = np.array([features(other) for other in known])
-    varied = [index for index in range(len(FEATURES)) if len(known) and np.ptp(table[:, index]) > 0]
-    design = np.column_stack([np.ones(len(known)), *(table[:, index] for index in varied)])
-    if len(known) < design.shape[1] + SPARE_TRIALS or not varied or np.linalg.matrix_rank(design) < design.shape[1]:
-        return []
+    own = relatives(record, records)
+    return _regression(own, seed) or _regression(own + [other for other in complete(records) if other not in own and other.candidate], seed)
+
+
+def _regression(known: Sequence[TrialRecord], seed: int) -> Effects | None:
+    """Over `known`; a level per student takes up what makes one better than another."""
+    names = tuple(dict.fromkeys(str(record.student) for record in known))
+    table = np.array([features(record) for record in known])
+    groups = [np.array([index for index, record in enumerate(known) if record.student == name]) for name in names]
+    varied = [column for column in range(len(FEATURES)) if any(np.ptp(table[group, column]) > 0 for group in groups)]
+    levels = np.array([[float(index in group) for group in groups] for index in range(len(known))])
+    if not varied:
+        return None
+    design = np.column_stack([levels, table[:, varied]])
+    if len(known) < design.shape[1] + SPARE_TRIALS or np.linalg.matrix_rank(design) < design.shape[1]:
+        return None
     target = np.array([(accuracy, *map(math.log, costs)) for accuracy, *costs in map(objectives, known)])
     estimate = np.linalg.lstsq(design, target, rcond=None)[0]
-    low, high = _bootstrap(design, target, seed)
-    rows = range(1, design.shape[1])
-    return [_effect(FEATURES[varied[row - 1]], estimate[row], low[row], high[row]) for row in rows]
+    low, high = _bootstrap(design, target, groups, seed)
+    rows = range(len(names), design.shape[1])
+    found = [_effect(FEATURES[varied[row - len(names)]], estimate[row], low[row], high[row]) for row in rows]
+    return Effects(found, len(known), names)
 
 
-def _bootstrap(design: np.ndarray, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """2.5 % and 97.5 % of the coefficients (features, objectives) over resamples of the rows; resamples that fix no fit are drawn anew."""
+def _bootstrap(design: np.ndarray, target: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """2.5 % and 97.5 % of the coefficients (columns, objectives) over resamples of each group's rows; one without a fit is drawn anew."""
     random = np.random.default_rng(seed)
     fits: list[np.ndarray] = []
     while len(fits) < RESAMPLES:
-        rows = random.integers(0, len(design), len(design))
+        rows = np.concatenate([random.choice(group, len(group)) for group in groups])
         if np.linalg.matrix_rank(design[rows]) == design.shape[1]:
             fits.append(np.linalg.lstsq(design[rows], target[rows], rcond=None)[0])
     low, high = np.percentile(fits, [2.5, 97.5], axis=0)

@@ -10,7 +10,8 @@ from typing import NamedTuple
 class Epoch(NamedTuple):
     """One line. `trial` is None for the teacher; `loss` is the mean over the epoch; `epochs` may be fractional.
 
-    Learning rate, and accuracy on a part of the search split (`objectives/rungs.py`), are known of a trial's own training alone.
+    Accuracy is that on a part of the search split (`objectives/rungs.py`), of the trainings that end in a candidate alone: not of
+    teacher, parent and dense network. The learning rate `lr` is that of the epoch's last step; an older version did not write all.
     """
 
     trial: int | None

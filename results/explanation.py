@@ -8,7 +8,7 @@ from typing import NamedTuple
 from core.candidate import KB, BuildReport, LatencyReport, Measurement, milliseconds
 from core.plan import group_of
 from core.runtimes import RUNTIMES
-from results.effects import SPARE_TRIALS, Effect, effects, nearest, relatives
+from results.effects import SPARE_TRIALS, Effect, Effects, effects, nearest, relatives
 from results.layers import LayerFacts, rest_bytes
 from results.record import TrialRecord
 from results.table import conditions, mean_bits, measurement, student_name
@@ -121,7 +121,8 @@ def _execution(
 
 def _timed(latency: LatencyReport | BuildReport, times: Times | None) -> str:
     if isinstance(latency, BuildReport) or times is None:
-        return "Milliseconds per layer are not shown" + (": --time-layers takes them." if times is None else ": nothing was timed.")
+        why = "they were not asked for, or this machine cannot time them" if times is None else "nothing was timed"
+        return f"Milliseconds per layer are not shown: {why}."
     if not times.nodes:
         return f"Milliseconds per layer are not shown: {latency.runtime} does not say here what a layer takes."
     elsewhere = "" if times.device == latency.fingerprint else " This is not the device of the study."
@@ -136,34 +137,38 @@ def _costs(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) -
     if layers:
         growing = sum(layer.bits < 8 for layer in layers)
         yield f"  counted in the file: one more bit in the {growing} layers of fewer than 8 bits adds {one_more_bit(layers):,} bytes"
-    found = effects(record, view.records)
-    known = len(relatives(record, view.records))
-    if found:
-        yield f"  linear regression over this study's {known} models of {record.student}, 95 % intervals in brackets:"
-        for effect in found:
-            if effect.feature in STEPS:
-                yield f"    {_effect(effect)}"
-        missing = [words for feature, (_, words) in STEPS.items() if feature not in {effect.feature for effect in found}]
-        yield from (f"    {words}: no answer, it did not vary in these trials" for words in missing)
-    else:
+    fitted = effects(record, view.records)
+    if fitted is None:
         yield (
-            f"  no regression: it needs trials of {record.student} that differ and at least {SPARE_TRIALS} more than coefficients, "
-            f"and this study has {known}; search on with more --trials"
+            f"  no regression: it needs trials that differ and at least {SPARE_TRIALS} more than coefficients, and this study has "
+            f"{len(relatives(record, view.records))} of {record.student}; search on with more --trials"
         )
+    else:
+        yield f"  linear regression over this study's {_basis(fitted, str(record.student))}, 95 % intervals in brackets:"
+        yield from (f"    {_effect(effect)}" for effect in fitted.found if effect.feature in STEPS)
+        varied = {effect.feature for effect in fitted.found}
+        missing = [words for feature, (_, words) in STEPS.items() if feature not in varied]
+        yield from (f"    {words}: no answer, it did not vary in these trials" for words in missing)
     yield from _neighbours(view, record)
+
+
+def _basis(fitted: Effects, student: str) -> str:
+    if fitted.students == (student,):
+        return f"{fitted.trials} models of {student}"
+    return f"{fitted.trials} models of all {len(fitted.students)} students, each with its own level: {student} alone has too few"
 
 
 def _effect(effect: Effect) -> str:
     step, words = STEPS[effect.feature]
     points = [100 * step * value for value in effect.accuracy]
     costs = [("size", effect.size)] + ([] if effect.latency is None else [("latency", effect.latency)])
-    accuracy = f"accuracy {points[0]:+.2f} points ({points[1]:+.2f} to {points[2]:+.2f})"
+    accuracy = f"accuracy {points[0]:+z.2f} points ({points[1]:+z.2f} to {points[2]:+z.2f})"
     return f"{words}: {', '.join([accuracy, *(f'{name} {_factor([value**step for value in factors])}' for name, factors in costs)])}"
 
 
 def _factor(values: Sequence[float]) -> str:
     percent = [100 * (value - 1) for value in values]
-    return f"{percent[0]:+.0f} % ({percent[1]:+.0f} to {percent[2]:+.0f})"
+    return f"{percent[0]:+z.0f} % ({percent[1]:+z.0f} to {percent[2]:+z.0f})"
 
 
 def _neighbours(view: StudyView, record: TrialRecord) -> Iterator[str]:

@@ -72,7 +72,7 @@ def _measured(record: TrialRecord) -> list[str]:
     if isinstance(latency, BuildReport):
         speed = plain(conditions(latency))
     else:
-        (low, high), steady = latency.ci_ms, "" if latency.stable else "; unstable"
+        (low, high), steady = latency.ci_ms, "" if latency.stable else f"; {latency.unrest()}"
         speed = f"latency: interval {low:.3f} to {high:.3f} ms, p95 {latency.p95_ms:.3f} ms, {plain(conditions(latency))}{steady}"
     return [
         f"accuracy against {judge} on {measured.images} search images; engine and PyTorch agree on {100 * measured.agreement:.2f} %",

@@ -26,31 +26,33 @@ from results.table import (
     times_faster,
     times_smaller,
 )
+from results.web import ACCENT, DIM, STAR, document, figure_html, table_html
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-FRONT, DOMINATED, TEACHER, INK, GRID = "#3346c8", "#8b95a5", "#e8890c", "#1f2733", "#e6e9ef"
 TAUGHT = "agreement with the teacher, %"
 SIZE, LATENCY = 1, 2
 """Axes of `objectives`, which are also the panels' columns."""
 MOST_TICKS = 10
 """Of which the labels on a logarithmic axis do not touch."""
-# Buttons are named so that none that uploads the data to a service is there.
-CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]]}
 
 
 def front_html(
     records: Sequence[TrialRecord], front: Sequence[TrialRecord], teacher: TeacherReport | None, path: Path, title: str = "Pareto front"
 ) -> None:
     """Write the page of a study: `records` are all its trials, `front` its ranks. It opens without a network (about 5 MB)."""
-    figure = front_figure(records, front, teacher)
-    plot = figure.to_html(full_html=False, include_plotlyjs=True, config=CONFIG) if front else ""
     states = [record.state for record in records]
     summary = f"{len(states)} trials: {states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed"
     facts = [summary, f"{len(front)} on the front"] + ([conditions(measurement(front[0]).latency)] if front else [])
-    body = (plot + _table(front, teacher)) if front else "<p>No complete trial yet: there is nothing to draw.</p>"
-    write_atomically(path, PAGE.format(title=escape(title), facts=escape(" · ".join(facts)), body=body))
+    body = _drawn(records, front, teacher) if front else "<p>No complete trial yet: there is nothing to draw.</p>"
+    write_atomically(path, document(title, f"<p>{escape(' · '.join(facts))}</p>{body}"))
+
+
+def _drawn(records: Sequence[TrialRecord], front: Sequence[TrialRecord], teacher: TeacherReport | None) -> str:
+    rows = [cells(rank, record, teacher) for rank, record in enumerate(front)] + ([teacher_cells(teacher)] if teacher is not None else [])
+    picture, table = figure_html("front", front_figure(records, front, teacher)), table_html(HEADINGS, rows)
+    return f"<section>{picture}</section><section>{table}<p>{escape(caption(front, teacher))}</p></section>"
 
 
 def front_figure(records: Sequence[TrialRecord], front: Sequence[TrialRecord], teacher: TeacherReport | None) -> go.Figure:
@@ -92,7 +94,7 @@ def hover(record: TrialRecord, teacher: TeacherReport | None, rank: int | None =
         _latency(latency) + ("" if faster is None else f" · {faster:.1f} x faster"),
         f"mean bits {mean_bits(record):.2f} · {measured.parameters:,} parameters · {measured.macs / 1e6:.2f} MMACs",
         f"top-1 agreement with PyTorch {100 * measured.agreement:.2f} %",
-        *(_genes(record.candidate) if record.candidate else ()),
+        *(genes(record.candidate) if record.candidate else ()),
         *([f"{sum(record.seconds.values()):.0f} s: " + _stages(record.seconds)] if record.seconds else ()),
     ]
     return "<br>".join(lines)
@@ -109,10 +111,11 @@ def _latency(latency: LatencyReport | BuildReport) -> str:
         count = "layers unknown" if latency.layers is None else f"{latency.int8_layers} of {latency.layers} layers in INT8"
         return f"engine of {latency.engine_bytes / KB:.0f} KB, {count}; not timed"
     spread = f"p95 {latency.p95_ms:.3f}, interval {latency.ci_ms[0]:.3f} to {latency.ci_ms[1]:.3f}, n {latency.samples}"
-    return f"median {latency.p50_ms:.3f} ms ({spread}){'' if latency.stable else ' unstable'}"
+    return f"median {latency.p50_ms:.3f} ms ({spread}){'' if latency.stable else f', {latency.unrest()}'}"
 
 
-def _genes(candidate: Candidate) -> list[str]:
+def genes(candidate: Candidate) -> list[str]:
+    """What was chosen, in lines of plotly's HTML: bits and execution by depth, ratios, distillation, quantiser."""
     groups, distil = candidate.groups, candidate.distil
     bits = " ".join(f"{group.weight_bits}{'' if group.execution == 'int8' else 'f'}" for group in groups)
     runs = [(ratio, len(list(run))) for ratio, run in groupby(group.prune_ratio for group in groups)]
@@ -139,7 +142,7 @@ def _xy(records: Sequence[TrialRecord], axis: int) -> dict[str, list[float]]:
 def _front(front: Sequence[TrialRecord], teacher: TeacherReport | None, axis: int) -> go.Scatter:
     import plotly.graph_objects as go
 
-    marker = {"size": 19, "color": FRONT, "opacity": 1, "line": {"color": "white", "width": 1.5}}
+    marker = {"size": 19, "color": ACCENT, "opacity": 1, "line": {"color": "white", "width": 1.5}}
     ranked = list(enumerate(front))[::-1]  # drawn last, the best rank lies on top
     return go.Scatter(
         **_xy([record for _, record in ranked], axis),
@@ -161,7 +164,7 @@ def _dominated(records: Sequence[TrialRecord], teacher: TeacherReport | None, ax
     return go.Scatter(
         **_xy(records, axis),
         mode="markers",
-        marker={"size": 8, "color": DOMINATED, "opacity": 0.45},
+        marker={"size": 8, "color": DIM, "opacity": 0.45},
         hovertext=[hover(record, teacher) for record in records],
         hoverinfo="text",
         **_legend("dominated", axis),
@@ -175,7 +178,7 @@ def _teacher(teacher: TeacherReport, axis: int) -> go.Scatter:
         x=[teacher.size_bytes / KB] if axis == SIZE else list(milliseconds(teacher.latency)),
         y=[100 * teacher.accuracy],
         mode="markers",
-        marker={"symbol": "star", "size": 19, "color": TEACHER, "line": {"color": "white", "width": 1}},
+        marker={"symbol": "star", "size": 19, "color": STAR, "line": {"color": "white", "width": 1}},
         cliponaxis=False,
         hovertext=[teacher_hover(teacher)],
         hoverinfo="text",
@@ -194,7 +197,7 @@ def _reach(front: Sequence[TrialRecord], axis: int) -> go.Scatter:
         if not ys or y > ys[-1]:
             xs.append(x)
             ys.append(y)
-    line = {"color": FRONT, "width": 1.5, "shape": "hv", "dash": "dot"}
+    line = {"color": ACCENT, "width": 1.5, "shape": "hv", "dash": "dot"}
     return go.Scatter(x=xs, y=ys, mode="lines", line=line, opacity=0.5, hoverinfo="skip", **_legend("best up to that cost", axis))
 
 
@@ -204,16 +207,7 @@ def _legend(name: str, axis: int) -> dict[str, Any]:
 
 
 def _style(figure: go.Figure, sizes_kb: Sequence[float], title: str, *, timed: bool) -> None:
-    figure.update_layout(
-        template="plotly_white",
-        height=520,
-        margin={"l": 64, "r": 24, "t": 48, "b": 60},
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        hoverlabel={"align": "left", "bgcolor": "white", "font": {"color": INK}},
-    )
-    figure.update_xaxes(showline=True, linecolor=DOMINATED, gridcolor=GRID, zeroline=False, ticks="outside")
-    figure.update_yaxes(showline=True, linecolor=DOMINATED, gridcolor=GRID, zeroline=False)
+    figure.update_layout(height=520, legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"})
     figure.update_yaxes(title_text="accuracy of the engine, %" if title == "accuracy" else TAUGHT, col=1)
     ticks = log_ticks(sizes_kb)
     figure.update_xaxes(type="log", title_text="size, KB (log)", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], col=SIZE)
@@ -260,43 +254,3 @@ def _apart(ticks: Sequence[float], least: float) -> list[float]:
 def tick_text(value: float) -> str:
     """Three significant digits, no exponent below a million."""
     return f"{float(f'{value:.3g}'):g}"
-
-
-def _table(front: Sequence[TrialRecord], teacher: TeacherReport | None) -> str:
-    rows = [cells(rank, record, teacher) for rank, record in enumerate(front)]
-    last = f'<tr class="teacher">{_row(teacher_cells(teacher))}</tr>' if teacher is not None else ""
-    body = "".join(f"<tr>{_row(row)}</tr>" for row in rows) + last
-    return f"<table><thead><tr>{_row(HEADINGS, 'th')}</tr></thead><tbody>{body}</tbody></table><p>{escape(caption(front, teacher))}</p>"
-
-
-def _row(values: Sequence[str], tag: str = "td") -> str:
-    return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1f2733; background: #f5f6f9; margin: 0; }}
-main {{ max-width: 1180px; margin: 32px auto; padding: 24px 32px; background: white; border-radius: 12px; box-shadow: 0 1px 4px #0002; }}
-h1 {{ font-size: 24px; margin: 0; }}
-p {{ color: #5b6675; margin: 4px 0 12px; font-size: 13px; }}
-table {{ border-collapse: collapse; width: 100%; margin: 16px 0 8px; font-variant-numeric: tabular-nums; font-size: 14px; }}
-th {{ font-weight: 600; border-bottom: 2px solid #1f2733; }}
-th, td {{ padding: 6px 10px; text-align: right; }}
-th:nth-child(8), td:nth-child(8) {{ text-align: left; }}
-td {{ border-bottom: 1px solid #e6e9ef; }}
-tr:hover td {{ background: #f1f3fb; }}
-.teacher td {{ color: #b3680a; border-top: 1px solid #8b95a5; }}
-</style>
-</head>
-<body><main>
-<h1>{title}</h1>
-<p>{facts}</p>
-{body}
-</main></body>
-</html>
-"""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from core.files import write_atomically
 from results import report_front, report_models, report_search, report_text
 from results.analysis import MIN_TRIALS, hypervolume_of, importances, reference_point
+from results.given_up import given_up
 from results.record import TrialRecord
 from results.report_text import Table
 from results.table import CSV_COLUMNS, csv_row, mean_bits
@@ -62,19 +63,28 @@ def _chosen(view: StudyView) -> Section:
 def _front(view: StudyView) -> Section:
     if not view.front:
         return Section("The front", "There is no complete trial to draw.")
-    text = (
-        "Every circle is a model of the front; its number is the rank. Grey dots are models that another one beats. Crosses were given up: "
-        "skipped, stopped, or beyond a limit. The star is the teacher. Better is up and to the left in the first two planes, down and to "
-        "the left in the third; latencies carry their 95 % intervals. Point at a model to see all that is known of it. Below, all three "
-        "objectives in one picture: turn it with the mouse."
+    shown = (
+        "Every circle is a model of the front; its number is the rank. Grey dots are models that another one beats. "
+        f"{_signs(view)}{'The star is the teacher. ' if view.teacher is not None else ''}"
     )
     if not view.timed:
-        text = (
-            "Every circle is a model of the front; its number is the rank. Grey dots are models that another one beats. The star is the "
-            "teacher. Better is up and to the left. There is no latency: engines were only built, for GPUs that are not here."
-        )
+        text = f"{shown}Better is up and to the left. There is no latency: engines were only built, for GPUs that are not here."
         return Section("The front", text, (report_front.planes(view, report_front.PLANES[:1]),))
+    text = (
+        f"{shown}Better is up and to the left in the first two planes, down and to the left in the third; latencies carry their 95 % "
+        "intervals. Point at a model to see all that is known of it. Below, all three objectives in one picture: turn it with the mouse."
+    )
     return Section("The front", text, (report_front.planes(view), report_front.cube(view)))
+
+
+def _signs(view: StudyView) -> str:
+    """What the signs of given-up trials say; nothing where there are none."""
+    if not given_up(view.records):
+        return ""
+    return (
+        "Pale signs are trials that were given up: skipped before training, stopped in training (shown at the accuracy last seen), or "
+        "beyond a limit. Those without an accuracy stand on the base line; pointing at one says why it ended. "
+    )
 
 
 def _ranks(view: StudyView) -> Section:
@@ -96,7 +106,9 @@ def _growth(view: StudyView) -> Section:
     text = (
         "The hypervolume is one number for a whole front: the room between it and a fixed corner, here the error of guessing, the "
         f"teacher's bytes{' and ms, with size and latency' if view.timed else ', with size'} counted in halvings. It grows whenever the "
-        "front gets better; when it has been flat for long, more trials will add little. Crosses are trials that were pruned or failed."
+        "front gets better; when it has been flat for long, more trials will add little. Signs on the base line are trials that were given "
+        "up or failed. On the right it stands over the minutes that trials took, added up in the order of their numbers: where several "
+        "workers searched at once, the clock showed less."
     )
     return Section(
         title,
@@ -219,7 +231,7 @@ def as_csv(view: StudyView) -> str:
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
-HEAD = ("trial", "state", "reason", "rank")
+HEAD = ("trial", "state", "ending", "reason", "rank")
 CHOICES = ("pruned_mean", "float_share", "loss", "temperature", "weight", "ce_weight", "init", "quantiser", "bits", "executions", "ratios")
 
 
@@ -227,7 +239,7 @@ def _row(view: StudyView, record: TrialRecord) -> dict[str, Any]:
     rank = view.rank(record)
     known: dict[str, Any] = {"student": record.student, "width": record.width, "fingerprint": record.fingerprint, "path": record.path}
     known |= {} if record.measurement is None else csv_row(rank, record, view.teacher)
-    known |= {"trial": record.number, "state": record.state, "reason": record.reason, "rank": rank}
+    known |= {"trial": record.number, "state": record.state, "ending": record.ending, "reason": record.reason, "rank": rank}
     known |= {"mean_bits": mean_bits(record)} if record.mean_bits is not None else {}
     return known | _choices(record) | {"seconds": sum(record.seconds.values())}
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from core.candidate import KB, LatencyReport, milliseconds
 from results.front import complete, objectives
+from results.given_up import Kind, given_up, last_accuracy, why
 from results.plots import TAUGHT, hover, inner_ticks, teacher_hover, tick_text
 from results.record import TrialRecord
 from results.view import StudyView
+from results.web import ACCENT, DIM, STAR
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# On a white page and on a dark one each of them has a contrast of 3:1 or more.
-ACCENT, DIM, STAR, BAD = "#5b73f2", "#8792a2", "#dd8410", "#d8504d"
+DIMMED = 0.45
+MARGIN = 0.06
+"""Of the accuracies drawn, below the lowest and above the highest."""
 
 
 class Axis(NamedTuple):
@@ -47,9 +48,11 @@ def planes(view: StudyView, shown: Sequence[tuple[Axis, Axis]] = PLANES) -> go.F
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=1, cols=len(shown), horizontal_spacing=0.07)
+    named: set[str] = set()
     for column, (x, y) in enumerate(shown, start=1):
-        for trace in _traces(view, x, y, legend=column == 1):
-            figure.add_trace(trace, row=1, col=column)
+        for trace in _traces(view, x, y):
+            figure.add_trace(trace.update(showlegend=trace.name not in named), row=1, col=column)
+            named.add(trace.name)
         figure.update_xaxes(**_axis(view, x), row=1, col=column)
         figure.update_yaxes(**_axis(view, y), row=1, col=column)
     figure.update_layout(height=460, legend={"orientation": "h", "x": 0, "y": 1.04, "yanchor": "bottom"})
@@ -57,10 +60,15 @@ def planes(view: StudyView, shown: Sequence[tuple[Axis, Axis]] = PLANES) -> go.F
 
 
 def cube(view: StudyView) -> go.Figure:
-    """All three objectives; it turns under the mouse."""
+    """All three objectives; it turns under the mouse. Given-up trials without an accuracy lie on its floor."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
+    axes = {"x": SIZE, "y": LATENCY, "z": ACCURACY}
+    for kind, ended, points in _given_up(view, **axes):
+        marker = {"size": 4, "color": DIM, "opacity": DIMMED, "symbol": kind.solid}
+        text = [why(record, view.quality) for record in ended]
+        figure.add_trace(go.Scatter3d(**points, name=kind.name, mode="markers", marker=marker, hovertext=text, hoverinfo="text"))
     groups = (
         ("dominated", dominated(view), {"size": 3, "color": DIM, "opacity": 0.5}, "markers"),
         ("front (number: rank)", view.front, {"size": 6, "color": ACCENT}, "markers+text"),
@@ -69,7 +77,7 @@ def cube(view: StudyView) -> go.Figure:
         ranks = [view.rank(record) for record in records]
         figure.add_trace(
             go.Scatter3d(
-                **_coordinates(records, x=SIZE, y=LATENCY, z=ACCURACY),
+                **_coordinates(records, **axes),
                 name=name,
                 mode=mode,
                 marker=marker,
@@ -79,37 +87,30 @@ def cube(view: StudyView) -> go.Figure:
             )
         )
     if view.teacher is not None:
-        star = {key: [_teacher_value(view, axis)] for key, axis in (("x", SIZE), ("y", LATENCY), ("z", ACCURACY))}
+        star = {key: [_teacher_value(view, axis)] for key, axis in axes.items()}
         marker = {"symbol": "diamond", "size": 7, "color": STAR}
-        text = teacher_hover(view.teacher)
-        figure.add_trace(go.Scatter3d(**star, name="teacher, FP32", mode="markers", marker=marker, hovertext=[text], hoverinfo="text"))
-    scene = {f"{key}axis": _axis(view, axis) for key, axis in (("x", SIZE), ("y", LATENCY), ("z", ACCURACY))}
+        text = [teacher_hover(view.teacher)]
+        figure.add_trace(go.Scatter3d(**star, name="teacher, FP32", mode="markers", marker=marker, hovertext=text, hoverinfo="text"))
+    scene = {f"{key}axis": _axis(view, axis) for key, axis in axes.items()}
     view_point = {"camera": {"eye": {"x": -1.45, "y": -1.45, "z": 0.7}, "center": {"x": 0, "y": 0, "z": -0.1}}, "aspectmode": "cube"}
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "itemsizing": "constant"}
     figure.update_layout(height=600, scene=scene | view_point, legend=legend, margin={"l": 0, "r": 0, "t": 40, "b": 0})
     return figure
 
 
-def _traces(view: StudyView, x: Axis, y: Axis, *, legend: bool) -> list[go.Scatter]:
+def _traces(view: StudyView, x: Axis, y: Axis) -> list[go.Scatter]:
     import plotly.graph_objects as go
 
-    pruned = [record for record in view.records if record.state == "PRUNED" and None not in (_seen(record, x), _seen(record, y))]
     off, ranked = dominated(view), list(view.front)[::-1]  # drawn last, the best rank lies on top
     traces = [
         go.Scatter(
             **_coordinates(off, x=x, y=y),
             name="dominated",
             mode="markers",
-            marker={"size": 7, "color": DIM, "opacity": 0.45},
+            marker={"size": 7, "color": DIM, "opacity": DIMMED},
             hovertext=[hover(record, view.teacher) for record in off],
         ),
-        go.Scatter(
-            **_last_seen(pruned, x, y),
-            name="given up (accuracy: last seen)",
-            mode="markers",
-            marker={"size": 6, "color": DIM, "opacity": 0.45, "symbol": "x-thin", "line": {"width": 1.5, "color": DIM}},
-            hovertext=[_why(record) for record in pruned],
-        ),
+        *(_dimmed(view, *each) for each in _given_up(view, x=x, y=y)),
         go.Scatter(
             **_coordinates(ranked, x=x, y=y),
             name="front (number: rank)",
@@ -127,23 +128,54 @@ def _traces(view: StudyView, x: Axis, y: Axis, *, legend: bool) -> list[go.Scatt
         star = {"symbol": "star", "size": 16, "color": STAR}
         traces.append(go.Scatter(**point, name="teacher, FP32", mode="markers", marker=star, hovertext=[teacher_hover(view.teacher)]))
     for trace in traces:
-        trace.update(hoverinfo="text", legendgroup=trace.name, showlegend=legend, cliponaxis=False)
+        trace.update(hoverinfo="text", legendgroup=trace.name, cliponaxis=False)
     return [trace for trace in traces if len(trace.x)]
 
 
-def _seen(record: TrialRecord, axis: Axis) -> float | None:
-    """What is known of a pruned trial: its accuracy at the last rung, and size and latency, which are known before training."""
-    accuracy = record.rungs[-1].accuracy if record.rungs else None
-    value = (accuracy, record.size_bytes, record.latency_ms)[axis.place]
-    return None if value is None else value * axis.factor
+def _dimmed(view: StudyView, kind: Kind, records: Sequence[TrialRecord], points: dict[str, list[float]]) -> go.Scatter:
+    import plotly.graph_objects as go
+
+    marker = {"size": 7, "color": DIM, "opacity": DIMMED, "symbol": kind.flat, "line": {"width": 1.5, "color": DIM}}
+    return go.Scatter(**points, name=kind.name, mode="markers", marker=marker, hovertext=[why(record, view.quality) for record in records])
 
 
-def _last_seen(records: Sequence[TrialRecord], x: Axis, y: Axis) -> dict[str, list[float | None]]:
-    return {"x": [_seen(record, x) for record in records], "y": [_seen(record, y) for record in records]}
+def _given_up(view: StudyView, **axes: Axis) -> list[tuple[Kind, list[TrialRecord], dict[str, list[float]]]]:
+    """Of each kind the trials whose size and latency are known as far as the axes ask, and where they stand.
+
+    A trial without an accuracy stands on the base line of that axis.
+    """
+    base = _span(view)[0]
+    found = []
+    for kind, records in given_up(view.records):
+        known = [(record, [_seen(record, axis, base) for axis in axes.values()]) for record in records]
+        whole = [(record, [value for value in values if value is not None]) for record, values in known if None not in values]
+        if whole:
+            points = {key: [values[place] for _, values in whole] for place, key in enumerate(axes)}
+            found.append((kind, [record for record, _ in whole], points))
+    return found
 
 
-def _why(record: TrialRecord) -> str:
-    return "<br>".join(textwrap.wrap(escape(f"trial {record.number} pruned: {record.reason or 'no reason given'}"), 70))
+def _seen(record: TrialRecord, axis: Axis, base: float | None = None) -> float | None:
+    """What is known of a pruned trial, in the axis' unit; `base` stands for an accuracy that is not."""
+    value = (last_accuracy(record), record.size_bytes, record.latency_ms)[axis.place]
+    if value is None:
+        return base if axis is ACCURACY else None
+    return value * axis.factor
+
+
+def _span(view: StudyView) -> tuple[float, float]:
+    """Ends of the accuracy axis, in %: all that is known lies above its base line."""
+    values = _drawn(view, ACCURACY) or [0.0]
+    margin = MARGIN * max(max(values) - min(values), 1.0)
+    return min(values) - margin, max(values) + margin
+
+
+def _drawn(view: StudyView, axis: Axis) -> list[float]:
+    """What stands along an axis, in its unit."""
+    seen = [_seen(record, axis) for _, records in given_up(view.records) for record in records]
+    measured = [objectives(record)[axis.place] * axis.factor for record in complete(view.records)]
+    taught = [_teacher_value(view, axis)] if view.teacher is not None else []
+    return [*measured, *taught, *(value for value in seen if value is not None)]
 
 
 def _interval(records: Sequence[TrialRecord], axis: Axis) -> dict[str, Any] | None:
@@ -169,8 +201,7 @@ def _teacher_value(view: StudyView, axis: Axis) -> float:
 
 def _axis(view: StudyView, axis: Axis) -> dict[str, Any]:
     if not axis.log:
-        return {"title": {"text": axis.title if view.quality == "accuracy" else TAUGHT}}
-    values = [objectives(record)[axis.place] * axis.factor for record in complete(view.records)]
-    ticks = inner_ticks([*values, *([_teacher_value(view, axis)] if view.teacher else [])])
+        return {"title": {"text": axis.title if view.quality == "accuracy" else TAUGHT}, "range": _span(view)}
+    ticks = inner_ticks(_drawn(view, axis))
     shown = {"tickvals": ticks, "ticktext": [tick_text(tick) for tick in ticks]}
     return {"title": {"text": axis.title}, "type": "log", **shown}

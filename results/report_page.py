@@ -1,189 +1,43 @@
-"""The report as one web page: plotly's script inside, light and dark as the reader's system asks, nothing loaded from a network."""
+"""The report as one web page."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from results import report_text
-from results.plots import CONFIG
-from results.report_text import Table
 from results.view import StudyView
+from results.web import document, figure_html, table_html
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from results.report import Section
-
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-COLOURS = {
-    "light": {"ink": "#1f2733", "soft": "#556072", "grid": "#e3e7ee", "line": "#8b95a5", "card": "#ffffff"},
-    "dark": {"ink": "#e4e8ef", "soft": "#a3aebd", "grid": "#2b3442", "line": "#6d7989", "card": "#171d27"},
-}
-SERIES = ("#5b73f2", "#dd8410", "#2f9e77", "#b563c4", "#8792a2", "#d8504d", "#2a97b8", "#a3862a", "#7a6ff0")
 
 
 def page(view: StudyView, sections: Sequence[Section]) -> str:
     """The whole document, UTF-8."""
-    from plotly.offline import get_plotlyjs
-
-    title = f"Study {view.name}"
     tiles = "".join(
         f"<div><b>{escape(value)}</b><i>{escape(what)}</i>{escape(note)}</div>" for what, value, note in report_text.highlights(view)
     )
     contents = " · ".join(f'<a href="#{_anchor(section.title)}">{escape(section.title)}</a>' for section in sections)
-    parts = {
-        "TITLE": escape(title),
-        "OPENING": escape(report_text.opening(view)),
-        "TILES": f'<div class="tiles">{tiles}</div>' if tiles else "",
-        "CONTENTS": contents,
-        "SECTIONS": "".join(_section(section) for section in sections),
-        "TEMPLATES": _json({name: template(name) for name in COLOURS}),
-        "CONFIG": _json(CONFIG),
-        "POLICY": POLICY,
-        "STYLE": STYLE,
-        "PLOTLY": get_plotlyjs() if any(section.figures for section in sections) else "",
-        "SCRIPT": SCRIPT,
-    }
-    # one pass: what is put in is not searched again, so no name of the user's can stand for a part
-    return re.sub(r"\{\{([A-Z]+)\}\}", lambda match: parts[match[1]], PAGE)
-
-
-def template(name: str) -> dict[str, Any]:
-    """Plotly's template of the light or the dark page."""
-    colours = COLOURS[name]
-    axis = {
-        "gridcolor": colours["grid"],
-        "linecolor": colours["line"],
-        "showline": True,
-        "zeroline": False,
-        "ticks": "outside",
-        "tickcolor": colours["line"],
-    }
-    room = {**axis, "backgroundcolor": colours["card"], "showbackground": True, "color": colours["ink"], "zerolinecolor": colours["grid"]}
-    layout = {
-        "paper_bgcolor": colours["card"],
-        "plot_bgcolor": colours["card"],
-        "font": {"family": FONT, "size": 13, "color": colours["ink"]},
-        "margin": {"l": 60, "r": 20, "t": 60, "b": 55},
-        "xaxis": axis | {"automargin": True},
-        "yaxis": axis | {"automargin": True},
-        "scene": {"xaxis": room, "yaxis": room, "zaxis": room},
-        "hoverlabel": {"align": "left", "bgcolor": colours["card"], "bordercolor": colours["line"], "font": {"color": colours["ink"]}},
-        "colorway": list(SERIES),
-    }
-    return {"layout": layout, "data": {"scatter3d": [{"textfont": {"color": colours["ink"], "size": 11}}]}}
+    parts = (
+        f"<p>{escape(report_text.opening(view))}</p>",
+        f'<div class="tiles">{tiles}</div>' if tiles else "",
+        f"<nav>{contents}</nav>",
+        "<noscript><p>The figures need JavaScript; the tables do not.</p></noscript>",
+        "".join(_section(section) for section in sections),
+    )
+    return document(f"Study {view.name}", "\n".join(part for part in parts if part))
 
 
 def _section(section: Section) -> str:
     text = "".join(f"<p>{escape(line)}</p>" for line in section.text.split("\n") if line)
-    figures = "".join(_figure(f"{_anchor(section.title)}-{index}", figure) for index, figure in enumerate(section.figures))
-    table = _table(section.table) if section.table is not None else ""
+    figures = "".join(figure_html(f"{_anchor(section.title)}-{index}", figure) for index, figure in enumerate(section.figures))
+    table = table_html(section.table.headings, section.table.rows) if section.table is not None else ""
     if table and section.folded:
         table = f"<details><summary>Show them</summary>{table}</details>"
     return f'<section id="{_anchor(section.title)}"><h2>{escape(section.title)}</h2>{text}{figures}{table}</section>\n'
 
 
-def _figure(name: str, figure: go.Figure) -> str:
-    drawn = json.loads(figure.to_json())
-    drawn["layout"].pop("template", None)  # the page's own comes with the light or dark scheme
-    height = drawn["layout"].get("height", 400)
-    place = f'<div class="plot" id="{name}" style="height:{height}px"></div>'
-    return f'{place}<script type="application/json" data-plot="{name}">{_json(drawn)}</script>'
-
-
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings)
-    rows = "".join("<tr>" + "".join(f"<td{_kind(cell)}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _kind(cell: str) -> str:
-    return ' class="number"' if re.match(r"^(-|-?[\d.,]+\*?( \(.*\))?)$", cell) else ""
-
-
 def _anchor(title: str) -> str:
     return title.lower().replace(" ", "-")
-
-
-def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
-
-
-# The browser itself then refuses whatever a script might want to load. Plotly compiles its shaders' glue (eval) and saves pictures (blob).
-POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
-
-SCRIPT = """
-const read = (selector) => JSON.parse(document.querySelector(selector).textContent);
-const templates = read("#templates"), config = read("#config");
-const dark = matchMedia("(prefers-color-scheme: dark)");
-function draw() {
-  const template = templates[dark.matches ? "dark" : "light"];
-  for (const node of document.querySelectorAll("script[data-plot]")) {
-    const figure = JSON.parse(node.textContent);
-    Plotly.react(node.dataset.plot, figure.data, {...figure.layout, template}, config);
-  }
-}
-if (window.Plotly) { draw(); dark.addEventListener("change", draw); }
-"""
-
-STYLE = (
-    ":root{"
-    + "".join(f"--{key}:{value};" for key, value in COLOURS["light"].items())
-    + "--page:#f3f5f9;--accent:#3346c8;color-scheme:light dark}\n@media (prefers-color-scheme:dark){:root{"
-    + "".join(f"--{key}:{value};" for key, value in COLOURS["dark"].items())
-    + """--page:#0e131a;--accent:#93a4ff}}
-body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--page); margin: 0; }
-main { max-width: 1240px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 28px; margin: 0 0 8px; }
-h2 { font-size: 19px; margin: 0 0 6px; }
-p, nav { color: var(--soft); max-width: 100ch; margin: 4px 0 14px; }
-nav { font-size: 13px; }
-a { color: var(--accent); }
-section { padding: 22px 26px; margin: 18px 0; }
-.tiles { display: flex; flex-wrap: wrap; gap: 14px; margin: 16px 0; }
-.tiles div, section { background: var(--card); border: 1px solid var(--grid); border-radius: 12px; }
-.tiles div { flex: 1 1 220px; padding: 14px 18px; color: var(--soft); font-size: 13px; }
-.tiles b { display: block; font-size: 26px; color: var(--ink); font-variant-numeric: tabular-nums; }
-.tiles i { display: block; font-style: normal; font-weight: 600; color: var(--ink); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; min-width: 60%; }
-th { font-weight: 600; border-bottom: 2px solid var(--line); text-align: left; }
-th, td { padding: 5px 12px 5px 0; vertical-align: top; }
-td { border-bottom: 1px solid var(--grid); }
-td.number { white-space: nowrap; }
-.parcoords .axis path, .parcoords .axis line { stroke: var(--line) !important; }
-.parcoords text { text-shadow: none !important; }
-summary { cursor: pointer; color: var(--accent); }
-"""
-)
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{{POLICY}}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{TITLE}}</title>
-<link rel="icon" href="data:,">
-<style>{{STYLE}}</style>
-</head>
-<body><main>
-<h1>{{TITLE}}</h1>
-<p>{{OPENING}}</p>
-{{TILES}}
-<nav>{{CONTENTS}}</nav>
-<noscript><p>The figures need JavaScript; the tables do not.</p></noscript>
-{{SECTIONS}}
-</main>
-<script type="application/json" id="templates">{{TEMPLATES}}</script>
-<script type="application/json" id="config">{{CONFIG}}</script>
-<script>{{PLOTLY}}</script>
-<script>{{SCRIPT}}</script>
-</body>
-</html>
-"""

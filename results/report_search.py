@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from core.candidate import KB, Candidate
 from results.epochs import Epoch
 from results.front import complete, objectives
+from results.given_up import FAILED, given_up, why
 from results.plots import inner_ticks, tick_text
 from results.record import TrialRecord
-from results.report_front import ACCENT, BAD, DIM
 from results.table import mean_bits, student_name
 from results.view import StudyView, float_share, mean_ratio
+from results.web import ACCENT, BAD, DIM
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -33,14 +34,14 @@ def growth(view: StudyView, numbers: Sequence[int], volumes: Sequence[float]) ->
         for trace in _growth(view, place, numbers, volumes):
             figure.add_trace(trace.update(showlegend=column == 1, legendgroup=trace.name), row=1, col=column)
     figure.update_xaxes(title_text="trial", col=1)
-    figure.update_xaxes(title_text="minutes of trials", rangemode="tozero", col=2)
+    figure.update_xaxes(title_text="minutes of all trials so far, added up", rangemode="tozero", col=2)
     figure.update_yaxes(title_text="hypervolume", rangemode="tozero", col=1)
     figure.update_layout(height=380, legend={"orientation": "h", "x": 0, "y": 1.04, "yanchor": "bottom"})
     return figure
 
 
 def minutes_spent(records: Sequence[TrialRecord]) -> dict[int, float]:
-    """Trial number -> minutes of this and all earlier finished trials."""
+    """Trial number -> minutes of this and all earlier finished trials, added up: minutes of work, whichever worker did it."""
     total, minutes = 0.0, {}
     for record in records:
         total += sum(record.seconds.values())
@@ -55,15 +56,14 @@ def _growth(view: StudyView, place: Mapping[int, float], numbers: Sequence[int],
     line = {"shape": "hv", "color": ACCENT, "width": 2}
     xs = [place[number] for number in numbers]
     traces = [go.Scatter(x=xs, y=list(volumes), mode="lines+markers", line=line, name="hypervolume", hovertext=text, hoverinfo="text")]
-    for state, name, colour in (("PRUNED", "pruned", DIM), ("FAIL", "failed", BAD)):
-        ended = [record for record in view.records if record.state == state]
-        marker = {"symbol": "x-thin", "size": 8, "opacity": 0.6, "line": {"color": colour, "width": 2}, "color": colour}
-        reasons = [_wrapped(f"trial {record.number} {name}: {record.reason or 'no reason given'}") for record in ended]
+    failed = [record for record in view.records if record.state == "FAIL"]
+    for kind, ended in [*given_up(view.records), *([(FAILED, failed)] if failed else [])]:
+        colour = BAD if kind is FAILED else DIM
+        marker = {"symbol": kind.flat, "size": 8, "opacity": 0.6, "line": {"color": colour, "width": 2}, "color": colour}
         points = {"x": [place[record.number] for record in ended], "y": [0.0] * len(ended)}
-        traces += (
-            [go.Scatter(**points, mode="markers", marker=marker, name=name, cliponaxis=False, hovertext=reasons, hoverinfo="text")]
-            if ended
-            else []
+        told = [why(record, view.quality) for record in ended]
+        traces.append(
+            go.Scatter(**points, mode="markers", marker=marker, name=kind.name, cliponaxis=False, hovertext=told, hoverinfo="text")
         )
     return traces
 
@@ -178,10 +178,3 @@ def _logarithmic(label: str, values: Sequence[float]) -> dict[str, Any]:
     ticks = inner_ticks(values)
     shown = {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": [tick_text(tick) for tick in ticks]}
     return {**_dimension(f"{label} (log)", [math.log10(value) for value in values]), **shown}
-
-
-def _wrapped(text: str, width: int = 70) -> str:
-    import textwrap
-    from html import escape
-
-    return "<br>".join(textwrap.wrap(escape(text), width))

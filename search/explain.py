@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from core.cli import Parser, run_main
+from core.errors import UserError
 from search.reading import add_study_flags, opened
 
 if TYPE_CHECKING:
@@ -25,7 +26,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_study_flags(parser)
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="0 is the most accurate point of the front (default)")
-    parser.add_argument("--time-layers", action="store_true", help="also take the milliseconds of every layer here, for a second")
+    parser.add_argument(
+        "--time-layers",
+        action=argparse.BooleanOptionalAction,
+        help="take the milliseconds of every layer here, for a second (default: where the study's runtime and the model's files are here)",
+    )
     return parser
 
 
@@ -38,13 +43,16 @@ def main(argv: list[str]) -> int:
 
         record = at_rank(view.records, args.rank)
         trial = next(trial for trial in view.trials if trial.number == record.number)
-        times = _times(view, record) if args.time_layers else None
+        times = None if args.time_layers is False else _times(view, record, asked=bool(args.time_layers))
         print(explanation(view, record, view.layers.get(args.rank, ()), trial.user_attrs.get("engine", {}), times))
     return 0
 
 
-def _times(view: StudyView, record: TrialRecord) -> Times:
-    """What every layer takes on this machine, in the runtime and with the settings of the study. Raises UserError where it does not run."""
+def _times(view: StudyView, record: TrialRecord, asked: bool) -> Times | None:
+    """What every layer takes on this machine, in the runtime and with the settings of the study.
+
+    Where that cannot be had: UserError if it was `asked` for, otherwise None.
+    """
     from core.cli import required
     from core.config import RuntimeConfig
     from core.engines import EngineHost
@@ -52,10 +60,16 @@ def _times(view: StudyView, record: TrialRecord) -> Times:
     from results.record import candidate_file
     from results.table import measurement
 
-    model = candidate_file(view.folder, record, "model.onnx")
     settings = RuntimeConfig.model_validate({**view.config.get("runtime", {}), "name": measurement(record).latency.runtime})
-    with required("layers are timed where the model runs"), EngineHost(settings, view.folder) as engines:
-        return Times(engines.layer_times(model), engines.fingerprint)
+    try:
+        with required("layers are timed where the model runs"), EngineHost(settings, view.folder) as engines:
+            if not (asked or engines.times_layers):
+                return None
+            return Times(engines.layer_times(candidate_file(view.folder, record, "model.onnx")), engines.fingerprint)
+    except UserError:
+        if asked:
+            raise
+        return None
 
 
 if __name__ == "__main__":

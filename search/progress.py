@@ -39,7 +39,7 @@ class Step:
 class Progress:
     """Tells the user what a study does. A context manager; leaving it, also by an exception or Ctrl-C, gives the terminal back.
 
-    Args: `trials` the number the study shall end with, `done` those finished before this start, `quiet` prints nothing but
+    Args: `trials` the number the study shall end with, `done` those finished before this start, `front` theirs, `quiet` prints nothing but
     `result`, `epoch_line_s` the shortest time between two epoch lines of one stage where there is no terminal, `epochs_csv` the
     file that gets a line per epoch, also when quiet, `prefix` stands before every line (of a worker), `live` allows the panel.
     """
@@ -49,6 +49,7 @@ class Progress:
         trials: int,
         *,
         done: int = 0,
+        front: Sequence[TrialRecord] = (),
         teacher: TeacherReport | None = None,
         quiet: bool = False,
         console: Console | None = None,
@@ -63,7 +64,7 @@ class Progress:
         self._prefix, self._live_allowed = prefix, live and not prefix
         self._steps: dict[int | None, Step] = {}
         self._lines: dict[int | None, tuple[str, float]] = {}
-        self._front: list[TrialRecord] = []
+        self._front = list(front)
         self._finished = 0
         self._first_trial_s: float | None = None
         self._lock = threading.RLock()

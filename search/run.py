@@ -50,6 +50,8 @@ def main(argv: list[str]) -> int:
 
 
 def _search(args: argparse.Namespace, space: Space, config: Config, name: str, url: str, command: Sequence[str]) -> None:
+    from results.front import front
+    from results.record import read_records
     from search.cluster import Placement
     from search.goal import Goal
     from search.lock import StudyLock
@@ -69,8 +71,9 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
     if args.remeasure:
         study = _remeasured(study, space, config, folder, lock)
     with lock:
-        swept, done = sweep(study, lock.one_machine), count_finished(study)
-    with Progress(args.trials, done=done, quiet=args.quiet, epochs_csv=folder / "epochs.csv", live=place.alone) as progress:
+        swept, done, known = sweep(study, lock.one_machine), count_finished(study), front(read_records(study))
+    epochs = folder / "epochs.csv"
+    with Progress(args.trials, done=done, front=known, quiet=args.quiet, epochs_csv=epochs, live=place.alone) as progress:
         if swept:
             progress.message(queued_again(swept))
         started, begun = time.time(), time.monotonic()

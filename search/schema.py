@@ -30,9 +30,11 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 MODULES = (core.candidate, core.config, search.space)
 BASE = {"type": "string", "description": "Name of an entry of configs/, or a YAML file, on which this one is laid."}
 SAMPLED = {
+    "Space": ("Candidate",),
+    "StudentSpace": ("Candidate",),
     "DistilSpace": ("DistilPlan",),
     "PruneSpace": ("Candidate",),
-    "QuantiseSpace": ("Candidate",),
+    "QuantiseSpace": ("Candidate", "GroupPlan"),
     "AllocationSpace": ("AllocationPlan",),
 }
 """Section of a space -> what is sampled from it, whose fields of the same name say what they mean."""
@@ -57,6 +59,7 @@ def schema_text(name: str) -> str:
 def schema(name: str) -> Schema:
     """Of `space` or `config`: keys, types, defaults, limits of single values, what each means; names that tables hold are suggested.
 
+    A key means what the docstring below its field says; one that opens a section and has none, what the section's class says.
     What one key says about another is checked when the file is used.
     """
     model = MODELS[name]
@@ -66,6 +69,7 @@ def schema(name: str) -> Schema:
     for section, body in sections.items():
         for key, field in body.get("properties", {}).items():
             known = [told[each, key] for each in (section, *SAMPLED.get(section, ())) if (each, key) in told]
+            known += [sections[field["$ref"].rpartition("/")[2]]["description"].splitlines()[0]] if "$ref" in field else []
             field.update({"description": known[0]} if known else {})
     for (section, key), names in _suggestions().items():
         if section in sections:
@@ -122,12 +126,17 @@ def _without_titles(part: Any) -> Any:
 
 
 def _docstrings() -> dict[tuple[str, str], str]:
-    """(class, field) -> the text below the field. pydantic can read them too, but then at every start of every command."""
-    found = {}
+    """(class, field) -> the text below the field, its own or that of the class it inherits from.
+
+    pydantic can read them too, but then at every start of every command.
+    """
+    found: dict[tuple[str, str], str] = {}
     for module in MODULES:
         for node in ast.parse(inspect.getsource(module)).body:
             if not isinstance(node, ast.ClassDef):
                 continue
+            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+            found |= {(node.name, key): text for (section, key), text in found.items() if section in bases}
             for field, below in zip(node.body, node.body[1:], strict=False):
                 told = below.value if isinstance(below, ast.Expr) else None
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(told, ast.Constant):

@@ -26,6 +26,7 @@ from core.teacher_logits import open_answers
 from core.train import open_device
 from core.views import viewed
 from objectives.bench import Stages, Workbench
+from objectives.rungs import with_rate
 from results.analysis import reference_of
 from results.front import front
 from results.record import TeacherReport, read_records
@@ -44,6 +45,9 @@ from search.students import check_students
 from search.study import check_inputs, fixed_reference
 from search.summary import write_run_json, write_summary
 from search.trial import TrialRunner
+
+NEXT = {"report": "a web page", "explain --rank 0": "one model", "dashboard": "live", "export_best --rank 0": "files that run"}
+"""Command of search/ -> what it gives."""
 
 
 @dataclass
@@ -99,7 +103,15 @@ class Session:
         self.progress.message(
             f"written: {self.bench.folder / 'front.csv'}, {self.bench.folder / 'front.html'}, {self.bench.folder / 'run.json'}"
         )
+        if front(records):
+            self.progress.message(next_steps(self.bench.folder))
         show_study(self.study, read_view(self.study, self.bench.folder, self.bench.config.model_dump(mode="json")))
+
+
+def next_steps(folder: Path) -> str:
+    """What to do with a study that has a front: the commands find the newest run, and its database where that is in its folder."""
+    steps = ", ".join(f"python -m search.{command} ({what})" for command, what in NEXT.items())
+    return f"next: {steps}{'' if (folder / 'study.db').is_file() else '; with the --storage of this run'}"
 
 
 @contextmanager
@@ -157,7 +169,14 @@ def open_bench(
     stages = Stages(lambda name: progress.stage(None, name), lambda name, *numbers: progress.epoch(None, name, *numbers))
     with stages("teacher") as on_epoch:
         teachers = [
-            obtain_teacher(config.model_copy(update={"teacher": each}), data, device, cache, on_epoch, progress.message)
+            obtain_teacher(
+                config.model_copy(update={"teacher": each}),
+                data,
+                device,
+                cache,
+                with_rate(on_epoch, each.train, len(data.train)),
+                progress.message,
+            )
             for each in config.teachers
         ]
     if any(each.model or each.weights for each in config.teachers):

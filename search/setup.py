@@ -32,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m search.run",
         description="Search for the Pareto front of (accuracy, bytes, latency) of compressed versions of an image classifier.",
-        epilog="examples: --space spaces/digits.yaml --trials 20 | --model my_net.py:build --weights w.safetensors --data-dir images/",
+        epilog="examples: --space spaces/digits.yaml --trials 20 | --model my_net.py:build --weights w.safetensors --data-dir images/. "
+        "The same command goes on where it was stopped. Afterwards: search.report, search.explain, search.dashboard, search.export_best.",
     )
     what = parser.add_argument_group("what to search")
     what.add_argument("--space", type=Path, metavar="YAML", help="what may vary (spaces/*.yaml); without it --model is pruned, quantised")
@@ -82,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--plateau", type=int, metavar="N", help="end when N trials hardly added to the hypervolume")
     run.add_argument("--fresh", action="store_true", help="delete the study first")
     run.add_argument("--remeasure", action="store_true", help="on another device than before: time the stored models here, then go on")
-    run.add_argument("--dry-run", action="store_true", help="check everything, measure one candidate, print the plan, train nothing")
+    run.add_argument(
+        "--dry-run", action="store_true", help="check, measure for up to 30 s, foresee hours, sizes and latencies, train nothing"
+    )
     run.add_argument("--quiet", action="store_true", help="print the front only")
     return parser
 

@@ -27,9 +27,13 @@ class Range(Frozen):
     """All numbers from `low` to `high`, both included; in steps of `step`, or on a logarithmic scale."""
 
     low: float
+    """Smallest value."""
     high: float
+    """Largest value, itself included; with `step` a whole number of steps above `low`."""
     step: float | None = None
+    """Distance between two values, greater than 0; null: any number."""
     log: bool = False
+    """Draw on a logarithmic scale; then low > 0 and no step."""
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -103,6 +107,7 @@ class StudentSpace(Frozen):
     """Which networks, and the factor on their channels. `self` is the teacher's network, always at width 1, as are a library's."""
 
     name: Listed[str]
+    """Networks: of the table, torchvision:<name>, timm:<name>, of a plugin, or `self`."""
     width: Positive = 1.0
 
     @model_validator(mode="after")
@@ -139,10 +144,13 @@ class PruneSpace(Frozen):
     """One ratio for each of `positions` depth positions; channel counts are rounded to multiples of `round_to`."""
 
     positions: Positions = 1
+    """How many ratios are sampled over the depth."""
     ratio: Ratio = 0.0
+    """Share of the channels to remove, per position; at least 0 and less than 1."""
     round_to: Listed[Annotated[int, Field(ge=1)]] = 8
     importance: Listed[Importance] = "l2"
     scope: Literal["local", "global"] = "local"
+    """local: a ratio is of each layer's channels; global: of all together (positions 1), no layer loses more than 90 %."""
 
     @model_validator(mode="after")
     def _check(self) -> PruneSpace:
@@ -155,6 +163,7 @@ class QuantiseSpace(Frozen):
     """Storage bits and execution for each of `positions` depth positions; `edge_bits` for the first and last layer, unless null."""
 
     positions: Positions = 1
+    """How many bits and executions are sampled over the depth; as many as layers is a search per layer."""
     weight_bits: Listed[WeightBits] = 8
     execution: Listed[Execution] = "int8"
     quantiser: Listed[str] = "lsq"
@@ -239,6 +248,7 @@ class ObjectiveSpace(Frozen):
     """How size is counted. `packed`: bytes of the bit-packed weight file; `coded`: of the entropy-coded one, known after training."""
 
     size: Literal["packed", "coded"] = "packed"
+    """Bytes of the bit-packed file, or of the entropy-coded one: never larger, but known after training alone."""
 
 
 class Constraints(Frozen):
@@ -248,9 +258,13 @@ class Constraints(Frozen):
     """
 
     latency_ms: Annotated[float, Field(gt=0.0)] | None = None
+    """Milliseconds of a call; slower candidates are not trained."""
     size_kb: Annotated[float, Field(gt=0.0)] | None = None
+    """KB of 1000 bytes; larger candidates are not trained."""
     accuracy: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Less accurate candidates count as pruned."""
     soft: bool = False
+    """The limits prune nothing: the sampler learns to keep them."""
 
 
 class Space(Frozen):
@@ -265,6 +279,7 @@ class Space(Frozen):
     objectives: ObjectiveSpace = ObjectiveSpace()
     constraints: Constraints = Constraints()
     config: str | None = None
+    """An entry of configs/ or a YAML file, relative to this file; null: all defaults."""
 
     @model_validator(mode="after")
     def _choices(self) -> Space:

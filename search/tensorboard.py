@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of search.tensorboard."""
     parser = Parser(
         prog="python -m search.tensorboard",
-        description="Show every epoch of a run in TensorBoard (loss, accuracy, learning rate), also while it runs. Ctrl-C ends it.",
+        description="Show every epoch of a run in TensorBoard (loss, learning rate, accuracy), also while it runs. Ctrl-C ends it.",
     )
     parser.add_argument("--study", metavar="NAME", help="folder below runs/; default: the newest run's")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s: this machine alone)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from core.candidate import Candidate, GroupPlan
 from core.config import TrainConfig
 from core.layers import count_macs, count_parameters
+from core.train import learning_rate
 from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
 from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
@@ -86,7 +88,8 @@ def test_without_a_journal_nothing_is_looked_at(bench: Workbench, tmp_path: Path
 
 
 def test_a_dense_network_that_was_quantised_has_few_values_per_channel(bench: Workbench, tmp_path: Path) -> None:
-    stages = Stages()
+    told: list[tuple[str | float, ...]] = []
+    stages, recipe = Stages(on_epoch=lambda *numbers: told.append(numbers)), bench.config.quantise.train
     parent = bench.parent(SECOND.student, SECOND.width)
     counts = count_parameters(parent), count_macs(parent, bench.input_shape)
     quantise_dense(parent, SECOND, bench, stages, tmp_path, Journal(bench, stages))
@@ -96,6 +99,10 @@ def test_a_dense_network_that_was_quantised_has_few_values_per_channel(bench: Wo
             assert levels <= 16, name  # 3 bits, 4 at both ends
     assert (count_parameters(parent), count_macs(parent, bench.input_shape)) == counts
     assert parent.state_dict().keys() == bench.parent(SECOND.student, SECOND.width).state_dict().keys()
+    steps = math.ceil(len(bench.train_set) / recipe.batch_size)
+    assert [(name, done, rate) for name, done, *_, rate in told] == [
+        ("quantise dense", done, learning_rate(recipe, steps, done)) for done in (1.0, 2.0, 3.0, 4.0)
+    ]
 
 
 def test_the_summary_has_a_line_for_each_stage_of_each_trial(tmp_path: Path, both: dict[str, tuple[Evaluation, Stages]]) -> None:

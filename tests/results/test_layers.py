@@ -144,4 +144,4 @@ def test_an_explanation_with_milliseconds_adds_up_to_what_was_timed(
     assert "openvino does not say here what a layer takes" in explanation(view, record, layers, {}, Times({}, "0123456789ab"))
     without = explanation(view, record, layers, {})
     assert " ms " not in without.splitlines()[2]
-    assert "--time-layers takes them" in without
+    assert "they were not asked for, or this machine cannot time them" in without

@@ -36,7 +36,7 @@ def test_a_complete_trial_s_note_holds_plan_numbers_and_seconds(make_record):
         "training: dkd at temperature",
         "from its own initial weights",
         "agree on 100.00 %",
-        "interval 0.099 to 0.101 ms, p95 0.110 ms, batch 1, 1 thread, openvino; unstable",
+        "interval 0.099 to 0.101 ms, p95 0.110 ms, batch 1, 1 thread, openvino; unstable: interval 2.0 % wide",
         "distil 25.0; quantise 50.0",
         "distil 3.0, export 0.5; 3.5 in all",
         "files: `runs/made/3`",

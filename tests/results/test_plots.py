@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -5,6 +6,12 @@ import pytest
 from core.candidate import Candidate, GroupPlan
 from results.front import front
 from results.plots import front_figure, front_html, hover, log_ticks
+from results.web import SCRIPT, STYLE
+
+
+def luminance(colour: str) -> float:
+    """Of "#rrggbb", in [0, 1]; without the correction for the eye."""
+    return sum(int(colour[place : place + 2], 16) for place in (1, 3, 5)) / (3 * 255)
 
 
 def traces(figure, name: str) -> list:
@@ -55,6 +62,9 @@ def test_hovering_tells_everything(make_record, teacher):
     text = hover(record, teacher, 3)
     for fact in ("rank 3", "trial 7", "90.00 %", "144 images", "5.0 KB", "80.0 x smaller", "0.100 ms", "unstable", "4.0 x faster", "n 900"):
         assert fact in text
+    assert "resnet8 (0.5)" in text
+    assert "mean bits 4.50" in text
+    assert "p95 0.110, interval 0.099 to 0.101" in text
     assert "bits 4 16f 8" in text
     assert "pruned 25%, 0% (2 times)" in text
     assert "distil 3" in text
@@ -63,12 +73,26 @@ def test_hovering_tells_everything(make_record, teacher):
 def test_the_page_is_whole_without_a_network(records, teacher, tmp_path):
     front_html(records, front(records), teacher, tmp_path / "front.html", title="made")
     page = (tmp_path / "front.html").read_text(encoding="utf-8")
-    assert "Plotly.newPlot" in page
+    assert "plotly.js v" in page
+    assert "Plotly.react" in page
     assert len(page) > 1_000_000
     assert not re.search(r"<(script|link|img)[^>]*(src|href)=[\"']?(https?:)?//", page)
     assert "7 trials: 5 complete, 1 pruned, 1 failed" in page
-    assert page.count("<tr>") == 1 + 3
+    assert page.count("<tr>") == 1 + 3 + 1  # headings, ranks, teacher
     assert [path.name for path in tmp_path.iterdir()] == ["front.html"]
+
+
+def test_the_page_follows_the_reader_s_scheme(records, teacher, tmp_path):
+    front_html(records, front(records), teacher, tmp_path / "front.html")
+    page = (tmp_path / "front.html").read_text(encoding="utf-8")
+    assert STYLE in page
+    assert SCRIPT in page
+    drawn = json.loads(re.search(r'<script type="application/json" data-plot="front">(.*?)</script>', page)[1])
+    own = [key for key in drawn["layout"] if key in ("template", "font", "hoverlabel") or key.endswith("bgcolor")]
+    assert own == []  # what the figure fixes, no scheme can change
+    light, dark = (json.loads(re.search(r'id="templates">(.*?)</script>', page)[1])[name]["layout"] for name in ("light", "dark"))
+    for layout, pale in ((light, True), (dark, False)):
+        assert (luminance(layout["paper_bgcolor"]) > 0.5, luminance(layout["font"]["color"]) > 0.5) == (pale, not pale)
 
 
 def test_names_cannot_inject_html(make_record, tmp_path):

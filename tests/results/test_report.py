@@ -2,6 +2,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ from results.record import TrialRecord
 from results.report import as_csv, as_markdown, sections, write_report
 from results.report_front import PLANES, planes
 from results.report_page import page
-from results.report_search import curves
+from results.report_search import curves, minutes_spent
 from results.report_text import chosen, unfinished, whole_front
 from tests.results.views import view_of
 
@@ -119,6 +120,14 @@ def test_the_planes_hold_the_values_of_the_records(full):
     assert latency.error_x.array == pytest.approx([0.01 * value for value in latency.x])
 
 
+def test_the_minutes_of_the_hypervolume_are_those_that_trials_took_whichever_worker_ran_them(full):
+    minutes = minutes_spent(full.records)
+    assert minutes[full.records[-1].number] * 60 == pytest.approx(sum(sum(record.seconds.values()) for record in full.records))
+    growth = next(section for section in sections(full) if section.title == "How the search went on")
+    assert "added up" in growth.figures[0].layout.xaxis2.title.text
+    assert "where several workers searched at once, the clock showed less" in growth.text
+
+
 def test_dominated_trials_are_dimmed_and_unfinished_ones_stand_beside_the_hypervolume(full):
     plots = [json.loads(figure.to_json()) for section in sections(full) for figure in section.figures]
     names = {trace.get("name"): trace for plot in plots for trace in plot["data"]}
@@ -128,11 +137,14 @@ def test_dominated_trials_are_dimmed_and_unfinished_ones_stand_beside_the_hyperv
 
 
 def test_the_csv_holds_every_trial_with_its_own_numbers(full):
+    beyond = TrialRecord(number=7, state="PRUNED", ending="limit", reason="too slow")
+    full = replace(full, records=(*full.records, beyond))
     frame = pd.read_csv(io.StringIO(as_csv(full))).set_index("trial")
     assert list(frame.index) == [record.number for record in full.records]
     for record in full.records:
         row = frame.loc[record.number]
         assert row["state"] == record.state
+        assert record.ending == (None if pd.isna(row["ending"]) else row["ending"])
         if record.measurement is not None:
             assert (row["accuracy"], row["size_bytes"], row["latency_p50_ms"]) == objectives(record)
             assert row["seconds"] == pytest.approx(sum(record.seconds.values()))
@@ -231,13 +243,3 @@ def test_ticks_are_inside_the_values_and_readable(values):
     assert 2 <= len(ticks) <= 11 or len(values) < 2
     assert all(math.log(b / a) > math.log(max(values) / min(values)) / 11 for a, b in pairwise(ticks))
     assert [tick_text(value) for value in (0.0583, 1000.0, 2.0, 1097.8)] == ["0.0583", "1000", "2", "1100"]
-
-
-def test_a_pruned_trial_is_drawn_in_the_planes_where_its_numbers_are_known(records, teacher, tmp_path):
-    rung = Rung(stage="distil", epoch=1.0, accuracy=0.4)
-    stopped = TrialRecord(number=90, state="PRUNED", size_bytes=5000, latency_ms=0.5, rungs=(rung,), reason="<b>hopeless</b>")
-    skipped = TrialRecord(number=91, state="PRUNED", size_bytes=6000, latency_ms=0.6)
-    figure = planes(view_of([*records, stopped, skipped, TrialRecord(number=92, state="PRUNED")], teacher, tmp_path))
-    drawn = [trace for trace in figure.data if trace.name.startswith("given up")]
-    assert [(list(trace.x), list(trace.y)) for trace in drawn] == [([5.0], [40.0]), ([0.5], [40.0]), ([5.0, 6.0], [0.5, 0.6])]
-    assert "&lt;b&gt;hopeless" in drawn[0].hovertext[0]

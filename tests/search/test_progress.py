@@ -127,6 +127,20 @@ def test_a_terminal_shows_trial_stage_epoch_rate_time_left_and_the_front():
     assert "trial 0 complete: 90.00 %" in shown
 
 
+def test_the_front_known_at_the_start_is_shown_before_any_trial_ends_and_then_the_new_one():
+    console = terminal()
+    with Progress(3, done=1, front=[record(7)], console=console) as progress:
+        progress.stage(None, "teacher")
+        progress._live.refresh()
+        begun = console.file.getvalue()
+        progress.trial_done(record(8), [record(7), record(8)])
+        progress._live.refresh()
+    assert begun.count("90.00") == begun.count("resnet8 (0.5)") > 0
+    assert "1 of 3 trials" in begun
+    last = console.file.getvalue()[len(begun) :].rsplit("2 of 3 trials", 1)[1]
+    assert last.count("resnet8 (0.5)") == 2
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_an_exception_passes_through_and_the_terminal_is_given_back(error):
     console = terminal()

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from core.pack import unpack
 from results.front import front
 from results.layers import read_layers, rest_bytes
 from results.record import TrialRecord, read_records
-from results.report_page import POLICY
+from results.web import ACCENT, COLOURS, POLICY, STAR
 from search import explain, report
 from tests.search.studies import Answer, _answer, load, refused
 
@@ -22,8 +24,10 @@ Capture = pytest.CaptureFixture[str]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom"),
+    *("--disable-component-update", "--disable-sync", "--enable-logging=stderr"),
 )
+SCHEMES = {"dark": 0, "light": 1}
+"""Blink's numbers of the schemes that a reader may prefer."""
 in_a_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium or chrome")
 
 
@@ -39,12 +43,29 @@ def records() -> list[TrialRecord]:
     return read_records(load())
 
 
-def rendered(page: Path, folder: Path) -> tuple[str, list[str]]:
-    """(the document after its scripts ran, complaints of the console)."""
-    command = [str(BROWSER), *FLAGS, f"--user-data-dir={folder}", page.resolve().as_uri()]
+def opened(page: Path, folder: Path, *flags: str) -> tuple[str, list[str]]:
+    """(what the browser prints, complaints of the console) once the page's scripts ran."""
+    command = [str(BROWSER), *FLAGS, *flags, f"--user-data-dir={folder}", page.resolve().as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
     console = [line for line in done.stderr.splitlines() if ":CONSOLE:" in line]
     return done.stdout, [line for line in console if re.search(r"ERROR:CONSOLE|Uncaught|Refused|Content Security Policy", line)]
+
+
+def rendered(page: Path, folder: Path) -> tuple[str, list[str]]:
+    """(the document after its scripts ran, complaints of the console)."""
+    return opened(page, folder, "--virtual-time-budget=8000", "--dump-dom")
+
+
+def photographed(page: Path, folder: Path, scheme: str) -> tuple[Counter[str], list[str]]:
+    """(pixels of each colour as "#rrggbb" in a window of 1280 x 1500, complaints of the console), as a reader of that scheme sees it."""
+    picture = folder.with_suffix(".png")
+    look = ("--window-size=1280,1500", "--hide-scrollbars", f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}")
+    complaints = opened(page, folder, *look, "--virtual-time-budget=500", f"--screenshot={picture}")[1]
+    with Image.open(picture) as image:
+        assert image.size == (1280, 1500)
+        found = image.convert("RGB").getcolors(maxcolors=image.width * image.height)
+    assert found is not None
+    return Counter({f"#{red:02x}{green:02x}{blue:02x}": count for count, (red, green, blue) in found}), complaints
 
 
 @in_a_browser
@@ -58,6 +79,24 @@ def test_the_page_draws_every_figure_in_a_browser_without_a_complaint(again: Pat
         assert re.search(
             rf'<div class="plot[^"]*js-plotly-plot"[^>]* id="{place}"|id="{place}"[^>]*class="plot[^"]*js-plotly-plot', document
         )
+
+
+@in_a_browser
+@pytest.mark.parametrize(("page", "scheme"), [("report.html", "light"), ("report.html", "dark"), ("front.html", "dark")])
+def test_a_page_is_drawn_in_the_scheme_of_its_reader(page: str, scheme: str, again: Path, tmp_path: Path, capfd: Capture) -> None:
+    if page == "report.html":
+        assert reported(capfd).code == 0
+    pixels, complaints = photographed(Path("runs/tiny") / page, tmp_path / "profile", scheme)
+    assert complaints == []
+    colours = COLOURS[scheme]
+    background, beside = (colour for colour, _ in pixels.most_common(2))
+    assert {background, beside} == {colours["page"], colours["card"]}
+    assert len(pixels) > 50
+    # text, the axes' lines and, of the figures, the front and the teacher
+    for colour in (colours["ink"], colours["line"], ACCENT, STAR):
+        assert pixels[colour] >= 20, colour
+    other = COLOURS["dark" if scheme == "light" else "light"]
+    assert pixels[other["card"]] < pixels.total() / 100
 
 
 @in_a_browser
@@ -125,7 +164,7 @@ def test_the_execution_read_from_the_graph_is_the_one_that_was_sampled(again: Pa
 
 
 def test_an_explanation_names_every_layer_and_adds_up(again: Path, capfd: Capture) -> None:
-    answer = explained(capfd, "--rank", "0")
+    answer = explained(capfd, "--rank", "0", "--no-time-layers")
     assert answer.code == 0, answer
     best = front(records())[0]
     assert best.measurement is not None
@@ -136,12 +175,12 @@ def test_an_explanation_names_every_layer_and_adds_up(again: Path, capfd: Captur
     assert [line.split()[0] for line in table] == [layer.name for layer in layers]
     total = next(line for line in lines if line.startswith("total"))
     assert f"{best.measurement.size_bytes:,}" in total
-    assert "Milliseconds per layer are not shown: --time-layers takes them." in answer.out
-    assert "no regression: it needs trials of resnet8 that differ" in answer.out
+    assert "Milliseconds per layer are not shown" in answer.out
+    assert "no regression: it needs trials that differ" in answer.out
 
 
 def test_the_layers_of_a_model_are_timed_in_the_study_s_runtime(again: Path, capfd: Capture) -> None:
-    answer = explained(capfd, "--time-layers")
+    answer = explained(capfd)
     assert answer.code == 0, answer
     heading, *rows = answer.out.splitlines()[2:]
     assert heading.split() == ["layer", "shape", "MACs", "bits", "bytes", "share", "ms", "runs", "in", "why"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from pathlib import Path
 
 import optuna
@@ -52,10 +54,14 @@ def test_run_json_accounts_for_the_run(finished: Path) -> None:
 def test_without_a_terminal_progress_is_lines_and_ends_with_the_front(finished: Path) -> None:
     lines = (finished / "stdout.txt").read_text().splitlines()
     assert any(line.startswith("trial 0 (1 of 2) distil") for line in lines)
-    assert any(line.startswith("rank  trial  accuracy %") for line in lines[-9:])
-    assert any(line.startswith("time: ") and "training" in line for line in lines[-3:])
-    assert any(line.startswith("trials: 2 complete") for line in lines[-3:])
-    assert lines[-1] == "written: runs/tiny/front.csv, runs/tiny/front.html, runs/tiny/run.json"
+    assert any(line.startswith("rank  trial  accuracy %") for line in lines[-10:])
+    assert any(line.startswith("time: ") and "training" in line for line in lines[-4:])
+    assert any(line.startswith("trials: 2 complete") for line in lines[-4:])
+    assert lines[-2] == "written: runs/tiny/front.csv, runs/tiny/front.html, runs/tiny/run.json"
+    named = re.findall(r"python -m (search\.\w+)((?: --\w+ \w+)*)", lines[-1])
+    assert [module for module, _ in named] == ["search.report", "search.explain", "search.dashboard", "search.export_best"]
+    for module, words in named:
+        assert importlib.import_module(module).build_parser().parse_args(words.split()).study is None
 
 
 def test_the_same_command_again_shows_the_front_and_trains_nothing(again: Path, capfd: Capture) -> None:
