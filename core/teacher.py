@@ -22,7 +22,7 @@ from core.lora import adapters
 from core.start import Start, load_start
 from core.students.own import load_own_model, load_weights, save_weights
 from core.students.zoo import find_student
-from core.train import Batch, Device, EpochFn, fit, predict, predict_all
+from core.train import Batch, Device, EpochFn, check_sizes, fit, predict, predict_all
 from core.views import Normalisation, normalisation_of, viewed
 
 COMMON_NORMALISATIONS = {
@@ -147,6 +147,7 @@ def _train(
         prepare(normalise(data.train.take(torch.arange(min(PREPARE_IMAGES, len(data.train))))))
     train_set = viewed(data.train, normalise, _views(config), config.seed, device.device)
     recipe = config.teacher.train
+    check_sizes(model, train_set.plain(torch.arange(2, device=device.device)).cpu(), {"teacher.train": recipe}, "the teacher")
     chosen = InfoBatch(len(train_set), recipe.infobatch, recipe.epochs, config.seed, device.device)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -170,6 +170,21 @@ def at_size_of(images: Tensor, config: TrainConfig, progress: float) -> Tensor:
         return images
     small = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return small.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def check_sizes(model: nn.Module, images: Tensor, recipes: Mapping[str, TrainConfig], who: str) -> None:
+    """UserError where a network cannot see `images` (B, C, H, W) as small as one of the named `recipes` shows them early on."""
+    for name, recipe in recipes.items():
+        for _, until in recipe.early_sizes:
+            small = at_size_of(images, recipe, math.nextafter(until, 0.0))
+            try:
+                model.eval()(small)
+            except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                side = small.shape[-1]
+                law = f"{name}.early_sizes needs networks that take smaller images, but {who} does not take {side} x {side} ({reason})"
+                raise UserError(f"{law}; leave early_sizes out") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.candidate import SELF
 from core.config import Config
 from core.errors import UserError
 from core.methods import FEATURE_LOSSES, METHODS, REGION_LOSSES, method_of
@@ -81,15 +82,22 @@ def check_teachers(space: Space, teachers: Sequence[Teacher], data: ViewedSet) -
 
 
 def check_networks(space: Space, bench: Workbench) -> None:
-    """Raises UserError when a loss looks at regions or maps that a student does not have."""
+    """Raises UserError when a loss looks at what a student does not have, or a recipe shows it images that it cannot see."""
     import torch
 
     from core.teacher_logits import check_regions
+    from core.train import check_sizes
 
+    config, width = bench.config, max(options(space.student.width))
+    recipes = {"parent.train": config.parent.train, "finetune": config.finetune, "quantise.train": config.quantise.train}
     images = bench.train_set.plain(torch.arange(min(2, len(bench.train_set)), device=bench.train_set.labels.device)).cpu()
     for method, grid in _looks(space, 1):
         for name in options(space.student.name):
-            check_regions(bench.network(name, max(options(space.student.width))), images, grid, f"the student {name}", method)
+            check_regions(bench.network(name, width), images, grid, f"the student {name}", method)
+    if any(recipe.early_sizes for recipe in recipes.values()):
+        for name in options(space.student.name):
+            own = {stage: recipe for stage, recipe in recipes.items() if name != SELF or stage != "parent.train"}  # it has no parent
+            check_sizes(bench.network(name, width), images, own, f"the student {name}")
 
 
 def _looks(space: Space, grid: int) -> list[tuple[str, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_DIM = 16
@@ -60,7 +61,7 @@ class MapNorm(nn.Module):
 
 
 class Positions(nn.Module):
-    """Adds one vector per row and one per column; (B, C, side, side) -> the same.
+    """Adds one vector per row and one per column; (B, C, h, w) -> the same. Built for maps of `side`, others stretch the vectors.
 
     Two vectors of each instead of one per position: 2 * side * C numbers in the file in place of side^2 * C. `sincos` is fixed: half of
     the channels have the sines and cosines of the row, half those of the column. Fixed positions are frozen parameters, not buffers, so
@@ -77,7 +78,15 @@ class Positions(nn.Module):
         self.columns = nn.Parameter(columns, requires_grad=kind == "learned")
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + (self.rows.t().unsqueeze(2) + self.columns.t().unsqueeze(1))
+        return x + (stretched(self.rows, x.shape[2]).unsqueeze(2) + stretched(self.columns, x.shape[3]).unsqueeze(1))
+
+
+@torch.fx.wrap  # a trace keeps the call: the branch is taken when the size is known
+def stretched(vectors: Tensor, side: int) -> Tensor:
+    """Vectors (n, C) -> (C, side), linear in between where a map has another size than it was built for: early images may be smaller."""
+    if vectors.shape[0] == side:
+        return vectors.t()
+    return F.interpolate(vectors.t().unsqueeze(0), size=side, mode="linear", align_corners=False).squeeze(0)
 
 
 def sincos(side: int, channels: int) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,15 @@ def test_with_positions_where_something_is_makes_a_difference(name: str) -> None
         torch.testing.assert_close(model.blocks(x.flip(2, 3)), model.blocks(x).flip(2, 3))
 
 
+@pytest.mark.parametrize("kind", ["learned", "sincos"])
+def test_positions_of_another_map_lie_between_their_own(kind: str) -> None:
+    positions = Positions(32, 8, kind)  # type: ignore[arg-type]
+    own, half = (positions(torch.zeros(1, 32, side, side)) for side in (8, 4))
+    torch.testing.assert_close(half, F.avg_pool2d(own, 2))
+    torch.testing.assert_close(own[0, :, 2, 5], positions.rows[2] + positions.columns[5])
+    assert positions(torch.zeros(1, 32, 8, 5)).shape == (1, 32, 8, 5)
+
+
 def test_fixed_positions_all_differ_and_are_not_trained() -> None:
     positions = Positions(32, 8, "sincos")
     vectors = positions(torch.zeros(1, 32, 8, 8)).flatten(2)[0].t()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.config import HardwareConfig, TrainConfig
 from core.errors import TrainingDiverged, UserError
 from core.students import STUDENTS
-from core.train import Batch, Device, _schedule, fit, open_device, predict
+from core.train import Batch, Device, _schedule, check_sizes, fit, open_device, predict
 from tests.tiny_data import CLASSES, SIZE, image_set, view_set
 
 CPU = Device(torch.device("cpu"), None)
@@ -164,6 +164,17 @@ def test_images_are_small_early_and_whole_at_the_end() -> None:
     fit(network(), view_set(), look, config, CPU, seed=0)
     quarter = len(sizes) // 4
     assert sizes == [SIZE // 2] * 2 * quarter + [SIZE - 2] * quarter + [SIZE] * quarter
+
+
+def test_a_network_that_sees_one_size_alone_is_refused_before_it_trains() -> None:
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4))
+    recipes = {"finetune": TrainConfig(), "parent.train": TrainConfig(early_sizes=((SIZE // 2, 0.5),))}
+    side = SIZE // 2
+    law = rf"parent\.train\.early_sizes needs .*, but the student x does not take {side} x {side} \(.+\); leave early_sizes out"
+    with pytest.raises(UserError, match=law):
+        check_sizes(fixed, torch.zeros(2, 3, SIZE, SIZE), recipes, "the student x")
+    check_sizes(nn.Sequential(nn.AdaptiveAvgPool2d(1), fixed[0]), torch.zeros(2, 3, SIZE, SIZE), recipes, "the student y")
+    check_sizes(fixed, torch.zeros(2, 3, SIZE, SIZE), {"finetune": TrainConfig()}, "the student x")
 
 
 def test_sizes_that_end_before_they_begin_are_refused() -> None:

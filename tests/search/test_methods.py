@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from core.config import Config, ViewsConfig
 from core.data.types import DataInfo
 from core.errors import UserError
+from core.students import STUDENTS
 from core.yaml_io import parse
 from search.methods import check_answers
 from search.space import Space
@@ -87,6 +89,33 @@ def test_a_student_without_feature_maps_is_refused_in_words(empty: Path, capfd: 
     said = refused(search(capfd, *command("--trials", "1", settings=[*DOT, *FEW, "student.width=1", "distil.loss=at"])))
     law = "feature distillation needs a network with features(x) -> map and a linear classifier"
     assert said == f"{law}, but the teacher dot has none; use kd, dkd or lskd"
+
+
+SMALL_FIRST = "parent.train.early_sizes=[[4, 0.5]]"
+
+
+def test_a_student_with_positions_learns_from_small_images_first(empty: Path, capfd: Capture) -> None:
+    answer = search(capfd, *command("--trials", "1", settings=[*FEW, "student.name=hybrid_serial", SMALL_FIRST]))
+    assert answer.code == 0, answer
+    assert begun(load("tiny")) == ["COMPLETE"]
+
+
+class Rigid(nn.Sequential):
+    """It sees images of one size alone."""
+
+    def __init__(self, *, classes: int, channels: int, image_size: int, width: float) -> None:
+        super().__init__(nn.Conv2d(channels, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * image_size**2, classes))
+
+
+@pytest.mark.usefixtures("dot")
+def test_a_student_that_cannot_see_small_images_is_refused_before_it_trains(
+    empty: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDENTS, "rigid", Rigid)
+    said = refused(search(capfd, *command("--trials", "1", settings=[*DOT, *FEW, "student.name=rigid", "student.width=1", SMALL_FIRST])))
+    law = "parent.train.early_sizes needs networks that take smaller images, but the student rigid does not take 4 x 4 ("
+    assert said.startswith(law)
+    assert said.endswith("); leave early_sizes out")
 
 
 @pytest.mark.parametrize(
