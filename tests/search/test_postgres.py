@@ -59,12 +59,12 @@ def test_two_machines_that_give_one_command_share_a_study_and_make_their_own_tea
     homes = [tmp_path / name for name in ("one", "other")]
     for home in homes:
         home.mkdir()
-    runs = [start(home, *argv("--trials", "6", "--storage", postgres.url)) for home in homes]
+    runs = [start(home, *argv("--trials", "4", "--storage", postgres.url)) for home in homes]
     assert [run.wait(120) for run in runs] == [0, 0], "".join(map(log_of, homes))
     with opened(postgres) as study:
-        assert states(study) == ["COMPLETE"] * 6
+        assert states(study) == ["COMPLETE"] * 4
     assert all(len(list(home.glob("runs/.cache/teachers/*.safetensors"))) == 1 for home in homes)
-    assert all(json.loads((home / "runs" / "tiny" / "run.json").read_text())["trials"] == {"COMPLETE": 6} for home in homes)
+    assert all(json.loads((home / "runs" / "tiny" / "run.json").read_text())["trials"] == {"COMPLETE": 4} for home in homes)
 
 
 def test_the_lock_is_the_servers_and_free_when_its_holder_is_cut_off(postgres: Server, tmp_path: Path) -> None:
