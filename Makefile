@@ -32,6 +32,7 @@ matrix: install
 	$(RUN) -m tests.contracts.allocation_matrix
 
 faults: install
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,dask]'
 	$(RUN) -m tests.faults.kills --kills 50 --out benchmarks/results/kills.json
 	$(RUN) -m tests.faults.fuzz --inputs 500 --out benchmarks/results/fuzz.json
 	$(RUN) -m pytest -m faults tests
