@@ -71,16 +71,18 @@ def effects(record: TrialRecord, records: Sequence[TrialRecord], seed: int = 0) 
     student's among themselves. References: Efron 1979 (bootstrap of pairs).
     """
     own = relatives(record, records)
-    return _regression(own, seed) or _regression(own + [other for other in complete(records) if other not in own and other.candidate], seed)
+    others = [other for other in complete(records) if other.student != record.student and other.candidate is not None]
+    return _regression(own, seed) or _regression(own + others, seed)
 
 
 def _regression(known: Sequence[TrialRecord], seed: int) -> Effects | None:
     """Over `known`; a level per student takes up what makes one better than another."""
-    names = tuple(dict.fromkeys(str(record.student) for record in known))
+    students = np.array([str(record.student) for record in known])
+    names = tuple(dict.fromkeys(students.tolist()))
     table = np.array([features(record) for record in known])
-    groups = [np.array([index for index, record in enumerate(known) if record.student == name]) for name in names]
+    levels = (students[:, None] == np.array(names)).astype(float)
+    groups = [np.flatnonzero(level) for level in levels.T]
     varied = [column for column in range(len(FEATURES)) if any(np.ptp(table[group, column]) > 0 for group in groups)]
-    levels = np.array([[float(index in group) for group in groups] for index in range(len(known))])
     if not varied:
         return None
     design = np.column_stack([levels, table[:, varied]])

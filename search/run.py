@@ -71,8 +71,8 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
     if args.remeasure:
         study = _remeasured(study, space, config, folder, lock)
     with lock:
-        swept, done, known = sweep(study, lock.one_machine), count_finished(study), front(read_records(study))
-    epochs = folder / "epochs.csv"
+        swept, done = sweep(study, lock.one_machine), count_finished(study)
+    known, epochs = front(read_records(study)), folder / "epochs.csv"
     with Progress(args.trials, done=done, front=known, quiet=args.quiet, epochs_csv=epochs, live=place.alone) as progress:
         if swept:
             progress.message(queued_again(swept))

@@ -97,13 +97,14 @@ class Session:
     def summarise(self, facts: Mapping[str, Any]) -> None:
         """Print the front, write front.csv, front.html and run.json, and leave plots and notes for the dashboard."""
         records = read_records(self.study)
-        self.progress.result(front(records), self.teacher)
+        best = front(records)
+        self.progress.result(best, self.teacher)
         for line in write_summary(self.bench.folder, records, self.teacher, facts):
             self.progress.message(line)
         self.progress.message(
             f"written: {self.bench.folder / 'front.csv'}, {self.bench.folder / 'front.html'}, {self.bench.folder / 'run.json'}"
         )
-        if front(records):
+        if best:
             self.progress.message(next_steps(self.bench.folder))
         show_study(self.study, read_view(self.study, self.bench.folder, self.bench.config.model_dump(mode="json")))
 
