@@ -52,8 +52,6 @@ FOLDER = Path("runs", "compression")
 EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
 CHOICES = (2, 3, 4, 5, 6, 8)
 TRIALS = 60
-NETWORKS: dict[str, tuple[int, ...]] = {"resnet20": (0, 1, 2), "vgg8": (0,)}
-"""Student -> seeds."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,20 @@ KINDS: dict[str, Kind] = {
     **{f"{strategy}-w{bits}": Kind("lsq", bits, strategy) for bits, strategy in product((4, 3), ("haq", "sqnr", "sensitivity", "sdq"))},
     # Deep Compression's chain: magnitudes below 1 standard deviation, 16 shared values, coded
     "codebook": Kind("codebook", 4, genes={"sparsity": 1.0, "sparsity_by": "std"}),
-    "rate-0.03": Kind("rate", 4, genes={"rate_weight": 0.03}),
-    "rate-0.1": Kind("rate", 4, genes={"rate_weight": 0.1}),
-    "rate-0.3": Kind("rate", 4, genes={"rate_weight": 0.3}),
+    **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in (0.03, 0.1, 0.3)},
 }
+CHAINS: dict[str, Kind] = {
+    # the chain again, with a share of the weights of every layer, as a network with many too many of them allows
+    f"chain-{100 * sparsity:g}": Kind("codebook", 4, genes={"sparsity": sparsity})
+    for sparsity in (0.9, 0.93, 0.95)
+}
+NETWORKS: dict[str, tuple[tuple[int, ...], dict[str, Kind]]] = {
+    "resnet20": ((0, 1, 2), KINDS),
+    "vgg8": ((0,), KINDS | CHAINS),
+    # MLPerf Tiny's network
+    "resnet8": ((0,), {name: KINDS[name] for name in ("fp32", "int8", "w4", "w3", "w2", "sensitivity-w3", "rate-0.03", "rate-0.1")}),
+}
+"""Student -> seeds, and what is made of it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,12 @@ class Row:
         return f"{self.student}:{self.kind}:{self.seed}"
 
 
-ROWS = tuple(Row(student, kind, seed) for student, seeds in NETWORKS.items() for seed, kind in product(seeds, KINDS))
+ROWS = tuple(Row(student, kind, seed) for student, (seeds, kinds) in NETWORKS.items() for seed, kind in product(seeds, kinds))
+
+
+def kind_of(row: Row) -> Kind:
+    """What is made of the row's network."""
+    return NETWORKS[row.student][1][row.kind]
 
 
 @dataclass(frozen=True)
@@ -130,7 +143,7 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
 def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
     """One row through a trial's path, and its engine on the test split."""
     bench = replace(shared_bench.work, config=shared_bench.config.model_copy(update={"seed": row.seed}))
-    kind, stages, start = KINDS[row.kind], Stages(), time.perf_counter()
+    kind, stages, start = kind_of(row), Stages(), time.perf_counter()
     candidate = settle(candidate_of(row, bench), bench, stages)
     pruned, plan = shape_of(candidate, bench)
     done = evaluate(candidate, pruned, plan, bench, Limits(), stages, FOLDER / "candidates" / row.name.replace(":", "-"))
@@ -162,7 +175,7 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
 
 def candidate_of(row: Row, bench: Workbench) -> Candidate:
     """The row as a point of a space. `haq` has its actions searched here."""
-    kind = KINDS[row.kind]
+    kind = kind_of(row)
     group = GroupPlan(weight_bits=kind.bits, execution="float" if kind.quantiser == "float" else "int8")  # type: ignore[arg-type]
     candidate = Candidate(student=row.student, distil=DistilPlan(), groups=(group,), quantiser=kind.quantiser, **kind.genes)
     if kind.strategy is None:

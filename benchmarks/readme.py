@@ -1,4 +1,4 @@
-"""Write what was measured into READMEs, docs/protocol.md and docs/recipes.md: python benchmarks/readme.py [--check]
+"""Write what was measured into READMEs, docs/protocol.md, docs/methods.md and docs/recipes.md: python benchmarks/readme.py [--check]
 
 Figures come from benchmarks/results/*.json. None is typed by hand: the words of each language are in benchmarks/readme_text.py.
 `--check` fails when a page differs from the results.
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    sections = {page: section(words) for page, words in PAGES.items()} | {"docs/protocol.md": protocol()}
+    sections = {page: section(words) for page, words in PAGES.items()} | {"docs/protocol.md": protocol(), "docs/methods.md": methods()}
     changes: dict[str, Callable[[str], str]] = {page: partial(with_section, text=text) for page, text in sections.items()}
     changes["docs/recipes.md"] = with_measured
     for page, change in changes.items():
@@ -44,6 +44,23 @@ def protocol() -> str:
     from benchmarks import latency_zoo, workers_text
 
     return f"{latency_zoo.table(read('latency_zoo')['rows'])}\n\n{workers_text.section(read('kills'), read('fuzz'), read('scaling'))}"
+
+
+def methods() -> str:
+    """The measured section of docs/methods.md: the teacher of configs/cifar10.yaml, and what each loss taught."""
+    from benchmarks.distil_markdown import markdown
+
+    return f"{teacher_text(read('teacher'))}\n\n{markdown(read('distil_table'))}"
+
+
+def teacher_text(result: dict[str, Any]) -> str:
+    recipe, device = result["recipe"], result["device"]
+    return (
+        f"**The teacher of `configs/cifar10.yaml`** ({result['teacher']}, {recipe['epochs']:g} epochs on {result['data']['train']:,} images, one "
+        f"seed): {percent(result['test'])} on {result['test']['images']:,} test images, single view, {100 * result['search_accuracy']:.2f} % on "
+        f"the search split, in {result['seconds'] / 60:.1f} minutes. {device['cpu']}, {result['threads']} threads, "
+        f"{result['precision'].removeprefix('torch.')}, torch {result['versions']['torch']}."
+    )
 
 
 def with_section(page: str, text: str) -> str:

@@ -1,13 +1,15 @@
 """How good a teacher in how much time? python benchmarks/teacher.py --data-dir FOLDER [--config cifar10]
 
 Trains the teacher of a configuration from scratch on the training split, as a study would, and scores it once on the test split, single
-view. Nothing else may run on the machine. Writes benchmarks/results/teacher.json.
+view. Nothing else may run on the machine. Writes benchmarks/results/teacher.json. --keep leaves the teacher in runs/.cache/, where
+studies and the other benchmarks find it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, help="the archive's folder or an image folder")
     parser.add_argument("--config", default="cifar10")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the config")
+    parser.add_argument("--keep", action="store_true", help="leave the teacher where studies find it")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(argv)
     folder = [f"data.dir={json.dumps(str(args.data_dir))}"] if args.data_dir else []
@@ -57,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         teacher = obtain_teacher(config, data, device, Path(cache), on_epoch)
         seconds = time.perf_counter() - start
+        if args.keep:
+            shutil.copytree(Path(cache, "teachers"), CACHE / "teachers", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.lock"))
     test: Images = load_test_data(config.data, CACHE)
     logits = predict_all(teacher.model, test, teacher.normalise, device)
     result = {

@@ -52,6 +52,8 @@ class DistilPlan(Frozen):
     Temperature and weights that are not given, or None, are those published for the loss (METHODS, core/methods.py).
     """
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     loss: str = "kd"
     """Method on logits, regions or maps (docs/guide.md, section 3); ce: labels alone."""
     temperature: Annotated[float, Field(gt=0.0)] = 4.0

@@ -133,8 +133,12 @@ class ViewsConfig(Frozen):
     """The teacher's answer to an image is its mean over all views."""
 
     def augmentation(self) -> dict[str, Any]:
-        """What decides the pixels of a view."""
+        """What decides the pixels of all views."""
         return self.model_dump(mode="json", exclude={"cache", "average"})
+
+    def one_view(self) -> dict[str, Any]:
+        """What decides the pixels of one view; how many others there are does not."""
+        return self.model_dump(mode="json", exclude={"cache", "average", "number"})
 
 
 class TeacherConfig(Frozen):

@@ -43,7 +43,7 @@ def distil(
     """
     loss = _with_penalty(distil_loss(plan, teacher, config.label_smoothing), penalty)
     learner = _hinted(model, plan, data, teacher, device, seed) if plan.loss == "hint" else model
-    with adapters(model, config.lora):
+    with adapters(model, config.lora, seed=seed):
         fit(learner, data, loss, config, device, seed=seed, on_epoch=on_epoch, forward=_forward(plan), checkpoint=checkpoint)
     return model.eval()
 
@@ -77,9 +77,10 @@ def weight_at(plan: DistilPlan, progress: float) -> float:
 def _target(plan: DistilPlan, teacher: Answers, batch: Batch) -> Tensor:
     if plan.loss in FEATURE_LOSSES:
         return teacher.maps(batch.images)
+    whole = batch.images if batch.whole is None else batch.whole  # the kept answers are to whole images too
     if plan.loss in REGION_LOSSES:
-        return teacher.regions(batch.indices, batch.view, plan.grid, batch.images)
-    return teacher(batch.indices, batch.view, batch.images)
+        return teacher.regions(batch.indices, batch.view, plan.grid, whole)
+    return teacher(batch.indices, batch.view, whole)
 
 
 def _forward(plan: DistilPlan) -> ForwardFn:
@@ -112,14 +113,16 @@ def _forward(plan: DistilPlan) -> ForwardFn:
 class Hinted(nn.Module):
     """A student with FitNets' regressor from its last map to the teacher's. The regressor trains with it and is then let go.
 
-    Departure: hint and labels train together, as in mdistiller; the paper has a stage of hints before.
+    Departures: hint and labels train together, as in mdistiller; the paper has a stage of hints before. The hint is the last map;
+    mdistiller takes one of an inner stage. `signed`: the teacher's map has negative values, which no ReLU could answer.
     """
 
-    def __init__(self, student: nn.Module, channels: int, teacher_channels: int) -> None:
+    def __init__(self, student: nn.Module, channels: int, teacher_channels: int, *, signed: bool) -> None:
         super().__init__()
         self.student = student
-        # as mdistiller's ConvReg: a map after a ReLU has no negative values to regress to
-        self.regressor = nn.Sequential(nn.Conv2d(channels, teacher_channels, 1, bias=False), nn.BatchNorm2d(teacher_channels), nn.ReLU())
+        # as mdistiller's ConvReg, for whose teachers a map comes after a ReLU
+        last = nn.Identity() if signed else nn.ReLU()
+        self.regressor = nn.Sequential(nn.Conv2d(channels, teacher_channels, 1, bias=False), nn.BatchNorm2d(teacher_channels), last)
 
     def forward(self, images: Tensor) -> Tensor:
         """The student's logits (B, K)."""
@@ -134,7 +137,7 @@ def _hinted(model: Any, plan: DistilPlan, data: ViewedSet, teacher: Answers, dev
     image = data.plain(torch.zeros(1, dtype=torch.int64, device=data.labels.device))
     with evaluating(model):
         channels = model.features(image).shape[1]
-    teacher_channels = teacher.maps(image).shape[1]
+    hint = teacher.maps(image)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Hinted(model, channels, teacher_channels)
+        return Hinted(model, channels, hint.shape[1], signed=bool((hint < 0).any()))

@@ -81,13 +81,15 @@ def merge_adapters(model: nn.Module) -> None:
 
 
 @contextmanager
-def adapters(model: nn.Module, config: LoraConfig | None, full: Collection[str] = ()) -> Iterator[None]:
-    """Within it `model` trains by adapters, if `config` asks for them; they are merged at the end."""
+def adapters(model: nn.Module, config: LoraConfig | None, full: Collection[str] = (), *, seed: int) -> Iterator[None]:
+    """Within it `model` trains by adapters, if `config` asks for them; they are merged at the end. Equal seeds begin equally."""
     if config is None:
         yield
         return
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    add_adapters(model, config.rank, config.alpha, full)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        add_adapters(model, config.rank, config.alpha, full)
     try:
         yield
     finally:

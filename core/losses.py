@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -35,6 +36,7 @@ __all__ = [
     "hint_loss",
     "kd_loss",
     "region_logits",
+    "scales_fit",
     "scales_of",
     "sdd_loss",
     "standardize_logits",
@@ -66,13 +68,28 @@ def region_logits(features: Tensor, classifier: nn.Linear, scales: Sequence[int]
     `scales` starts with 1 (region 0 is the global one), e.g. (1, 2, 4). Coarser grids are pooled from the finest,
     as the classifier is linear. SDD paper, section 3.2.
     Raises:
-        ValueError: scales do not start with 1.
+        ValueError: scales do not start with 1, or do not fit the map (`scales_fit`).
     """
     if not scales or scales[0] != 1:
         raise ValueError(f"scales must start with 1, but got {tuple(scales)}")
+    if not scales_fit(features.shape[2:], scales):
+        height, width = features.shape[2:]
+        raise ValueError(f"scales must divide the finest and the map, or repeat its cells, but got {tuple(scales)} for {height} x {width}")
     finest = F.adaptive_avg_pool2d(features, max(scales))
     cells = [F.adaptive_avg_pool2d(finest, m).flatten(2) for m in scales]
     return classifier(torch.cat(cells, 2).transpose(1, 2)).transpose(1, 2)
+
+
+def scales_fit(sides: Sequence[int], scales: Sequence[int]) -> bool:
+    """Whether regions of these scales are equal parts of a map of `sides` (h, w), so that those of each scale average to the global one.
+
+    A side is a multiple of every scale or divides it: cells of a map of 2 x 2 are repeated in a grid of 4, but those of 3 x 3 would
+    overlap in a grid of 2. Every scale divides the finest, from which it is pooled. A map of one cell has no regions.
+    """
+    finest = max(scales)
+    if finest > 1 and min(sides) == 1:
+        return False
+    return all(finest % scale == 0 and all(side % scale == 0 or scale % side == 0 for side in sides) for scale in scales)
 
 
 def sdd_loss(
@@ -92,6 +109,7 @@ def sdd_loss(
     w is `complementary_weight` where the teacher is right globally and wrong in the region or the reverse, else 1.
     `standardize` z-scores every region's logits over the classes first (the SDD + LSKD fusion).
     """
+    _check_shapes(student_regions, teacher_regions)
     batch, classes, regions = student_regions.shape
     right = teacher_regions.argmax(1) == labels[:, None]
     weights = torch.where(right == right[:, :1], 1.0, complementary_weight).to(_at_least_float32(student_regions).dtype)
@@ -111,7 +129,7 @@ def apprentice_loss(student_logits: Tensor, teacher_logits: Tensor, temperature:
 
     H(softmax(v / T), softmax(z / T)): `kd_loss` and the teacher's entropy, which trains nothing. Apprentice, eq. 1, third term.
     """
-    _check(temperature)
+    _check(student_logits, teacher_logits, temperature)
     log_student = F.log_softmax(_at_least_float32(student_logits) / temperature, 1)
     teacher = F.softmax(_at_least_float32(teacher_logits) / temperature, 1)
     return -(temperature**2) * (teacher * log_student).sum(1).mean()
@@ -120,6 +138,7 @@ def apprentice_loss(student_logits: Tensor, teacher_logits: Tensor, temperature:
 def hint_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """Mean squared difference of feature maps (B, C, h, w) and (B, C, H, W) on the smaller grid -> scalar. FitNets, eq. 3."""
     student, teacher = _on_one_grid(student_map, teacher_map)
+    _check_shapes(student, teacher)
     return F.mse_loss(student, teacher)
 
 
@@ -130,7 +149,9 @@ def at_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     and batch, as in the authors' code. AT paper, eq. 2.
     """
     student, teacher = _on_one_grid(student_map, teacher_map)
-    return F.mse_loss(_attention(student), _attention(teacher))
+    student, teacher = _attention(student), _attention(teacher)
+    _check_shapes(student, teacher)
+    return F.mse_loss(student, teacher)
 
 
 def _on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,9 +165,16 @@ def _attention(features: Tensor) -> Tensor:
     return F.normalize(features.pow(2).mean(1).flatten(1))
 
 
-def _check(temperature: float) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be greater than 0, but got {temperature}")
+def _check(student: Tensor, teacher: Tensor, temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be greater than 0 and finite, but got {temperature}")
+    _check_shapes(student, teacher)
+
+
+def _check_shapes(student: Tensor, teacher: Tensor) -> None:
+    """One class or one image would else be compared with all."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"student and teacher must have equal shapes, but have {tuple(student.shape)} and {tuple(teacher.shape)}")
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
@@ -154,14 +182,14 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _kd_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    _check(temperature)
+    _check(student, teacher, temperature)
     log_student = F.log_softmax(_at_least_float32(student) / temperature, 1)
     log_teacher = F.log_softmax(_at_least_float32(teacher) / temperature, 1)
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(1)
 
 
 def _dkd_rows(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float, beta: float) -> Tensor:
-    _check(temperature)
+    _check(student, teacher, temperature)
     student, teacher = _at_least_float32(student) / temperature, _at_least_float32(teacher) / temperature
     target = F.one_hot(labels, student.shape[1]).bool()
     target_rows = _binary_kl(teacher, student, labels, target)
@@ -197,6 +225,10 @@ def _dkd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> 
 
 def _lskd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
     return kd_loss(standardize_logits(student), standardize_logits(teacher), plan.temperature)
+
+
+def _dkd_lskd(student: Tensor, teacher: Tensor, labels: Tensor, plan: DistilPlan) -> Tensor:
+    return _dkd(standardize_logits(student), standardize_logits(teacher), labels, plan)
 
 
 def _sdd(
@@ -243,6 +275,7 @@ DISTIL_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, DistilPlan], Tensor]]
     "kd": _kd,
     "dkd": _dkd,
     "lskd": _lskd,
+    "dkd_lskd": _dkd_lskd,
     "sdd": _sdd,
     "sdd_dkd": partial(_sdd, base="dkd"),
     "sdd_lskd": partial(_sdd, standardize=True),

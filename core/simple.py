@@ -29,12 +29,12 @@ from core.distil import distil
 from core.errors import UserError
 from core.layers import dry_run
 from core.losses import DISTIL_LOSSES
-from core.methods import METHODS, method_of, needs_labels
+from core.methods import METHODS, check_method, method_of, needs_labels
 from core.quantise.whole import dequantize_model, quantize_model
 from core.tables import lookup, nearest
 from core.teacher import Teacher, best_normalisation, stated_normalisation, weights_digest
-from core.teacher_logits import Answers, check_regions, open_answers
-from core.train import Device, EpochFn, open_device, predict, predict_all
+from core.teacher_logits import check_average, check_early_regions, check_regions, open_answers
+from core.train import Device, EpochFn, check_sizes, open_device, predict, predict_all
 from core.views import Normalisation, ViewedSet, normalisation_of, viewed
 from core.yaml_io import parse
 
@@ -116,15 +116,17 @@ def distil_folder(
     stated = {"epochs": epochs, "lr": lr, "momentum": momentum, "temperature": temperature, "loss": loss}
     settings = _settings(({"ce_weight": 0.0} if flat else {}) | stated | options, Path(images), seed)
     config = _mixing(teachers, teacher_mix, settings)
-    _check_plan(settings.distil, flat)
+    _check_plan(settings.distil, config, flat)
     device = open_device(settings.hardware)
     data = _load(settings.data, Path(cache_dir), flat)
+    check_average(settings.views, data.info.image_size)
     info = _check_networks(teachers, student, data.info)
     given = _given(mean, std, info)
     frozen = [_frozen(model, given, data, device) for model in teachers]
     normalise = frozen[0].normalise
     train_set = viewed(data.train, normalise, settings.views, seed, device.device)
-    answers = _answers(frozen, student, train_set, info, config, settings.distil, device, Path(cache_dir))
+    grid = _check_maps(frozen, student.to(device.device), train_set, settings)
+    answers = open_answers(frozen, config, train_set, info, device, Path(cache_dir), grid)
     losses: list[float] = []
     start = time.perf_counter()
     distil(student, settings.distil, train_set, answers, settings.train, device, seed=seed, on_epoch=_noting(losses, on_epoch))
@@ -197,15 +199,12 @@ def _mixing(teachers: Sequence[nn.Module], teacher_mix: Mapping[str, Any] | None
     if not teachers:
         raise UserError("distil_folder needs a teacher, but got an empty list; give one network or several")
     mixed = parse(Config, {"more_teachers": [{}] * (len(teachers) - 1), "teacher_mix": dict(teacher_mix or {})}, WHERE)
-    if mixed.teacher_mix.rule == "probabilities" and method_of(settings.distil.loss).standardised:
-        raise UserError(
-            f"mixed probabilities mean nothing to a loss that z-scores logits, but got {settings.distil.loss!r}; use rule logits"
-        )
     return mixed.model_copy(update={"views": settings.views})
 
 
-def _check_plan(plan: DistilPlan, flat: bool) -> None:
+def _check_plan(plan: DistilPlan, config: Config, flat: bool) -> None:
     lookup(DISTIL_LOSSES, "loss", plan.loss)
+    check_method(plan.loss, config, f"loss is {plan.loss}")
     if flat and needs_labels(plan.loss, plan.ce_weight):
         free = ", ".join(name for name in METHODS if not needs_labels(name, 0.0))
         raise UserError(
@@ -290,23 +289,23 @@ def _frozen(model: nn.Module, normalise: Normalisation | None, data: SearchData,
     return Teacher(model, normalise, digest, float("nan"), type(model).__name__)
 
 
-def _answers(
-    teachers: Sequence[Teacher],
-    student: nn.Module,
-    data: ViewedSet,
-    info: DataInfo,
-    config: Config,
-    plan: DistilPlan,
-    device: Device,
-    cache_dir: Path,
-) -> Answers:
-    """What the teachers say to every view, from the cache where it is there. Raises UserError where a loss finds no map to look at."""
-    method = method_of(plan.loss)
+def _check_maps(teachers: Sequence[Teacher], student: nn.Module, data: ViewedSet, settings: _Settings) -> int:
+    """The grid at which the loss looks at regions, else 1.
+
+    Raises UserError where it finds no map, or no regions of equal size, also on images that are small at first.
+    """
+    method, recipes = method_of(settings.distil.loss), {WHERE: settings.train}
+    images = data.plain(torch.arange(min(2, len(data)), device=data.labels.device))
+    grid, name = (settings.distil.grid, "SDD") if method.regions else (1, settings.distil.loss)
+    check_sizes(student, images, recipes, "the student")
     if method.regions or method.maps:
-        images = data.plain(torch.arange(2, device=device.device))
-        for who, model in (*(("the teacher", teacher.model) for teacher in teachers), ("the student", student.to(device.device))):
-            check_regions(model, images, plan.grid if method.regions else 1, who, "SDD" if method.regions else plan.loss)
-    return open_answers(teachers, config, data, info, device, cache_dir, plan.grid if method.regions else 1)
+        for who, model in (*(("the teacher", teacher.model) for teacher in teachers), ("the student", student)):
+            check_regions(model, images, grid, who, name)
+        check_early_regions(student, images, grid, recipes, "the student")
+    if method.maps:  # those of the very images that the student sees
+        for teacher in teachers:
+            check_sizes(teacher.model, images, recipes, "the teacher")
+    return grid
 
 
 def _scores(

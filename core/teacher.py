@@ -154,7 +154,7 @@ def _train(
         losses = F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing, reduction="none")
         return chosen.mean(losses, batch.indices)
 
-    with adapters(model, recipe.lora, full=(start.new_head,)):
+    with adapters(model, recipe.lora, full=(start.new_head,), seed=config.seed):
         fit(model, train_set, loss, recipe, device, seed=config.seed, on_epoch=on_epoch, stay=chosen.stay)
 
 

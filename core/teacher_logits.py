@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from core.answers import Answers, MixedLogits
 from core.candidate import fingerprint
-from core.config import Config, ViewsConfig
+from core.config import Config, TrainConfig, ViewsConfig
 from core.data.types import DataInfo
 from core.errors import UserError
-from core.files import made_once, write_atomically
+from core.files import made_once
 from core.layers import evaluating
-from core.losses import scales_of
+from core.losses import scales_fit, scales_of
+from core.sealed import SEAL_BYTES, read_array, write_array
 from core.teacher import Teacher
-from core.train import Device
+from core.train import Device, at_size_of
 from core.views import Normalisation, ViewedSet
 
 LARGEST_KEPT = 64
@@ -121,14 +122,15 @@ class TeacherLogits(_OneTeacher):
     """Teacher logits of every view of the training split, float16 (V, N, K, G * G), computed when first asked for and kept on disk.
 
     G is the finest grid of SDD that the study may ask for: coarser regions are averages of it, as the classifier is linear.
-    The key holds teacher, data, view plan and G. A file appears complete or not at all, so workers may share the folder.
+    The key holds teacher, data, view plan and G, not how many views there are: with more of them those that are kept stay. A file appears
+    complete or not at all, so workers may share the folder, and is sealed: one of another key, or not as it was written, is made anew.
     With `views.average` the answer to a whole image is the mean over all its views; no view is computed for that alone.
     """
 
     def __init__(self, teacher: Teacher, data: ViewedSet, data_digest: str, device: Device, cache_dir: Path, grid: int = 1) -> None:
         """`grid` > 1 takes a teacher that `check_regions` lets pass."""
         super().__init__(teacher, data, device)
-        key = fingerprint(teacher.digest, data_digest, data.plan.augmentation(), data.seed, len(data), str(device.amp), grid)
+        key = fingerprint(teacher.digest, data_digest, data.plan.one_view(), data.seed, len(data), str(device.amp), grid)
         self.folder, self.grid = cache_dir / "logits" / key, grid
         self.views: dict[int, Tensor] = {}
         self._mean: Tensor | None = None
@@ -164,21 +166,26 @@ class TeacherLogits(_OneTeacher):
 
     def _load(self, view: int) -> Tensor:
         path = self.folder / _file_name(view)
-        logits = _read_logits(path, len(self.data), self.grid**2)
+        logits = read_array(path)
         if logits is None:
             with made_once(path):
-                logits = _read_logits(path, len(self.data), self.grid**2)
+                logits = read_array(path)  # it may have been made while waiting
                 if logits is None:
                     logits = self._compute(view).cpu().numpy().astype(np.float16)
-                    content = io.BytesIO()
-                    np.save(content, logits)
-                    write_atomically(path, content.getvalue())
+                    write_array(path, logits)
         return torch.from_numpy(logits).to(self.data.labels.device)
 
     def _compute(self, view: int, batch: int = 500) -> Tensor:
+        """float32 (N, K, G * G) within float16's range. Raises UserError where the teacher overflows: no trial could learn from that."""
         order = [(indices, view) for indices in torch.arange(len(self.data)).split(batch)]
-        parts = [self.live.cells(images, self.grid) for images, _, _ in self.data.batches(order)]
-        return torch.cat(parts).clamp(-60000.0, 60000.0)
+        logits = torch.cat([self.live.cells(images, self.grid) for images, _, _ in self.data.batches(order)])
+        wrong = int((~logits.isfinite().flatten(1).all(1)).sum())
+        if wrong:
+            raise UserError(
+                f"a teacher's logits must be finite, but those of {self.teacher.name} are not for {wrong} of {len(logits)} images in "
+                f"{self.device.amp or torch.float32}; set hardware.amp=off where it is on, or mend the teacher's weights"
+            )
+        return logits.clamp(-60000.0, 60000.0)
 
 
 class LiveLogits(_OneTeacher):
@@ -207,16 +214,6 @@ def _file_name(view: int) -> str:
     return f"view_{view:02d}.npy"
 
 
-def _read_logits(path: Path, count: int, cells: int) -> np.ndarray | None:
-    """The kept logits, or None when there are none or the file is damaged (it is then made anew)."""
-    try:
-        logits = np.load(path, mmap_mode="c", allow_pickle=False)  # mapped: workers share the pages
-    except (OSError, ValueError, EOFError):
-        return None
-    fits = logits.ndim == 3 and logits.shape[0] == count and logits.shape[2] == cells and logits.dtype == np.float16
-    return logits if fits else None
-
-
 # --- laws ------------------------------------------------------------------------------------------------------------
 
 
@@ -225,9 +222,16 @@ def is_kept(plan: ViewsConfig, image_size: int) -> bool:
     return plan.cache == "on" or (plan.cache == "auto" and image_size <= LARGEST_KEPT)
 
 
+def check_average(plan: ViewsConfig, image_size: int) -> None:
+    """Raises UserError where answers are to be averaged over views of which nothing is kept."""
+    if plan.average and not is_kept(plan, image_size):
+        side = f"images of {image_size} pixels"
+        raise UserError(f"views.average needs kept logits, but those of {side} are not kept; set views.cache=on, or leave average out")
+
+
 def view_bytes(count: int, classes: int, grid: int) -> int:
-    """Bytes on disk of one teacher's logits of one view of `count` images; the header is counted with 128."""
-    return count * classes * grid**2 * HALF + 128
+    """Bytes on disk of one teacher's logits of one view of `count` images; the header is counted with 128, and the seal is behind."""
+    return count * classes * grid**2 * HALF + 128 + SEAL_BYTES
 
 
 def check_room(needed: int, folder: Path, spare: int = 0) -> None:
@@ -257,6 +261,28 @@ def check_regions(model: Any, images: Tensor, grid: int, who: str, method: str =
         raise UserError(
             f"{method} needs logits that are the classifier of the mean feature, but those of {who} are not; use kd, dkd or lskd"
         )
-    if features.shape[-1] % grid:
-        side = f"{features.shape[-2]} x {features.shape[-1]}"
-        raise UserError(f"SDD's grid must divide the feature map, but {who} has a map of {side} and grid {grid}; use a smaller distil.grid")
+    _check_grid(features, images, grid, who)
+
+
+@torch.no_grad()
+def check_early_regions(model: Any, images: Tensor, grid: int, recipes: Mapping[str, TrainConfig], who: str) -> None:
+    """Raises UserError where the grid does not fit the map of `images` (B, C, H, W) as small as one of the named `recipes` shows them.
+
+    A network that sees itself on images of one size alone is for `check_sizes`.
+    """
+    for name, recipe in recipes.items():
+        for _, until in recipe.early_sizes:
+            small = at_size_of(images, recipe, math.nextafter(until, 0.0))
+            with evaluating(model):
+                _check_grid(model.features(small), small, grid, f"{who} under {name}.early_sizes")
+
+
+def _check_grid(features: Tensor, images: Tensor, grid: int, who: str) -> None:
+    sides = features.shape[2:]
+    if not scales_fit(sides, scales_of(grid)):
+        best = max(each for each in scales_of(grid) if scales_fit(sides, scales_of(each)))
+        found, seen = (f"{tensor.shape[-2]} x {tensor.shape[-1]}" for tensor in (features, images))
+        raise UserError(
+            f"SDD's grid must divide a feature map of several cells, or repeat them, but {who} has a map of {found} and grid {grid}"
+            f" on images of {seen}; use distil.grid {best}, or images of another size"
+        )

@@ -41,6 +41,8 @@ class Batch:
     view: int
     progress: float
     """In (0, 1]: share of the run's steps, this one included."""
+    whole: Tensor | None = None
+    """The images at their own size, where `early_sizes` has made `images` smaller: what a live teacher answers to."""
 
 
 LossFn = Callable[[Any, Batch], Tensor]
@@ -137,7 +139,7 @@ def fit(
         order = islice(_order(len(data), data.plan.number, steps_per_epoch, total, seed, stay), begun, None)
         for step, (whole, indices, view) in enumerate(data.batches(order), begun):
             images = at_size_of(whole, config, step / total)
-            batch = Batch(images, data.labels[indices], indices, view, (step + 1) / total)
+            batch = Batch(images, data.labels[indices], indices, view, (step + 1) / total, whole)
             with device.autocast():
                 loss = loss_fn(forward(model, batch.images), batch)
             optimiser.zero_grad(set_to_none=True)
@@ -252,7 +254,11 @@ def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         rest = [group | {"lr": config.rest_lr, "momentum": 0.9, "orthogonal": False} for group in groups]
         return Muon([{"params": turned, "lr": config.lr, "momentum": config.momentum, "orthogonal": True}, *rest])
     if config.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0, fused=True)
+        sgd = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0, fused=True)
+        if config.momentum:
+            # torch's fused one allocates its buffers at the first step and leaves them unwritten where GradScaler skips that one
+            sgd.state.update({param: {"momentum_buffer": torch.zeros_like(param)} for param in params})
+        return sgd
     make = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
     return make(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
 

@@ -37,6 +37,8 @@ class TrialRecord(Frozen):
     width: float | None = None
     mean_bits: float | None = None
     measurement: Measurement | None = None
+    missed: Measurement | None = None
+    """Of a trial that was trained in full before a hard limit of accuracy refused it."""
     reason: str | None = None
     """Why the trial was pruned or failed, in words."""
     ending: Ending | None = None
@@ -49,6 +51,8 @@ class TrialRecord(Frozen):
     """Of the front, this trial included."""
     seconds: dict[str, float] = {}
     """Stage -> seconds."""
+    teacher_forward_images: int = 0
+    """Images that teachers saw within this trial, for its parent too; 0 where all answers were kept, and in earlier versions."""
     path: str | None = None
     """Folder of its files."""
     files: dict[str, str] = {}

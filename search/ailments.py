@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from core.checkpoint import SUFFIX
 from core.engines import ALIVE, HOST_PREFIX
 from core.files import TEMPORARY, is_held, lock_of, target_of
+from core.sealed import read_array
 from results.record import CANDIDATE_FILES, file_digests
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ def kept(patient: Patient) -> Iterator[Finding]:
             if not _is_safetensors(path):
                 yield Finding(f"{path}: damaged", _remover(path))
     for path in sorted((patient.cache / "logits").rglob("*.npy")):
-        if not _is_array(path):
-            yield Finding(f"{path}: damaged", _remover(path))
+        if read_array(path) is None:
+            yield Finding(f"{path}: damaged, or of an earlier version", _remover(path))
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -152,16 +153,6 @@ def _is_safetensors(path: Path) -> bool:
         with safe_open(path, "pt") as file:
             file.keys()
     except (SafetensorError, OSError):
-        return False
-    return True
-
-
-def _is_array(path: Path) -> bool:
-    import numpy as np
-
-    try:
-        np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
         return False
     return True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
     from search.session import open_session
     from search.storage import check_workers
     from search.study import count_finished, sweep
-    from search.workers import Job, run_workers
+    from search.workers import Job, added, run_workers
 
     place = Placement(args.workers, args.cluster, args.gpus_per_worker)
     check_workers(url, place.workers, place.elsewhere)
@@ -80,17 +80,19 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
         with _interrupts_explained(progress, study), open_session(space, config, folder, CACHE, progress, study, lock) as session:
             facts = {"study": name, "command": command, "seed": config.seed, "started": started, "workers": args.workers, **session.facts()}
             session.begin(facts)
+            counted: Mapping[str, float] = {}
             try:
                 if place.alone:
                     reason = run_trials(study, session.runner, goal, lock)
                 else:
                     plugins = tuple(path.resolve() for path in args.plugin)
                     job = Job(space, config, name, url, RUNS, CACHE, goal, args.quiet, plugins, Path.cwd())
-                    reason = run_workers(job, place, progress, study, lock)
+                    reason, counted = run_workers(job, place, progress, study, lock)
                 if reason is not None:
                     progress.message(reason)
             finally:  # also after Ctrl-C, ten failures or a defect of ours: what is finished is shown
-                session.summarise(facts | {"wall_seconds": round(time.monotonic() - begun, 1)} | session.counters())
+                facts |= {"wall_seconds": round(time.monotonic() - begun, 1)}
+                session.summarise(facts | added([session.counters(), counted]))
 
 
 def _open_study(fresh: bool, space: Space, config: Config, name: str, url: str, lock: StudyLock) -> optuna.Study:

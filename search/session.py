@@ -81,7 +81,7 @@ class Session:
         }
 
     def counters(self) -> dict[str, float]:
-        """Work that is done once per study, and what this start's trials took beside their stages."""
+        """Work that is done once per study, and what this process's trials took beside their stages in this start."""
         runner = self.runner
         storage = runner.loop_seconds - runner.stage_seconds - runner.sampler_seconds
         return {
@@ -124,13 +124,13 @@ def open_session(
     with EngineHost(config.runtime, folder) as engines:
         with required("a search needs a teacher that trains and runs"):
             bench = open_bench(space, config, engines, folder, cache, progress, study)
-            check_networks(space, bench)
             teacher = measure_teacher(bench)
         progress.teacher = teacher
         sizes = {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)}
         slow_in_int8 = float_first(space, bench, progress.message) if not study.get_trials(deepcopy=False) else frozenset[str]()
         with lock:
-            enqueue_baselines(study, space, sizes, float_first=slow_in_int8)
+            own = None if config.teacher.model else config.teacher.name
+            enqueue_baselines(study, space, sizes, float_first=slow_in_int8, teacher=own, allocated=True)
         timed = [f"{median:.3f} ms in {engines.runtime.name}" for median in milliseconds(teacher.latency)]
         speed = timed[0] if timed else conditions(teacher.latency)
         judge = "" if bench.data.info.labelled else " (its own answers: nobody labelled them)"
@@ -141,7 +141,13 @@ def open_session(
         )
         keeper = Judge(config.stopping, teacher.accuracy, len(bench.data.search))
         reference = fixed_reference(study, reference_of(teacher, len(bench.data.info.classes)))
-        runner = TrialRunner(space, bench, progress, read_records(study), begun=lock.release, judge=keeper, reference=reference)
+        runner = TrialRunner(
+            *(space, bench, progress, read_records(study)),
+            begun=lock.release,
+            asked=lambda: bench.logits.forward_images,
+            judge=keeper,
+            reference=reference,
+        )
         yield Session(runner, bench, teacher, study, progress)
 
 
@@ -166,6 +172,7 @@ def open_bench(
     inputs = {"images": data.info.digest} | ({} if elsewhere else {"device or runtime": engines.fingerprint})
     check_inputs(study, inputs)
     check_students(space, config, data.info)  # before the teacher trains
+    check_networks(space, config, data.info)
     check_answers(space, config, data.info, len(data.train), cache)
     stages = Stages(lambda name: progress.stage(None, name), lambda name, *numbers: progress.epoch(None, name, *numbers))
     with stages("teacher") as on_epoch:
@@ -186,7 +193,7 @@ def open_bench(
         progress.message(f"teacher {teacher.name}: {100 * teacher.accuracy:.2f} % of {len(data.search)} search images, for its answers")
     data = answered(data, teachers[0], device)
     train_set = viewed(data.train, teachers[0].normalise, config.views, config.seed, device.device)
-    check_teachers(space, teachers, train_set)
+    check_teachers(space, config, teachers, train_set)
     logits = open_answers(teachers, config, train_set, data.info, device, cache, finest_grid(space))
     return Workbench(
         config,

@@ -35,7 +35,7 @@ def write_summary(folder: Path, records: Sequence[TrialRecord], teacher: Teacher
 
 def write_run_json(folder: Path, records: Sequence[TrialRecord], teacher: TeacherReport, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The account of a study: machine, versions, teacher, trials, seconds; what earlier starts took is kept and added up."""
-    over_all = _over_all_starts(folder / "run.json", facts)
+    over_all = _over_all_starts(folder / "run.json", facts, records)
     volumes = volumes_of(records)
     told = {
         **facts,
@@ -51,7 +51,7 @@ def write_run_json(folder: Path, records: Sequence[TrialRecord], teacher: Teache
     return told
 
 
-def _over_all_starts(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _over_all_starts(path: Path, facts: Mapping[str, Any], records: Sequence[TrialRecord]) -> dict[str, Any]:
     """`starts`, a row per start of the run, and their sums; the teacher took what it took in the start that trained it."""
     current = {key: facts[key] for key in PER_START if key in facts}
     try:
@@ -59,11 +59,13 @@ def _over_all_starts(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError):
         earlier = []  # the first start, or a file that is not whole: it is only an account
     starts = [start for start in earlier if start["started"] != current["started"]] + [current]
+    # a worker that was killed counted for no start, and a trial that was cut off has no record: neither may hide what teachers did
+    asked = sum(start.get("teacher_forward_images", 0) for start in starts), sum(record.teacher_forward_images for record in records)
     return {
         "starts": starts,
         "wall_seconds": round(sum(start.get("wall_seconds", 0.0) for start in starts), 1),
         "teacher_seconds": max(start["teacher_seconds"] for start in starts),
-        "teacher_forward_images": sum(start.get("teacher_forward_images", 0) for start in starts),
+        "teacher_forward_images": max(asked),
     }
 
 

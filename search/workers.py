@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,11 +50,13 @@ class Job:
     """Whom the worker must not outlive; None on a cluster, which ends its own."""
 
 
-def run_workers(job: Job, place: Placement, progress: Progress, study: optuna.Study, lock: StudyLock) -> str | None:
-    """Run them until the study has its number, or there is a reason to end before: the reason.
+def run_workers(
+    job: Job, place: Placement, progress: Progress, study: optuna.Study, lock: StudyLock
+) -> tuple[str | None, Mapping[str, float]]:
+    """Run them until the study has its number, or there is a reason to end before: the reason, and the sums of `Session.counters`.
 
-    When one is killed, all start again, and the trials that they ran are queued again. Raises what a worker raised, and UserError
-    when they keep dying. However it ends, no worker of this machine is left.
+    When one is killed, all start again, and the trials that they ran are queued again; what they had counted is lost. Raises what a
+    worker raised, and UserError when they keep dying. However it ends, no worker of this machine is left.
     """
     deaths = 0
     if place.here:
@@ -64,8 +67,8 @@ def run_workers(job: Job, place: Placement, progress: Progress, study: optuna.St
         try:
             with place.backend():
                 run = joblib.Parallel(n_jobs=place.workers, batch_size=1, pre_dispatch="all")
-                reasons = run(joblib.delayed(_work)(job, number) for number in range(place.workers))
-            return next(filter(None, reasons), None)
+                ended = run(joblib.delayed(_work)(job, number) for number in range(place.workers))
+            return next((reason for reason, _ in ended if reason), None), added(counters for _, counters in ended)
         except BrokenExecutor as error:
             deaths = deaths + 1 if count_finished(study) == finished else 1
             if deaths == DEATHS:
@@ -81,8 +84,8 @@ def run_workers(job: Job, place: Placement, progress: Progress, study: optuna.St
                 progress.message(queued_again(swept))
 
 
-def _work(job: Job, index: int) -> str | None:
-    """One worker, from its own teacher in memory to the study's last trial; why it ended before."""
+def _work(job: Job, index: int) -> tuple[str | None, dict[str, float]]:
+    """One worker, from its own teacher in memory to the study's last trial; why it ended before, and what it counted."""
     if job.working_dir.is_dir():  # a machine without the shared folder makes everything below its own
         os.chdir(job.working_dir)
     if job.parent is not None:
@@ -102,7 +105,7 @@ def _work(job: Job, index: int) -> str | None:
         study, lock = load_study(job.url, job.name), StudyLock(job.url, folder)
         progress = Progress(job.goal.trials, quiet=job.quiet, epochs_csv=folder / "epochs.csv", prefix=f"[worker {index}] ")
         with progress, open_session(job.space, job.config, folder, job.cache, progress, study, lock) as session:
-            return run_trials(study, session.runner, goal, lock)
+            return run_trials(study, session.runner, goal, lock), session.counters()
 
 
 def _live_as_long_as(parent: dict[str, Any]) -> None:
@@ -114,6 +117,14 @@ def _live_as_long_as(parent: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def added(counters: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Name -> sum."""
+    total: dict[str, float] = {}
+    for name, value in (item for each in counters for item in each.items()):
+        total[name] = round(total.get(name, 0) + value, 2)
+    return total
 
 
 def divided(config: Config, workers: int) -> Config:

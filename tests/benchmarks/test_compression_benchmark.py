@@ -50,11 +50,13 @@ def test_rows_share_their_float_network_and_are_kept(
 
 
 def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place() -> None:
-    assert {kind.quantiser for kind in compression.KINDS.values()} <= {*QUANTISERS, *MODEL_QUANTISERS}
-    assert {kind.bits for kind in compression.KINDS.values()} <= set(WEIGHT_BITS)
+    kinds = [compression.kind_of(row) for row in compression.ROWS]
+    assert {kind.quantiser for kind in kinds} <= {*QUANTISERS, *MODEL_QUANTISERS}
+    assert {kind.bits for kind in kinds} <= set(WEIGHT_BITS)
     shards = [compression.TABLE.choose(None, f"{index}/3") for index in range(3)]
     assert {row for shard in shards for row in shard} == set(compression.ROWS)
-    assert len(compression.ROWS) == 4 * len(compression.KINDS)
+    assert len({row.name for row in compression.ROWS}) == len(compression.ROWS)
+    assert {row.student for row in compression.ROWS} == {"resnet20", "vgg8", "resnet8"}
     with pytest.raises(UserError, match="a row is network:kind:seed"):
         compression.TABLE.choose("resnet20:w4", "0/1")
 

@@ -47,6 +47,7 @@ SHUFFLED = ("shufflenet_v1", "shufflenet_v2")
 
 EXPORTED = {
     "resnet8": (1, 8, 8),
+    "resnet18": (3, 16, 16),
     "resnet50": (3, 16, 16),
     "wrn_16_1": (1, 28, 28),
     "vgg8": (3, 8, 8),
@@ -56,9 +57,11 @@ EXPORTED = {
     "light_cnn": (3, 32, 32),
     "airbench": (1, 28, 28),
     "hybrid_serial": (1, 28, 28),
+    "hybrid_serial_sincos": (3, 16, 16),
     "hybrid_parallel": (3, 32, 32),
 }
-"""One of each architecture, since exporting takes seconds, and the images it is exported for."""
+"""One of each architecture and kind of block, since exporting takes seconds, and the images it is exported for; all are built by
+benchmarks/matrix.py."""
 
 SMALLEST = {"mobilenet_v2": 16}
 """Pixels, where 8 are too few."""
@@ -206,11 +209,11 @@ def test_a_pruned_student_of_small_grey_images_trains_in_bfloat16(name: str) -> 
     one_step(model, shape)
 
 
-def one_step(model: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Forward in bfloat16, backward and a step: the head has moved and everything is finite."""
+def one_step(model: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16) -> None:
+    """Forward in `dtype`, backward and a step: the head has moved and everything is finite."""
     before = model.classifier.weight.detach().clone()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         loss = F.cross_entropy(model(images(4, shape)), torch.tensor([0, 1, 2, 3]))
     loss.backward()
     optimiser.step()
@@ -246,8 +249,9 @@ def test_a_pruned_student_quantises_and_its_export_computes_what_the_simulation_
 
 
 @every_student
-def test_one_bfloat16_step_changes_the_weights_and_stays_finite(name: str) -> None:
-    one_step(narrow(name, width=0.25, image_size=16).train(), (3, 16, 16))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_one_step_in_mixed_precision_changes_the_weights_and_stays_finite(name: str, dtype: torch.dtype) -> None:
+    one_step(narrow(name, width=0.25, image_size=16).train(), (3, 16, 16), dtype)
 
 
 @pytest.mark.parametrize("name", MDISTILLER)

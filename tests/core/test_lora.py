@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.candidate import DistilPlan
@@ -79,9 +79,23 @@ def test_merging_keeps_the_function_and_gives_the_names_and_shapes_of_before_in_
 def test_merging_without_training_gives_the_weights_back_bit_for_bit() -> None:
     base = network()
     model = copy.deepcopy(base)
-    with adapters(model, LoraConfig(rank=2)):
+    with adapters(model, LoraConfig(rank=2), seed=0):
         pass
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), base.state_dict().values(), strict=True))
+
+
+def test_adapters_begin_as_their_seed_says_whatever_was_drawn_before_and_draw_from_nobody() -> None:
+    def drawn(seed: int) -> list[Tensor]:
+        torch.rand(3)
+        model, state = network(), torch.get_rng_state()
+        with adapters(model, LoraConfig(rank=2), seed=seed):
+            found = [module.a.detach().clone() for module in model.modules() if isinstance(module, LowRank)]
+        assert torch.equal(torch.get_rng_state(), state)
+        return found
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize("layer", KINDS, ids=str)

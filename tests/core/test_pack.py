@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 
 from core.candidate import WEIGHT_BITS
 from core.errors import UserError
-from core.pack import BITS, CODINGS, MAGIC, VERSION, Coding, PackError, QTensor, Tensor, coding_of, main, pack, unpack
+from core.pack import BITS, CODINGS, MAGIC, VERSION, VERSIONS, Coding, PackError, QTensor, Tensor, coding_of, main, pack, unpack, version_of
+from tests.core.pack_mutations import outcome, with_checksum
 
 ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine fails no law
 FLOATS = st.one_of(
@@ -50,10 +50,6 @@ def assert_same(left: Tensor, right: Tensor) -> None:
     assert left.tobytes() == right.tobytes()
 
 
-def with_checksum(content: bytes) -> bytes:
-    return content + zlib.crc32(content).to_bytes(4, "little")
-
-
 def example(bits: int = 3) -> dict[str, Tensor]:
     rng = np.random.default_rng(0)
     limit = 2 ** (bits - 1)
@@ -71,17 +67,28 @@ def test_unpack_returns_what_was_packed_bit_by_bit(tensors: dict[str, Tensor], c
 
 
 @ANY_SPEED
-@given(TENSORS, EVERY_CODING)
-def test_packing_the_unpacked_gives_the_same_bytes(tensors: dict[str, Tensor], coding: Coding) -> None:
-    data = pack(tensors, coding)
-    assert pack(unpack(data), coding_of(data)) == data
+@given(TENSORS, EVERY_CODING, st.sampled_from(VERSIONS))
+def test_packing_the_unpacked_gives_the_same_bytes(tensors: dict[str, Tensor], coding: Coding, version: int) -> None:
+    data = pack(tensors, coding, version)
+    assert version_of(data) == version
+    assert pack(unpack(data), coding_of(data), version) == data
+
+
+def test_a_file_is_written_in_the_newest_version() -> None:
+    assert {version_of(pack(example(), coding)) for coding in CODINGS} == {VERSION} == {max(VERSIONS)}
+
+
+@ANY_SPEED
+@given(st.binary(max_size=80), st.sampled_from(VERSIONS), EVERY_CODING)
+def test_random_bytes_behind_a_header_are_refused_or_canonical(data: bytes, version: int, coding: Coding) -> None:
+    outcome(with_checksum(MAGIC + bytes([version, CODINGS.index(coding)]) + data))
 
 
 @ANY_SPEED
 @given(st.binary(max_size=80))
-def test_random_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(PackError):
-        unpack(data)
+def test_random_bytes_without_a_header_are_refused(data: bytes) -> None:
+    with pytest.raises(PackError, match="starts with 'PPAK'"):
+        unpack(with_checksum(data))
 
 
 def test_every_single_bit_flip_is_detected() -> None:
@@ -151,7 +158,7 @@ def test_what_does_not_fit_is_refused(tensor: Tensor, message: str) -> None:
 def test_a_newer_version_is_named() -> None:
     data = bytearray(pack(example())[:-4])
     data[len(MAGIC)] = VERSION + 1
-    with pytest.raises(PackError, match=f"version {VERSION}, but this one has {VERSION + 1}"):
+    with pytest.raises(PackError, match=f"versions 2 and 3, but this one has {VERSION + 1}"):
         unpack(with_checksum(bytes(data)))
 
 

@@ -57,6 +57,25 @@ class Regions(Own):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+class Coarser(Regions):
+    """With a map of half the side."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.body(x), 2)
+
+
+class OneSize(Regions):
+    """It sees images of 8 pixels alone."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.body(x).reshape(-1, self.classifier.in_features, 4, 4)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != 8:
+            raise ValueError("8 pixels, please")
+        return super().forward(x)
+
+
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("labelled")
@@ -200,6 +219,45 @@ def test_losses_on_regions_take_networks_with_maps(labelled: Path, tmp_path: Pat
         distil_folder(teacher, student(), labelled, loss="sdd", grid=2, cache_dir=tmp_path, **stated(), **QUICK)
 
 
+def test_regions_are_equal_parts_of_every_map_that_they_are_cut_from(labelled: Path, cache: Path) -> None:
+    settings = {"epochs": 1, "loss": "sdd", "cache_dir": cache, "channels": 1, **stated(), **QUICK}
+    twice = distil_folder(Regions(8), Regions(4), labelled, grid=4, image_size=4, **settings)  # type: ignore[arg-type]
+    assert len(twice.report.losses) == 1  # a map of 2 x 2, whose cells are repeated in a grid of 4
+    law = "must divide a feature map of several cells, or repeat them, but the "
+    refused(law + "teacher has a map of 6 x 6 and grid 4", Regions(8), Regions(4), labelled, grid=4, image_size=12, **settings)
+    refused(law + "student has a map of 3 x 3 and grid 2", Regions(8), Coarser(4), labelled, grid=2, image_size=12, **settings)
+    small = {"grid": 2, "image_size": 8, "early_sizes": [[6, 0.5]]}
+    refused(law + r"student under distil_folder\.early_sizes has a map of 3 x 3", Regions(8), Regions(4), labelled, **small, **settings)
+    small["early_sizes"] = [[4, 0.5]]
+    assert distil_folder(Regions(8), Regions(4), labelled, **small, **settings).report.losses  # type: ignore[arg-type]
+
+
+def test_a_network_that_sees_one_size_alone_is_refused_where_images_are_small_at_first(
+    trained: nn.Module, labelled: Path, cache: Path
+) -> None:
+    settings = {"early_sizes": [[4, 0.5]], "cache_dir": cache, **stated(), **QUICK}
+    law = r"distil_folder\.early_sizes needs networks that take smaller images, but the {} does not take 4 x 4"
+    refused(law.format("student"), trained, student(), labelled, **settings)
+    refused(law.format("teacher"), OneSize(8), Regions(4), labelled, loss="hint", **settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "law"),
+    [
+        ({"loss": "sdd", "grid": 2}, "as regions of shifted and mirrored views do not match, but loss is sdd; leave average out"),
+        ({"loss": "hint"}, "as maps of shifted and mirrored views do not match, but loss is hint; leave average out"),
+        ({"loss": "at"}, "as maps of shifted and mirrored views do not match, but loss is at; leave average out"),
+        ({"cache": "off"}, r"views\.average needs kept logits, but views\.cache is off"),
+        ({"image_size": 65, "channels": 1}, r"views\.average needs kept logits, but those of images of 65 pixels are not kept"),
+    ],
+    ids=str,
+)
+def test_views_are_averaged_where_that_is_what_the_loss_sees_or_it_is_refused(
+    options: dict[str, object], law: str, labelled: Path, cache: Path
+) -> None:
+    refused(law, Regions(8), Regions(4), labelled, average=True, cache_dir=cache, **options)
+
+
 @pytest.mark.parametrize("loss", ["at", "hint"])
 def test_losses_on_maps_run_the_teacher_in_every_step_and_need_no_labels(loss: str, flat: Path, tmp_path: Path) -> None:
     teacher = taught(Regions(8))
@@ -218,7 +276,10 @@ def test_several_teachers_answer_as_one(rule: str, trained: nn.Module, labelled:
     assert report.agreement > 0.6
     refused("must have one weight", teachers, student(), labelled, teacher_mix={"weights": [1.0]})
     refused("needs a teacher", [], student(), labelled)
-    refused("use rule logits", teachers, student(), labelled, loss="lskd", teacher_mix={"rule": "probabilities"})
+    mixed = "teacher_mix.rule probabilities goes with losses that do not standardise logits, but loss is lskd; take the rule logits"
+    refused(mixed, teachers, student(), labelled, loss="lskd", teacher_mix={"rule": "probabilities"})
+    one = "hint and at learn from the feature map of one teacher, but there are 2 and loss is hint; take one teacher"
+    refused(one, teachers, student(), labelled, loss="hint")
 
 
 def test_what_does_not_fit_into_memory_is_read_from_its_files(trained: nn.Module, labelled: Path, tmp_path: Path) -> None:

@@ -49,6 +49,12 @@ def views(folder: Path, plan: ViewsConfig = PLAN, seed: int = 0, **options: obje
     return viewed(load(folder, **options), NORMALISE, plan, seed, CPU)
 
 
+def test_how_many_views_there_are_changes_none_of_them(folder: Path) -> None:
+    few, many = views(folder, ViewsConfig(number=2)), views(folder, ViewsConfig(number=16))
+    some = torch.tensor([5, 0, 11])
+    assert all(torch.equal(few.batch(some, view), many.batch(some, view)) for view in (0, 1))
+
+
 def test_a_view_is_the_same_every_time_in_every_batch_and_from_every_worker(folder: Path) -> None:
     here, workers = views(folder), views(folder, workers=2)
     order = [(torch.tensor([5, 0, 11]), 0), (torch.tensor([3, 5]), 3), (torch.tensor([5]), 0)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,11 @@ from core.data.types import SearchData
 from core.distil import distil
 from core.errors import UserError
 from core.losses import REGION_LOSSES, region_logits
+from core.sealed import SEAL_BYTES
 from core.students import STUDENTS
 from core.students.own import save_weights
 from core.teacher import Teacher, obtain_teacher, weights_digest
-from core.teacher_logits import TeacherLogits, check_regions
+from core.teacher_logits import TeacherLogits, check_regions, view_bytes
 from core.train import Device, predict
 from core.views import Normalisation, viewed
 from tests.tiny_data import search_data
@@ -223,17 +227,35 @@ def test_views_that_nobody_asks_for_are_not_computed(teacher: Teacher, tmp_path:
     assert logits.forward_images == len(DATA.train)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other length", "other type"])
+def other_array(rows: int = len(DATA.train), classes: int = 4, dtype: type = np.float16) -> bytes:
+    """A file of zeros that numpy reads."""
+    file = io.BytesIO()
+    np.save(file, np.zeros((rows, classes, 1), dtype))
+    return file.getvalue()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda content: content[:-7],
+    "without the seal": lambda content: content[:-SEAL_BYTES],
+    "empty": lambda content: b"",
+    "text": lambda content: b"no array",
+    "a lost page": lambda content: content[:256] + bytes(128) + content[384:],
+    "a flipped bit": lambda content: content[:300] + bytes([content[300] ^ 1]) + content[301:],
+    "a changed header": lambda content: content.replace(b"'fortran_order': False", b"'fortran_order': True "),
+    "other length": lambda content: other_array(rows=len(DATA.train) - 1),
+    "other classes": lambda content: other_array(classes=5) + content[-SEAL_BYTES:],
+    "other type": lambda content: other_array(dtype=np.float32),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_made_anew(teacher: Teacher, tmp_path: Path, damage: str) -> None:
     logits = logits_of(teacher, tmp_path)
     expected = logits(ALL, 0)
     path = logits.folder / "view_00.npy"
     content = path.read_bytes()
-    if damage.startswith("other"):
-        rows = len(DATA.train) - (damage == "other length")
-        np.save(path, np.zeros((rows, 4), np.float16 if damage == "other length" else np.float32))
-    else:
-        path.write_bytes({"truncated": content[:-7], "empty": b"", "text": b"no array"}[damage])
+    path.write_bytes(DAMAGES[damage](content))
+    assert path.read_bytes() != content
     again = logits_of(teacher, tmp_path)
     assert torch.equal(again(ALL, 0), expected)
     assert again.forward_images == len(DATA.train)
@@ -248,6 +270,30 @@ def test_the_cache_of_another_teacher_is_never_used(teacher: Teacher, tmp_path: 
         expected = other.model(logits.data.batch(ALL, 0))
     torch.testing.assert_close(logits(ALL, 0), expected, rtol=2e-3, atol=2e-3)
     assert logits.forward_images == len(DATA.train)
+
+
+def test_a_file_that_was_copied_from_another_teacher_or_another_view_is_never_used(teacher: Teacher, tmp_path: Path) -> None:
+    other, _ = obtain(tmp_path, config(width=0.5))
+    source = logits_of(teacher, tmp_path)
+    expected = [logits_of(other, tmp_path / "elsewhere")(ALL, view) for view in (0, 1)]
+    source(ALL, 0)
+    logits = logits_of(other, tmp_path)
+    logits.folder.mkdir(parents=True)
+    shutil.copy(source.folder / "view_00.npy", logits.folder)
+    assert torch.equal(logits(ALL, 0), expected[0])
+    shutil.copy(logits.folder / "view_00.npy", logits.folder / "view_01.npy")
+    assert torch.equal(logits(ALL, 1), expected[1])
+    assert logits.forward_images == 2 * len(DATA.train)
+
+
+def test_more_views_ask_the_teacher_for_the_new_ones_alone(teacher: Teacher, tmp_path: Path) -> None:
+    few = logits_of(teacher, tmp_path)
+    kept = [few(ALL, view) for view in (0, 1)]
+    more = logits_of(teacher, tmp_path, views=VIEWS.model_copy(update={"number": 4}))
+    assert more.missing_bytes(4) == 2 * view_bytes(len(DATA.train), 4, 1)
+    found = [more(ALL, view) for view in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(kept, found, strict=False))
+    assert more.forward_images == 2 * len(DATA.train)
 
 
 def test_other_data_views_or_seeds_have_a_cache_of_their_own(teacher: Teacher, tmp_path: Path) -> None:
@@ -267,6 +313,17 @@ def test_logits_beyond_the_range_of_half_floats_are_clamped_not_lost(tmp_path: P
     assert torch.isfinite(logits_of(teacher, tmp_path)(ALL, 0)).all()
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_of_a_teacher_that_overflows_are_refused_and_not_kept(tmp_path: Path, wrong: float) -> None:
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    broken[1].bias.data[2] = wrong
+    teacher = Teacher(broken.eval().requires_grad_(False), Normalisation((0.0,), (1.0,)), "broken", 0.0, "broken")
+    logits = logits_of(teacher, tmp_path)
+    with pytest.raises(UserError, match=r"logits must be finite, but those of broken are not for 96 of 96 images in torch.float32; set"):
+        logits(ALL, 0)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
 def test_kept_regions_are_those_of_the_teacher_and_their_mean_is_its_logits(teacher: Teacher, tmp_path: Path) -> None:
     data = viewed(DATA.train, teacher.normalise, VIEWS, 0, CPU.device)
     kept = TeacherLogits(teacher, data, DATA.info.digest, CPU, tmp_path, grid=2)
@@ -279,10 +336,17 @@ def test_kept_regions_are_those_of_the_teacher_and_their_mean_is_its_logits(teac
     assert kept.forward_images == len(ALL)
 
 
-def test_a_grid_that_does_not_divide_the_map_is_refused_in_words(teacher: Teacher) -> None:
-    check_regions(teacher.model, torch.randn(2, 1, 8, 8), 2, "the teacher")
-    with pytest.raises(UserError, match=r"must divide the feature map.* 2 x 2 and grid 4"):
-        check_regions(teacher.model, torch.randn(2, 1, 8, 8), 4, "the teacher")
+def test_a_grid_that_neither_divides_the_map_nor_repeats_its_cells_is_refused_in_words(teacher: Teacher) -> None:
+    for grid in (1, 2, 4):
+        check_regions(teacher.model, torch.randn(2, 1, 8, 8), grid, "the teacher")  # 2 x 2
+    law = r"a feature map of several cells, or repeat them, but the teacher has a map of {} on images of {}; use distil\.grid {}, "
+    for side, found, seen, best in (
+        (4, "1 x 1 and grid 2", "4 x 4", 1),
+        (12, "3 x 3 and grid 2", "12 x 12", 1),
+        (24, "6 x 6 and grid 4", "24 x 24", 2),
+    ):
+        with pytest.raises(UserError, match=law.format(found, seen, best)):
+            check_regions(teacher.model, torch.randn(2, 1, side, side), int(found[-1]), "the teacher")
 
 
 class Late(nn.Module):

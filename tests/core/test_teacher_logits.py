@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from core.answers import MixedLogits
 from core.config import Config, TeacherMix, ViewsConfig
 from core.errors import UserError
+from core.files import TEMPORARY
 from core.losses import apprentice_loss, dkd_loss, kd_loss, region_logits
 from core.students import STUDENTS
 from core.teacher import Teacher
@@ -255,9 +259,45 @@ def test_the_mix_must_weigh_every_teacher() -> None:
 def test_what_is_kept_does_not_depend_on_how_it_is_used() -> None:
     assert ViewsConfig(cache="off", average=True).augmentation() == ViewsConfig().augmentation()
     assert ViewsConfig(number=2).augmentation() != ViewsConfig().augmentation()
+    assert ViewsConfig(cache="off", average=True, number=2).one_view() == ViewsConfig().one_view()
+    for other in ({"flip": False}, {"shift": 3}, {"min_area": 0.5}):
+        assert ViewsConfig(**other).one_view() != ViewsConfig().one_view()  # type: ignore[arg-type]
 
 
 def test_a_network_without_features_keeps_and_answers_logits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = replace(teacher(), model=nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).eval().requires_grad_(False), digest="plain")
     torch.testing.assert_close(kept(plain, tmp_path)(ALL, 0), LiveLogits(plain, data(), CPU)(ALL, 0), rtol=5e-3, atol=5e-3)
+
+
+# --- several workers -------------------------------------------------------------------------------------------------
+
+WORKER = """
+import sys
+from pathlib import Path
+from tests.core.test_teacher_logits import ALL, kept, teacher
+answers = kept(teacher(), Path(sys.argv[1]))
+print("ready", flush=True)
+input()
+for view in range(3):
+    answers(ALL, view)
+print(answers.forward_images)
+"""
+
+
+def test_workers_that_find_no_logits_make_every_view_once_and_read_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    with ExitStack() as stack:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[2]}
+        workers = [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in range(2)]  # type: ignore[call-overload]
+        assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
+        for worker in workers:
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+        seen = [int(worker.communicate()[0]) for worker in workers]
+    assert sum(seen) == 3 * 96
+    warm, own = kept(teacher(), tmp_path), kept(teacher(), tmp_path / "own")
+    assert all(torch.equal(warm(ALL, view), own(ALL, view)) for view in range(3))
+    assert warm.forward_images == 0
+    assert sorted(path.name for path in warm.folder.glob("[!.]*")) == [f"view_{view:02d}.npy" for view in range(3)]
+    assert not list(tmp_path.rglob(TEMPORARY))

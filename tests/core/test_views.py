@@ -31,6 +31,11 @@ def test_views_differ_from_one_another_and_between_seeds() -> None:
     assert not torch.equal(data.batch(ALL, 0), view_set(24, ViewsConfig(number=8), seed=1).batch(ALL, 0))
 
 
+def test_how_many_views_there_are_changes_none_of_them() -> None:
+    few, many = view_set(24, ViewsConfig(number=2)), view_set(24, ViewsConfig(number=16))
+    assert all(torch.equal(few.batch(ALL, view), many.batch(ALL, view)) for view in (0, 1))
+
+
 def test_a_flip_alternates_from_view_to_view() -> None:
     data = view_set(24, ViewsConfig(number=4, flip=True, shift=0))
     plain = plain_images()

@@ -131,7 +131,8 @@ def test_kept_networks_and_answers_that_are_damaged_are_removed(again: Path, cap
     damaged = [next(Path("runs/.cache/teachers").glob("*.safetensors")), next(Path("runs/.cache/logits").rglob("*.npy"))]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:50])
-    assert examine(capfd, "--repair").out.count(": damaged: repaired\n") == 2
+    said = examine(capfd, "--repair").out
+    assert said.count(": damaged: repaired\n") == said.count(": damaged, or of an earlier version: repaired\n") == 1
     assert not any(path.exists() for path in damaged)
 
 

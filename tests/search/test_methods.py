@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
-from core.config import Config, ViewsConfig
-from core.data.types import DataInfo
+from core.config import Config, TeacherConfig, TrainConfig, ViewsConfig
+from core.data.types import DataInfo, ImageSet
 from core.errors import UserError
+from core.losses import region_logits, scales_of
 from core.students import STUDENTS
+from core.teacher import Teacher
+from core.views import Normalisation, viewed
 from core.yaml_io import parse
-from search.methods import check_answers
+from search.methods import check_answers, check_networks, check_teachers
 from search.space import Space
 from tests.search.studies import DOT, ROOT, SPACE, begun, command, load, refused, search, sets
 from tests.search.test_setup import message
@@ -38,12 +42,12 @@ def account(study: str) -> dict:
 def test_a_parent_learns_from_logits_of_whole_images() -> None:
     for loss in ("sdd", "sdd_dkd", "hint", "at"):
         assert refusal(f"parent.distil.loss={loss}") == (
-            "parent.distil.loss must look at logits of the whole image (ce, kd, dkd, lskd, apprentice), "
+            "parent.distil.loss must look at logits of the whole image (ce, kd, dkd, lskd, dkd_lskd, apprentice), "
             f"but got {loss}; choose one of those"
         )
 
 
-@pytest.mark.parametrize("loss", ["lskd", "sdd_lskd", "sdd_dkd_lskd", "[kd, lskd]"])
+@pytest.mark.parametrize("loss", ["lskd", "dkd_lskd", "sdd_lskd", "sdd_dkd_lskd", "[kd, lskd]"])
 def test_losses_that_standardise_do_not_take_mixed_probabilities(loss: str) -> None:
     said = refusal(f"distil.loss={loss}", *TWO, "teacher_mix.rule=probabilities")
     assert said.startswith("teacher_mix.rule probabilities goes with losses that do not standardise logits, but distil.loss may be ")
@@ -52,12 +56,16 @@ def test_losses_that_standardise_do_not_take_mixed_probabilities(loss: str) -> N
 
 def test_feature_losses_take_one_teacher() -> None:
     assert refusal("distil.loss=[kd, at]", *TWO) == (
-        "hint and at learn from the feature map of one teacher, but there are 2 and distil.loss may be at; leave more_teachers out"
+        "hint and at learn from the feature map of one teacher, but there are 2 and distil.loss may be at; "
+        "take one teacher, or a loss on logits"
     )
 
 
-def test_averaged_views_have_no_regions_and_need_kept_logits() -> None:
-    assert refusal("distil.loss=sdd", "views.average=true").startswith("views.average goes with losses on whole images, as regions of ")
+def test_averaged_views_have_no_regions_or_maps_and_need_kept_logits() -> None:
+    law = "views.average goes with losses on logits of whole images, as {} of shifted and mirrored views do not match"
+    for loss, what in {"sdd": "regions", "sdd_dkd": "regions", "hint": "maps", "at": "maps"}.items():
+        said = refusal(f"distil.loss=[kd, {loss}]", "views.average=true")
+        assert said == f"{law.format(what)}, but distil.loss may be {loss}; leave average out"
     said = refusal("views.average=true", "views.cache=off")
     assert said == "views.average needs kept logits, but views.cache is off; set it to on, or leave average out"
 
@@ -76,7 +84,7 @@ def info(size: int) -> DataInfo:
 
 def test_room_for_the_logits_is_asked_for_before_a_teacher_trains(tmp_path: Path) -> None:
     space = parse(Space, {"student": {"name": "resnet8"}, "distil": {"loss": "sdd", "grid": 4}}, "x.yaml")
-    with pytest.raises(UserError, match=r"need 512,000,000,001,024 bytes and .* set views\.cache=off"):
+    with pytest.raises(UserError, match=r"need 512,000,000,001,280 bytes and .* set views\.cache=off"):
         check_answers(space, Config(), info(32), 2_000_000_000, tmp_path)
     check_answers(space, Config(), info(224), 2_000_000_000, tmp_path)  # those of large images are not kept
     check_answers(space, Config(views=ViewsConfig(cache="off")), info(32), 2_000_000_000, tmp_path)
@@ -88,7 +96,85 @@ def test_room_for_the_logits_is_asked_for_before_a_teacher_trains(tmp_path: Path
 def test_a_student_without_feature_maps_is_refused_in_words(empty: Path, capfd: Capture) -> None:
     said = refused(search(capfd, *command("--trials", "1", settings=[*DOT, *FEW, "student.width=1", "distil.loss=at"])))
     law = "feature distillation needs a network with features(x) -> map and a linear classifier"
-    assert said == f"{law}, but the teacher dot has none; use kd, dkd or lskd"
+    assert said == f"{law}, but the student dot has none; use kd, dkd or lskd"
+
+
+def sdd(name: str, grid: int) -> Space:
+    return parse(Space, {"student": {"name": name, "width": 0.25}, "distil": {"loss": "sdd", "grid": grid}}, "x.yaml")
+
+
+@pytest.mark.parametrize("size", [16, 24, 28, 32])
+@pytest.mark.parametrize("name", ["resnet8", "vgg8", "mobilenet_v2", "hybrid_serial"])
+def test_the_first_region_of_a_student_is_its_logits_or_it_is_refused(name: str, size: int) -> None:
+    network = STUDENTS[name](classes=10, image_size=size, width=0.25).eval()
+    images = torch.rand(2, 3, size, size)
+    features, logits = network.features(images), network(images)  # type: ignore[operator]
+    side = features.shape[-1]
+    config = Config(teacher=TeacherConfig(name=name, width=0.25))
+    for grid in (1, 2, 4):
+        if grid == 1 or (side > 1 and (side % grid == 0 or grid % side == 0)):
+            check_networks(sdd(name, grid), config, info(size))
+            torch.testing.assert_close(region_logits(features, network.classifier, scales_of(grid))[..., 0], logits)  # type: ignore[arg-type]
+            continue
+        with pytest.raises(UserError) as caught:
+            check_networks(sdd(name, grid), config, info(size))
+        found = f"the student {name} has a map of {side} x {side} and grid {grid} on images of {size} x {size}; use distil.grid "
+        assert str(caught.value).startswith(f"SDD's grid must divide a feature map of several cells, or repeat them, but {found}")
+
+
+def test_the_grid_fits_the_maps_of_small_images_too() -> None:
+    recipes = {"early": TrainConfig(early_sizes=((24, 0.5),)), "fitting": TrainConfig(early_sizes=((16, 0.5),)), "plain": TrainConfig()}
+    law = (
+        r"the student resnet8 under {}\.early_sizes has a map of 6 x 6 and grid 4 on images of 24 x 24; "
+        r"use distil\.grid 2, or images of another size"
+    )
+    with pytest.raises(UserError, match=law.format("finetune")):
+        check_networks(sdd("resnet8", 4), Config(finetune=recipes["early"]), info(32))
+    quantise = Config().quantise.model_copy(update={"train": recipes["early"]})
+    with pytest.raises(UserError, match=law.format(r"quantise\.train")):
+        check_networks(sdd("resnet8", 4), Config(quantise=quantise), info(32))
+    check_networks(sdd("resnet8", 2), Config(finetune=recipes["early"]), info(32))
+    check_networks(sdd("resnet8", 4), Config(finetune=recipes["fitting"]), info(32))
+    parent = Config().parent.model_copy(update={"train": recipes["early"]})  # learns from logits of whole images
+    check_networks(sdd("resnet8", 4), Config(parent=parent), info(32))
+
+
+@pytest.mark.parametrize("more", [("--trials", "1"), ("--dry-run",)], ids=lambda more: more[0])
+@pytest.mark.parametrize(("who", "networks"), [("student", ["student.name=[resnet8, vgg8]"]), ("teacher", ["teacher.name=vgg8"])])
+def test_a_network_whose_map_has_no_equal_regions_is_refused_before_the_teacher_trains(
+    who: str, networks: list[str], more: tuple[str, ...], empty: Path, capfd: Capture
+) -> None:
+    settings = [*FEW, *networks, "data.image_size=24", "distil.loss=[kd, sdd]", "distil.grid=[1, 2]"]
+    said = refused(search(capfd, *command(*more, settings=settings)))
+    assert f"but the {who} vgg8 has a map of 3 x 3 and grid 2 on images of 24 x 24; use distil.grid 1, " in said
+    assert not list(Path("runs/.cache").glob("teachers/*"))
+
+
+def test_a_teacher_shows_its_map_of_small_images_or_is_refused() -> None:
+    images = ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    views = viewed(images, Normalisation((0.5,) * 3, (0.2,) * 3), ViewsConfig(), 0, torch.device("cpu"))
+    teacher = Teacher(OneSize().eval(), views.normalise, "one size", 0.0, "one size")
+    config = Config(finetune=TrainConfig(early_sizes=((4, 0.5),)))
+    maps, logits = (parse(Space, {"student": {"name": "resnet8"}, "distil": {"loss": loss}}, "x.yaml") for loss in ("at", "kd"))
+    check_teachers(logits, config, [teacher], views)
+    check_teachers(maps, Config(), [teacher], views)
+    with pytest.raises(UserError, match=r"finetune\.early_sizes needs .* but the teacher one size does not take 4 x 4"):
+        check_teachers(maps, config, [teacher], views)
+
+
+class OneSize(nn.Module):
+    """With a map, of images of 8 pixels alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classifier = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 1000)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images).relu().reshape(-1, 4, 8, 8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[-1] == 8, "8 pixels, please"
+        return self.classifier(self.features(images).mean((2, 3)))
 
 
 SMALL_FIRST = "parent.train.early_sizes=[[4, 0.5]]"

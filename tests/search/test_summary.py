@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.candidate import LatencyReport
-from results.record import TeacherReport
+from results.record import TeacherReport, TrialRecord
 from search.summary import seconds_per_stage, versions, write_run_json
 
 LATENCY = LatencyReport(
@@ -30,6 +30,13 @@ def test_seconds_add_up_over_starts_and_a_start_counts_once(tmp_path: Path) -> N
     assert account["wall_seconds"] == 120.0
     assert account["teacher_seconds"] == 30.0
     assert account["teacher_forward_images"] == 50
+
+
+def test_images_that_a_killed_worker_showed_the_teacher_are_counted_by_its_trials(tmp_path: Path) -> None:
+    records = [TrialRecord(number=number, state="FAIL", teacher_forward_images=96 * number) for number in range(3)]
+    for counted, expected in ((0, 288), (400, 400)):  # 400: a trial that was cut off has no record
+        facts = {"started": 1.0, "teacher_seconds": 0.0, "teacher_forward_images": counted}
+        assert write_run_json(tmp_path, records, TEACHER, facts)["teacher_forward_images"] == expected
 
 
 def test_an_account_that_is_not_whole_is_begun_anew(tmp_path: Path) -> None:

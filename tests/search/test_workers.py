@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import optuna
 import pytest
 
 from benchmarks.scaling import SPACE, Untrained
+from core.config import ViewsConfig
 from core.errors import UserError
+from results.record import read_records
 from search.cluster import Placement
 from search.goal import Goal
 from search.lock import StudyLock
@@ -23,7 +26,10 @@ from search.progress import Progress
 from search.space import load_space
 from search.storage import check_workers, open_storage
 from search.study import METRICS, count_finished, open_study, requeue, sweep
-from tests.search.studies import command, refused, search, states
+from search.workers import added
+from tests.faults.runs import QUICK, argv, log_of
+from tests.faults.runs import start as begin
+from tests.search.studies import command, load, refused, search, states
 
 GONE = current_owner() | {"start": 0}
 
@@ -204,3 +210,25 @@ def test_a_study_has_its_metrics_whoever_opens_it(study_folder: Path) -> None:
     assert tuple(worker.study.metric_names or ()) == METRICS
     assert count_finished(worker.study) == 0
     assert open_storage(url_in(study_folder)).get_heartbeat_interval() is None
+
+
+def told(name: str) -> dict[str, Any]:
+    """run.json of a study below the working directory."""
+    account: dict[str, Any] = json.loads((Path("runs") / name / "run.json").read_text())
+    return account
+
+
+def test_what_every_worker_counted_is_in_the_account_and_a_trial_asks_no_teacher_twice(empty: Path, dot: None, capfd: Any) -> None:
+    run = begin(empty, *argv("--trials", "2", "--workers", "2"))
+    assert run.wait(300) == 0, log_of(empty)[-2000:]
+    cold = told("tiny")
+    assert 0 < cold["teacher_forward_images"] <= ViewsConfig().number * cold["data"]["train"]
+    assert cold["starts"][0]["teacher_forward_images"] == sum(record.teacher_forward_images for record in read_records(load()))
+    assert cold["account"]["seconds"]["sampler"] + cold["account"]["seconds"]["storage"] > 0
+    assert search(capfd, *command("--trials", "1", study="warm", settings=QUICK)).code == 0
+    assert told("warm")["teacher_forward_images"] == 0
+    assert [record.teacher_forward_images for record in read_records(load("warm"))] == [0]
+
+
+def test_counters_add_up_whoever_counted() -> None:
+    assert added([{"images": 0, "seconds": 0.1}, {}, {"images": 96, "seconds": 0.2}]) == {"images": 96, "seconds": 0.3}
