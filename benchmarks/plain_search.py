@@ -2,8 +2,9 @@
 
 Training is what tutorials and mdistiller do: torchvision transforms in a DataLoader, float32, SGD, the teacher's forward in every
 step. A trial trains its pruned shapes from scratch, the last epoch with quantised weights, then builds, scores and times an ONNX
-Runtime session with 10 warm-up calls and the median of 50. What the two arms share is what their numbers must have in common: the
-space, the networks, the export and the bytes of the weight file.
+Runtime session with 10 warm-up calls and the median of 50. TPE draws its first 10 trials at random, as it does by default: in a
+search of 12 it chooses two. What the two arms share is what their numbers must have in common: the space, the networks, the export
+and the bytes of the weight file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -24,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.distil_throughput import Pictures
 from core.candidate import Candidate, DistilPlan
-from core.compress import CompressedModel, draft, quantise, resolve
+from core.compress import draft, quantise, resolve
 from core.config import Config
 from core.data.types import ImageSet, SearchData
 from core.errors import TrialError
@@ -56,7 +58,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class PlainSearch:
-    """`points` gets (seconds since `start`, accuracy, bytes, ms) of every finished trial."""
+    """`points` gets (seconds since `start`, accuracy, bytes, ms) of every finished trial; the folder `models` its ONNX file."""
 
     space: Space
     config: Config
@@ -65,6 +67,7 @@ class PlainSearch:
     budget: Budget
     start: float
     points: list[tuple[float, float, float, float]]
+    models: Path
 
     def run(self, seed: int, on_point: Callable[[], None]) -> None:
         """All trials."""
@@ -72,15 +75,16 @@ class PlainSearch:
         torch.manual_seed(seed)
 
         def objective(trial: optuna.Trial) -> tuple[float, float, float]:
-            values = self.trial(sample(self.space, trial))
-            self.points.append((time.perf_counter() - self.start, *values))
+            model, accuracy, size, ms = self.trial(sample(self.space, trial))
+            (self.models / name_of(len(self.points))).write_bytes(model)
+            self.points.append((time.perf_counter() - self.start, accuracy, size, ms))
             on_point()
-            return values
+            return accuracy, size, ms
 
         study.optimize(objective, n_trials=self.budget.trials, catch=(TrialError,))
 
-    def trial(self, candidate: Candidate) -> tuple[float, float, float]:
-        """(accuracy, bytes, ms)"""
+    def trial(self, candidate: Candidate) -> tuple[bytes, float, float, float]:
+        """(ONNX file, accuracy, bytes, ms)"""
         shape, runtime = self.data.info.shape, running_runtime(self.config.runtime.name)
         dense = build_network(candidate.student, candidate.width, self.config.teacher, self.data.info)
         network, plan = resolve(dense.eval(), candidate, shape, runtime)
@@ -93,8 +97,9 @@ class PlainSearch:
 
         calibration = self.teacher.normalise(images.images[: self.config.quantise.calibration_images])
         model, _ = quantise(network, draft(network, plan, shape, runtime), "lsq", finetune, calibration, runtime)
-        session = open_session(model, self.config.runtime.threads)
-        return self.accuracy(session), float(len(model.packed)), milliseconds(session, (self.config.runtime.batch, *shape))
+        exported = model.model.SerializeToString()
+        session = open_session(exported, self.config.runtime.threads)
+        return exported, self.accuracy(session), float(len(model.packed)), milliseconds(session, (self.config.runtime.batch, *shape))
 
     def train(self, network: nn.Module, images: ImageSet, plan: DistilPlan, epochs: int, lr: float) -> None:
         """mdistiller's loop with cosine decay."""
@@ -123,10 +128,15 @@ class PlainSearch:
         return float((torch.from_numpy(np.concatenate(parts)).argmax(1) == split.labels).float().mean())
 
 
-def open_session(model: CompressedModel, threads: int) -> onnxruntime.InferenceSession:
+def name_of(point: int) -> str:
+    """The ONNX file of an arm's `point`-th point."""
+    return f"{point:03}.onnx"
+
+
+def open_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def call(session: onnxruntime.InferenceSession, images: Tensor) -> np.ndarray:

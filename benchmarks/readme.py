@@ -54,10 +54,10 @@ def methods() -> str:
 
 
 def teacher_text(result: dict[str, Any]) -> str:
-    recipe, device = result["recipe"], result["device"]
+    recipe, device, images = result["recipe"], result["device"], result["data"]["train"]
     return (
-        f"**The teacher of `configs/cifar10.yaml`** ({result['teacher']}, {recipe['epochs']:g} epochs on {result['data']['train']:,} images, one "
-        f"seed): {percent(result['test'])} on {result['test']['images']:,} test images, single view, {100 * result['search_accuracy']:.2f} % on "
+        f"**The teacher of `configs/cifar10.yaml`** ({result['teacher']}, {recipe['epochs']:g} epochs on {images:,} images, one seed): "
+        f"{percent(result['test'])} on {result['test']['images']:,} test images, single view, {100 * result['search_accuracy']:.2f} % on "
         f"the search split, in {result['seconds'] / 60:.1f} minutes. {device['cpu']}, {result['threads']} threads, "
         f"{result['precision'].removeprefix('torch.')}, torch {result['versions']['torch']}."
     )
@@ -73,7 +73,8 @@ def section(words: dict[str, str]) -> str:
     """The measured section in the language of `words`."""
     cifar = json.loads((RESULTS / "cifar10_search.json").read_text())
     digits = json.loads((RESULTS / "digits_seeds.json").read_text())["rows"]
-    return "\n\n".join([machine(cifar["run"], words), cifar_text(cifar, words), digits_text(digits, words), *parts(words)])
+    home = cifar["run"]["device"]
+    return "\n\n".join([machine(cifar["run"], words), cifar_text(cifar, words), digits_text(digits, home, words), *parts(home, words)])
 
 
 def machine(run: dict[str, Any], words: dict[str, str]) -> str:
@@ -82,6 +83,12 @@ def machine(run: dict[str, Any], words: dict[str, str]) -> str:
     return words["machine"].format(
         cpu=device["cpu"], cores=device["cores"], isa=", ".join(device["isa"]), python=versions["python"], versions=named
     )
+
+
+def elsewhere(device: dict[str, Any], home: dict[str, Any], words: dict[str, str]) -> str:
+    """Where something was measured that was not measured on the machine that the section begins with."""
+    same = (device["cpu"], device["cores"]) == (home["cpu"], home["cores"])
+    return "" if same else words["elsewhere"].format(cpu=device["cpu"], cores=device["cores"], isa=", ".join(device["isa"]))
 
 
 def cifar_text(result: dict[str, Any], words: dict[str, str]) -> str:
@@ -133,9 +140,9 @@ def front_row(row: dict[str, Any], teacher: dict[str, Any]) -> str:
     )
 
 
-def digits_text(rows: list[dict[str, Any]], words: dict[str, str]) -> str:
+def digits_text(rows: list[dict[str, Any]], home: dict[str, Any], words: dict[str, str]) -> str:
     mean = sum(row["rank0"]["test"]["accuracy"] for row in rows) / len(rows)
-    head = words["digits"].format(images=rows[0]["rank0"]["test"]["images"], mean=100 * mean)
+    head = words["digits"].format(images=rows[0]["rank0"]["test"]["images"], mean=100 * mean) + elsewhere(rows[0]["device"], home, words)
     table = "\n".join(digits_row(row, words["points"]) for row in rows)
     return f"{words['digits_title']}\n\n{head}\n\n{words['digits_head']}\n|---|---|---|---|---|---|\n{table}"
 
@@ -146,10 +153,13 @@ def digits_row(row: dict[str, Any], unit: str) -> str:
     return f"| {row['seed']} | {row['wall_s']:.0f} | {row['front_points']} {unit} | {teacher} | {points} |"
 
 
-def parts(words: dict[str, str]) -> list[str]:
+def parts(home: dict[str, Any], words: dict[str, str]) -> list[str]:
     """Paragraphs on training speed, latency, its repeatability, and engines for GPUs."""
     speed, zoo, repeat, matrix = (read(name) for name in ("distil_throughput", "latency_zoo", "latency_repeatability", "matrix"))
-    return [words["parts_title"], throughput(speed, words), *latency(zoo, words), repeatability(repeat, words), gpu(matrix, words)]
+    speeds = throughput(speed, words) + elsewhere(speed["device"], home, words)
+    first, *rest = latency(zoo, words)
+    timed = [first + elsewhere(zoo["rows"][0]["device"], home, words), *rest]
+    return [words["parts_title"], speeds, *timed, repeatability(repeat, words), gpu(matrix, words)]
 
 
 def read(name: str) -> dict[str, Any]:

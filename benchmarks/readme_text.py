@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 ENGLISH = {
-    "machine": "Measured on {cpu} ({cores} cores, {isa}), no GPU; Python {python}, {versions}.",
+    "machine": (
+        "Measured on {cpu} ({cores} cores, {isa}), no GPU; Python {python}, {versions}. What was measured on another machine names it."
+    ),
+    "elsewhere": " Measured on {cpu} ({cores} cores, {isa}).",
     "cifar_title": "### CIFAR-10 (JPEG)",
     "cifar": (
         "The images of CIFAR-10 re-encoded as JPEG, as an image folder: {train:,} to train, {search:,} to choose on, {test:,} to test. "
@@ -55,7 +58,8 @@ ENGLISH = {
 }
 
 CHINESE = {
-    "machine": "测量环境：{cpu}（{cores} 核，{isa}），无 GPU；Python {python}，{versions}。",
+    "machine": "测量环境：{cpu}（{cores} 核，{isa}），无 GPU；Python {python}，{versions}。在其他机器上测量的数字会注明该机器。",
+    "elsewhere": "测量于 {cpu}（{cores} 核，{isa}）。",
     "cifar_title": "### CIFAR-10（JPEG）",
     "cifar": (
         "CIFAR-10 的图像重新编码为 JPEG，以图像文件夹形式给出：{train:,} 张训练，{search:,} 张用于选择，{test:,} 张测试。"

@@ -2,27 +2,32 @@
 
     python -m benchmarks.simulated_search --trials 2000
 
-Writes results/simulated_search.json: per sampler the trials by how they ended, the training that was not spent, hypervolume, and
-seconds per trial of sampler and bookkeeping. The formula (`simulated`) is not a claim about networks: it checks the logic.
+Every case is run twice from its seed, and `reproduced` says whether both gave the same records, but for seconds. Writes
+results/simulated_search.json: per sampler the trials by how they ended, the training that was not spent, hypervolume, and seconds per
+trial of sampler and bookkeeping. `gp` takes seconds a trial, so it has --gp-trials of them; a row says how many. Finished rows are kept.
+The formula (`final_accuracy`) is not a claim about networks: it checks the logic.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import optuna
 
 from core.candidate import Candidate, EngineArtifact, LatencyReport, LayerPlan, Measurement, Rung, ShapePlan, fingerprint
+from core.cli import run_main
 from core.config import StoppingConfig
 from core.errors import InfeasibleCandidate
 from core.files import write_atomically
@@ -168,29 +173,51 @@ def plain(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     return [record.model_dump(mode="json", exclude={"seconds"}) for record in records]
 
 
-def main() -> None:
+CASES: dict[str, dict[str, Any]] = {
+    "everything trained": {"stopping": StoppingConfig(skip=False, stop=False)},
+    "skip and stop": {},
+    "30 % beyond a limit": {"limited": 0.3},
+}
+
+
+def once(sampler: str, trials: int, seed: int, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """What one run says, and the digest of its records."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # here, for it may be another process
+    with tempfile.TemporaryDirectory() as folder:
+        runner = simulate(sampler, trials, seed, Path(folder), **settings)
+    return told(runner), hashlib.sha256(json.dumps(plain(runner.records), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def made(sampler: str, trials: int, seed: int, settings: Mapping[str, Any], jobs: int = 1) -> dict[str, Any]:
+    """A row of the result: two runs of one seed, with the seconds of the first."""
+    run = joblib.delayed(once)
+    (row, first), (_, again) = joblib.Parallel(n_jobs=jobs)(run(sampler, trials, seed, settings) for _ in range(2))
+    return {"asked": trials, "survived": sum(row["trials"].values()) == trials, "reproduced": first == again, "records": first, **row}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the rows that are missing; 1 where a seed was not reproduced or trials are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=2000)
-    parser.add_argument("--samplers", nargs="+", default=[name for name in SAMPLERS if name != "gp"], help="gp takes seconds a trial")
+    parser.add_argument("--gp-trials", type=int, default=60)
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="2: both runs of a case at once, which makes their seconds longer")
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    args = parser.parse_args(argv)
     result: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
     for name in args.samplers:
-        for case, settings in {
-            "everything trained": {"stopping": StoppingConfig(skip=False, stop=False)},
-            "skip and stop": {},
-            "30 % beyond a limit": {"limited": 0.3},
-        }.items():
-            key = f"{name}, {case}, {args.trials} trials, seed {args.seed}"
-            if key in result:
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                result[key] = told(simulate(name, args.trials, args.seed, Path(folder), **settings))  # type: ignore[arg-type]
-            print(key, result[key], flush=True)
-            write_atomically(args.out, json.dumps(result, indent=1) + "\n")
+        trials = args.gp_trials if name == "gp" else args.trials
+        for case, settings in CASES.items():
+            key = f"{name}, {case}, {trials} trials, seed {args.seed}"
+            if key not in result:
+                result[key] = made(name, trials, args.seed, settings, args.jobs)
+                print(key, result[key], flush=True)
+                write_atomically(args.out, json.dumps(result, indent=1) + "\n")
+    wrong = [key for key, row in result.items() if not (row["reproduced"] and row["survived"])]
+    print("every seed gave its study again, and every sampler all of its trials" if not wrong else f"not so: {', '.join(wrong)}")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_main(main))

@@ -34,6 +34,12 @@ class Limits:
         if self.accuracy is not None and accuracy < self.accuracy:
             raise InfeasibleCandidate(f"accuracy must be at least {self.accuracy:g}, but is {accuracy:.4f}")
 
+    def check_reach(self, upper: float, confidence: float, so_far: str) -> None:
+        """Raises InfeasibleCandidate where the accuracy stays below the limit, as it does not exceed `upper` with that confidence."""
+        if self.accuracy is not None and upper < self.accuracy:
+            reach = f"this one reaches at most {upper:.4f} (confidence {confidence:g})"
+            raise InfeasibleCandidate(f"accuracy must be at least {self.accuracy:g}, but {reach}; {so_far}")
+
 
 @dataclass(frozen=True)
 class Known:
@@ -47,10 +53,11 @@ class Known:
 class Gate(Protocol):
     """Whoever decides whether a candidate is worth its training. May raise InfeasibleCandidate; `last`: nothing is left to save.
 
-    `note` gets size_bytes and latency_ms as soon as each is known, also of a candidate that a hard limit then refuses.
+    `note` gets size_bytes and latency_ms as soon as each is known, also of a candidate that a hard limit then refuses; and `missed`, the
+    measurement of one that was trained in full before the limit of accuracy refused it.
     """
 
-    def note(self, **numbers: float | None) -> None: ...
+    def note(self, **facts: float | Measurement | None) -> None: ...
 
     def before_training(self, known: Known) -> None: ...
 

@@ -23,6 +23,7 @@ from core.candidate import (
 )
 from core.checkpoint import forget
 from core.compress import CompressedModel, draft, least_size, quantise, recoded, resolve
+from core.errors import InfeasibleCandidate
 from core.methods import FEATURE_LOSSES, METHODS, method_of
 from core.quantise.setting import GENES, setting_of
 from objectives.accuracy import Score, score
@@ -110,7 +111,7 @@ def evaluate(
 
     Raises InfeasibleCandidate, TrainingDiverged, EngineBuildError, EngineMismatch or MeasurementError.
     """
-    note: Callable[..., None] = gate.note if gate is not None else lambda **numbers: None
+    note: Callable[..., None] = gate.note if gate is not None else lambda **facts: None
     final = None
     with stages("engine"):
         drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
@@ -141,7 +142,11 @@ def evaluate(
         forget(folder)
         images = map(bench.teacher.normalise, bench.data.search.chunks())
         scored = score(bench.engines, model, graph, images, bench.data.search.labels)
-        limits.check_accuracy(scored.accuracy)
+        try:
+            limits.check_accuracy(scored.accuracy)
+        except InfeasibleCandidate:
+            note(missed=_measurement(scored, compressed, latency, bench))  # what it reached is learned from
+            raise
     if isinstance(latency, BuildReport):
         with stages("build"):
             latency = bench.engines.build_report(model, folder / ENGINE)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.candidate import BuildReport, LatencyReport, Measurement, ShapePlan, StageRecord, milliseconds
-from core.compress import draft
+from core.compress import draft, recoded
 from core.export import export_onnx, float_tensors, structure_key
 from core.files import write_atomically
 from core.layers import count_macs, count_parameters
@@ -34,14 +34,14 @@ class Journal:
     counted: float = 0.0
     """Seconds of stages that belong to records already."""
 
-    def note(self, stage: str, model: nn.Module, plan: ShapePlan | None = None) -> None:
-        """After `stage`: accuracy and loss in PyTorch; size and latency of the network in float, or quantised by `plan`."""
+    def note(self, stage: str, model: nn.Module, plan: ShapePlan | None = None, quantiser: str = "ptq") -> None:
+        """After `stage`: accuracy and loss in PyTorch; size and latency of the network in float, or by `plan` as `quantiser` stores it."""
         if not self.bench.config.journal:
             return
         seconds, shape = self._since(), self.bench.input_shape
         logits = predict_all(model, self.bench.data.search, self.bench.teacher.normalise, self.bench.device)
         plain = copy.deepcopy(model.cpu()).float().eval()
-        size, latency = self._in_float(plain) if plan is None else self._by_plan(plain, plan)
+        size, latency = self._in_float(plain) if plan is None else self._by_plan(plain, plan, quantiser)
         self._add(stage, logits, size, count_parameters(plain), count_macs(plain, shape), latency, seconds)
 
     def finish(self, measured: Measurement, graph: nn.Module, folder: Path) -> tuple[StageRecord, ...]:
@@ -91,7 +91,7 @@ class Journal:
         path = write_atomically(self.bench.engines.scratch / "stage.onnx", exported.SerializeToString())
         return len(pack(float_tensors(model))), self.bench.engines.latency(path, key=structure_key(exported))
 
-    def _by_plan(self, model: nn.Module, plan: ShapePlan) -> tuple[int, LatencyReport | BuildReport]:
-        drafted = draft(model, plan, self.bench.input_shape, self.bench.engines.runtime)
+    def _by_plan(self, model: nn.Module, plan: ShapePlan, quantiser: str) -> tuple[int, LatencyReport | BuildReport]:
+        drafted = draft(model, plan, self.bench.input_shape, self.bench.engines.runtime, quantiser)
         path = drafted.save(self.bench.engines.scratch / "stage")
-        return len(drafted.packed), self.bench.engines.latency(path, key=drafted.structure)
+        return len(recoded(drafted, self.bench.coding).packed), self.bench.engines.latency(path, key=drafted.structure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 
 from torch import nn
@@ -19,7 +19,7 @@ from core.plan import shape_plan
 from core.quantise import QUANTISERS
 from core.quantise.setting import Finetune, Penalty, plain_layer, setting_of, weight_of
 from core.tables import lookup
-from objectives.allocation import images_of, parent_of, scores_of
+from objectives.allocation import images_of, learns_bits, parent_of, scores_of
 from objectives.bench import Stages, Workbench
 from objectives.journal import Journal
 from objectives.rungs import Watch, with_rate
@@ -57,7 +57,7 @@ def quantise_dense(parent: nn.Module, candidate: Candidate, bench: Workbench, st
         for name, weight in stored.items():
             plain_layer(parent, name)
             weight_of(parent, name).data.copy_(weight.dequantised())
-    journal.note("quantise dense", parent, plan)
+    journal.note("quantise dense", parent, plan, candidate.quantiser)
 
 
 def distilled(
@@ -90,17 +90,24 @@ def finetune_of(
     name: str,
 ) -> Finetune:
     """Training with the candidate's own loss. A quantiser may ask for several, one after the other: `name`, `name` 2 ..."""
-    stages = chain([name], (f"{name} {n}" for n in count(2)))
+    numbers = count(1)
 
     def finetune(model: nn.Module, penalty: Penalty | None = None) -> nn.Module:
-        stage = next(stages)
+        number = next(numbers)
+        stage = name if number == 1 else f"{name} {number}"
         data, answers, device, seed = bench.train_set, bench.logits, bench.device, seed_of(bench, 3)
-        watched = watch(model, stage, recipe, on_epoch) if watch else with_rate(on_epoch, recipe, len(data))
+        final = number >= trainings(candidate)
+        watched = watch(model, stage, recipe, on_epoch, final) if watch else with_rate(on_epoch, recipe, len(data))
         kept = folder / f"{stage}{SUFFIX}"
         distil(model, candidate.distil, data, answers, recipe, device, seed=seed, on_epoch=watched, penalty=penalty, checkpoint=kept)
         return model.cpu()
 
     return finetune
+
+
+def trainings(candidate: Candidate) -> int:
+    """How many trainings its bits and its quantiser ask for, one after the other, where they train at all."""
+    return 1 + learns_bits(candidate) + (candidate.quantiser == "codebook" and candidate.sparsity > 0)
 
 
 def seed_of(bench: Workbench, stage: int) -> int:

@@ -6,9 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
-from search.sample import EXECUTIONS, genes
-from search.space import Range, Space, options
+from core.candidate import SELF
+from search.sample import EXECUTIONS, genes, sample
+from search.space import Range, Space, StudentSpace, options
+
+ALLOCATED_KEY = "sqnr_baseline"
+"""Study attribute: {"of": parameters of a trial} whose parent is to say the bits of one more; then {"queue": its parameters}; then {}."""
 
 
 def enqueue_baselines(
@@ -17,49 +22,88 @@ def enqueue_baselines(
     sizes: Mapping[str, int],
     executions: Sequence[str] = EXECUTIONS,
     float_first: Collection[str] = (),
+    teacher: str | None = None,
+    allocated: bool = False,
 ) -> int:
-    """Queue every student, unpruned, at 4 bits in INT8, the largest also at 8, the smallest also at the narrowest width; how many.
+    """Queue every student, unpruned, at 4 bits in INT8, one also at 8, the smallest also at the narrowest width; how many.
 
-    `sizes` is the parameter count of each student name; those of `float_first` execute in float (search/prior.py). Nothing is queued
-    in a study that has trials already.
+    `sizes` is the parameter count of each student name; those of `float_first` execute in float (search/prior.py). At 8 bits it is the
+    teacher's own network, if that is a student (`self`, or the name `teacher`), else the largest. `allocated`: when the largest has
+    finished at 4 bits, its trained parent says the bits of one more (search/allocated.py). Nothing is queued in a study that has trials.
     """
     if study.get_trials(deepcopy=False):
         return 0
-    queued = baselines(space, sizes, executions, float_first)
+    queued = baselines(space, sizes, executions, float_first, teacher)
     for parameters in queued:
         study.enqueue_trial(parameters)
+    uniform = _parameters(space, executions, float_first, _by_size(space, sizes)[0], max(options(space.student.width)), 4)
+    if allocated and _has_parent(space, uniform):
+        study.set_user_attr(ALLOCATED_KEY, {"of": uniform})
     return len(queued)
 
 
+def enqueue_allocated(study: optuna.Study) -> None:
+    """Queue what a finished baseline has left to be tried, once, when nothing else waits. Hold the study's lock, and take it at once."""
+    parameters = study.user_attrs.get(ALLOCATED_KEY, {}).get("queue")
+    if parameters is None:
+        return
+    trials = study.get_trials(deepcopy=False)
+    if any(trial.state == TrialState.WAITING for trial in trials):
+        return
+    # a process may have died between the two writes
+    if all(parameters not in (trial.params, trial.system_attrs.get("fixed_params")) for trial in trials):
+        study.enqueue_trial(parameters)
+    study.set_user_attr(ALLOCATED_KEY, {})
+
+
 def baselines(
-    space: Space, sizes: Mapping[str, int], executions: Sequence[str] = EXECUTIONS, float_first: Collection[str] = ()
+    space: Space,
+    sizes: Mapping[str, int],
+    executions: Sequence[str] = EXECUTIONS,
+    float_first: Collection[str] = (),
+    teacher: str | None = None,
 ) -> list[dict[str, Any]]:
     """The parameters of each baseline as the sampler would have chosen them, without repetition."""
-    students = sorted(options(space.student.name), key=lambda name: -sizes[name])
-    widths = options(space.student.width)
-    wanted = [(students[0], max(widths), 8)] + [(name, max(widths), 4) for name in students] + [(students[-1], min(widths), 4)]
-    values = genes(space, executions)
+    students, widths = _by_size(space, sizes), options(space.student.width)
+    likest = next((name for name in (SELF, teacher) if name in students), students[0])
+    wanted = [(likest, max(widths), 8)] + [(name, max(widths), 4) for name in students] + [(students[-1], min(widths), 4)]
     found: list[dict[str, Any]] = []
     for student, width, bits in wanted:
-        asked = {name: value for name, value in values.items() if isinstance(value, tuple | Range)}
-        execution = "float" if student in float_first else "int8"
-        parameters = {name: _choice(name, value, student, width, bits, execution) for name, value in asked.items()}
+        parameters = _parameters(space, executions, float_first, student, width, bits)
         if parameters not in found:
             found.append(parameters)
     return found
 
 
-def _choice(name: str, value: Any, student: str, width: float, bits: int, execution: str) -> Any:
-    """The baseline's answer to one question; what it does not care for is in the middle."""
-    if name == "student":
-        return student
-    if name == "width":
-        return width
+def _by_size(space: Space, sizes: Mapping[str, int]) -> list[str]:
+    """The students, the largest first."""
+    return sorted(options(space.student.name), key=lambda name: -sizes[name])
+
+
+def _has_parent(space: Space, parameters: Mapping[str, Any]) -> bool:
+    """Whether these parameters make a trial that has a trained parent and bits for each position."""
+    plan = sample(space, optuna.trial.FixedTrial(dict(parameters)))
+    return plan.distil.init == "inherit" and plan.allocation.strategy == "per_position" and "bits_0" in parameters
+
+
+def _parameters(
+    space: Space, executions: Sequence[str], float_first: Collection[str], student: str, width: float, bits: int
+) -> dict[str, Any]:
+    asked = {name: value for name, value in genes(space, executions).items() if isinstance(value, tuple | Range)}
+    usual = genes(Space(student=StudentSpace(name=student))) | {"student": student, "width": width}
+    execution, choices = "float" if student in float_first else "int8", options(space.quantise.weight_bits)
+    return {name: _choice(name, value, bits, execution, choices, usual.get(name)) for name, value in asked.items()}
+
+
+def _choice(name: str, value: Any, bits: int, execution: str, choices: Sequence[int], usual: Any) -> Any:
+    """The baseline's answer to one question; what it does not care for is as `usual` where that is offered, else in the middle."""
     if name.startswith("bits_"):
         # bits are asked as the index of the sorted choices
-        return min(range(len(value)), key=lambda index: abs(value[index] - bits))
+        return value.index(nearest_to(bits, value))
     if name.startswith("action_"):
-        return bits / 8
+        from core.allocate.haq import action_of  # late: it imports torch
+
+        return action_of(nearest_to(bits, choices), choices)
     if name == "budget_bits":
         return nearest_to(bits, value)
     if name == "budget_ms":  # the loosest: a first trial is to be trained
@@ -68,7 +112,9 @@ def _choice(name: str, value: Any, student: str, width: float, bits: int, execut
         return execution if execution in value else value[0]
     if name.startswith("ratio_"):
         return value.low if isinstance(value, Range) else 0
-    return _middle(value)
+    if isinstance(value, Range):
+        return _middle(value) if usual is None else nearest_to(usual, value)
+    return usual if usual in value else value[len(value) // 2]
 
 
 def nearest_to(wanted: float, value: Any) -> Any:
@@ -81,9 +127,7 @@ def nearest_to(wanted: float, value: Any) -> Any:
     return float(f"{value.low + steps * value.step:.12g}")
 
 
-def _middle(value: Any) -> Any:
-    if not isinstance(value, Range):
-        return value[len(value) // 2]
+def _middle(value: Range) -> float:
     if value.log:
         return float((value.low * value.high) ** 0.5)
     if value.step is None:

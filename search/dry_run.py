@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 
 import yaml
@@ -15,7 +16,8 @@ from core.engines import EngineHost
 from core.layers import count_macs, count_parameters
 from core.teacher import build_network
 from search.digest import space_digest
-from search.foresee import drawn, foresee, short
+from search.foresee import MEASURING_S, drawn, foresee, short
+from search.methods import check_networks
 from search.preflight import Inputs, load_inputs
 from search.sample import live_parameters
 from search.space import Space, options
@@ -35,6 +37,7 @@ def dry_run(space: Space, config: Config, name: str, url: str, trials: int, cach
     shape = f"{info.channels} x {info.image_size} x {info.image_size}"
     _line("data", f"{info.name}: {len(data.train)} training images, {len(data.search)} to choose on, {len(info.classes)} classes, {shape}")
     check_students(space, config, info)
+    check_networks(space, config, info)
     for teacher, network in zip(config.teachers, inputs.teachers, strict=True):
         _line("teacher", f"{teacher.model or teacher.name}: {_size(network, info)}")
     for student in options(space.student.name):
@@ -62,6 +65,7 @@ def _size(model: nn.Module, info: DataInfo) -> str:
 
 def _measure(space: Space, config: Config, inputs: Inputs, trials: int) -> None:
     """Build and time engines of candidates, in a folder that goes away, and say what a run would take."""
+    deadline = time.monotonic() + MEASURING_S
     with tempfile.TemporaryDirectory() as folder, EngineHost(short(config.runtime), Path(folder)) as engines:
         draws = drawn(space, config, inputs, engines, Path(folder))
         runtime = engines.runtime
@@ -69,7 +73,7 @@ def _measure(space: Space, config: Config, inputs: Inputs, trials: int) -> None:
         "runtime",
         f"{runtime.name} {runtime.version}, batch {config.runtime.batch}, {config.runtime.threads} thread(s), {config.runtime.precision}",
     )
-    for head, text in foresee(space, config, inputs, trials, draws):
+    for head, text in foresee(space, config, inputs, trials, draws, deadline):
         _line(head, text)
 
 

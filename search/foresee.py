@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,29 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
-from torch import nn
 
 from core.allocate import TRAINED
 from core.candidate import KB, SELF, BuildReport, Candidate, fingerprint
 from core.compress import draft, resolve
-from core.config import Config, RuntimeConfig, TrainConfig
+from core.config import Config, RuntimeConfig
 from core.engines import EngineHost
 from core.errors import InfeasibleCandidate, TrialError
-from core.layers import count_macs
-from core.teacher import build_network, build_teacher_network, normalisation_of
-from core.train import fit
-from core.views import ViewedSet, viewed
+from core.teacher import build_network
+from core.teacher_logits import is_kept, view_bytes
 from objectives.allocation import settle_roughly
+from search.methods import finest_grid
 from search.preflight import Inputs
 from search.progress import duration
 from search.sample import EXECUTIONS, genes, sample
 from search.space import Constraints, Range, Space, options
+from search.speed import Dense, Speed, dense_of, training_speed, whole_epochs
 
+MEASURING_S = 30.0
+"""For all that is measured. One candidate is, however long it takes; of what is not measured in time the plan says so."""
 DRAWS_S, TIMING_S = 16.0, 0.3
 """For candidates of the space, and for the latency of each of them: a search measures longer."""
-STEPS, ROUNDS = 3, 2
-"""Steps of a training that is timed, and how often; the first time also pays for what is set up once."""
 
 
 @dataclass(frozen=True)
@@ -49,35 +48,30 @@ class Draw:
     """To prune, export and build it, without the timing."""
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Seconds of training per image, as a line through the smallest and the largest network."""
+def foresee(
+    space: Space, config: Config, inputs: Inputs, trials: int, draws: Sequence[Draw], deadline: float | None = None
+) -> list[tuple[str, str]]:
+    """Lines of the plan: what is within reach, and hours and disk of `trials` more trials.
 
-    macs: tuple[int, int]
-    seconds: tuple[float, float]
-
-    def at(self, macs: int) -> float:
-        """Never below the smaller network's: a step has its price."""
-        low, high = self.macs
-        share = (macs - low) / (high - low) if high > low else 0.0
-        return max(self.seconds[0], self.seconds[0] + share * (self.seconds[1] - self.seconds[0]))
-
-
-def foresee(space: Space, config: Config, inputs: Inputs, trials: int, draws: Sequence[Draw]) -> list[tuple[str, str]]:
-    """Lines of the plan: what is within reach, and hours and disk of `trials` more trials."""
-    speed = training_speed(space, config, inputs)
-    return [*reach(draws, space.constraints), ("hours", hours_text(space, config, inputs, trials, draws, speed)), disk(draws, trials)]
+    Nothing is timed after the `deadline`, in seconds of this machine's monotonic clock; None: MEASURING_S from now.
+    """
+    deadline, dense = time.monotonic() + MEASURING_S if deadline is None else deadline, dense_of(space, config, inputs.data.info)
+    speed, teacher = training_speed(dense, config, inputs, deadline)
+    hours = hours_text(parts_of(space, config, inputs, trials, draws, dense, speed, teacher))
+    return [*reach(draws, space.constraints, len(corners(space))), ("hours", hours), disk(space, config, inputs, trials, draws, dense)]
 
 
 def drawn(space: Space, config: Config, inputs: Inputs, engines: EngineHost, folder: Path) -> list[Draw]:
-    """The corners of the space, then random candidates, until the time is over. At least the first is measured, or it raises."""
+    """The corners of the space, then random candidates, until another one would take too long. One is measured, or it raises."""
     begun, found, seen, beyond = time.monotonic(), list[Draw](), set[str](), InfeasibleCandidate("the space must have a candidate")
+    longest = 0.0
     for candidate in _candidates(space, config.seed):
-        if found and time.monotonic() - begun > DRAWS_S:
+        if found and time.monotonic() - begun + longest > DRAWS_S:
             break
         if (key := fingerprint(candidate)) in seen:
             continue
         seen.add(key)
+        last = time.monotonic()
         try:
             found.append(_measured(candidate, config, inputs, engines, folder))
         except InfeasibleCandidate as error:
@@ -85,6 +79,8 @@ def drawn(space: Space, config: Config, inputs: Inputs, engines: EngineHost, fol
         except TrialError:
             if not found:
                 raise
+        if len(seen) > 1:  # the first one also pays for what is loaded once
+            longest = max(longest, time.monotonic() - last)
     if not found:
         raise beyond
     return found
@@ -145,12 +141,13 @@ def _measured(candidate: Candidate, config: Config, inputs: Inputs, engines: Eng
     return Draw(candidate, len(drafted.packed), latency.p50_ms, drafted.macs, file_bytes, max(0.0, seconds))
 
 
-def reach(draws: Sequence[Draw], limits: Constraints) -> list[tuple[str, str]]:
-    """The range of size and latency, and every limit that nothing drawn keeps."""
+def reach(draws: Sequence[Draw], limits: Constraints, ends: int = 0) -> list[tuple[str, str]]:
+    """The range of size and latency, and every limit that nothing drawn keeps. `ends`: how many corners the space has."""
     sizes, times = [draw.size_bytes / KB for draw in draws], _times(draws)
     speed = f"{min(times):.3f} to {max(times):.3f} ms" if times else "latency not measurable: engines are only built"
     numbers = f"{min(sizes):.1f} to {max(sizes):.1f} KB, {speed}"
-    lines = [("reach", f"{numbers} ({len(draws)} candidates measured, the corners of the space among them)")]
+    among = "the corners of the space among them" if len(draws) >= ends else f"of {ends} corners of the space; no time for the others"
+    lines = [("reach", f"{numbers} ({len(draws)} candidates measured, {among})")]
     if times and limits.latency_ms is not None and limits.latency_ms < min(times):
         lines.append(("warning", f"{limits.latency_ms:g} ms is out of reach on this device: the floor is {min(times):.3f} ms"))
     if limits.size_kb is not None and limits.size_kb < min(sizes):
@@ -163,81 +160,60 @@ def _times(draws: Sequence[Draw]) -> list[float]:
     return [draw.latency_ms for draw in draws if draw.latency_ms is not None]
 
 
-def training_speed(space: Space, config: Config, inputs: Inputs) -> Speed:
-    """Timed on a few steps of the smallest and the largest network of the space."""
-    networks = [build_network(name, width, config.teacher, inputs.data.info) for name, width in pairs(space)]
-    networks.sort(key=lambda network: count_macs(network, inputs.data.info.shape))
-    ends = [networks[0], networks[-1]]
-    seconds = [seconds_per_image(network, config.finetune, config, inputs) for network in ends]
-    low, high = (count_macs(network, inputs.data.info.shape) for network in ends)
-    return Speed((low, high), (seconds[0], max(seconds)))
-
-
-def seconds_per_image(network: nn.Module, recipe: TrainConfig, config: Config, inputs: Inputs) -> float:
-    """Of a training step on labels; the teacher's kept answers cost next to nothing beside it."""
-    few = _few_steps(recipe, config, inputs)
-    rates: list[float] = []
-    timed = recipe.model_copy(update={"epochs": float(ROUNDS), "lora": None, "early_sizes": ()})
-
-    def loss(outputs: Any, batch: Any) -> torch.Tensor:
-        return nn.functional.cross_entropy(outputs.float(), batch.labels.clamp_min(0))
-
-    fit(network, few, loss, timed, inputs.device, seed=0, on_epoch=lambda done, epochs, rate, mean: rates.append(rate))
-    return 1.0 / rates[-1]
-
-
-def _few_steps(recipe: TrainConfig, config: Config, inputs: Inputs) -> ViewedSet:
-    images = min(len(inputs.data.train), STEPS * recipe.batch_size)
-    subset = inputs.data.train.subset(torch.arange(images))
-    return viewed(subset, normalisation_of(inputs.data.info), config.views, config.seed, inputs.device.device)
-
-
-def pairs(space: Space) -> list[tuple[str, float]]:
-    """(student, width) of every parent."""
-    names, widths = options(space.student.name), options(space.student.width)
-    return [(name, width) for name in names for width in (widths if name != SELF else (1.0,))]
-
-
-def hours_text(space: Space, config: Config, inputs: Inputs, trials: int, draws: Sequence[Draw], speed: Speed) -> str:
+def hours_text(parts: Mapping[str, float | None]) -> str:
     """The prediction and its parts, without what skipping, stopping and earlier runs save."""
-    parts = parts_of(space, config, inputs, trials, draws, speed)
-    listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items())
-    return f"about {duration(sum(parts.values()))}: {listed}; before skipping and stopping, with nothing kept from earlier runs"
+    known = [seconds for seconds in parts.values() if seconds is not None]
+    about = "about" if len(known) == len(parts) else "at least"
+    listed = ", ".join(f"{name} {'not timed' if seconds is None else duration(seconds)}" for name, seconds in parts.items())
+    late = "" if len(known) == len(parts) else f"; training takes too long to be timed in what is left of {MEASURING_S:g} s"
+    return f"{about} {duration(sum(known))}: {listed}{late}; before skipping and stopping, with nothing kept from earlier runs"
 
 
-def parts_of(space: Space, config: Config, inputs: Inputs, trials: int, draws: Sequence[Draw], speed: Speed) -> Mapping[str, float]:
-    """Part -> seconds."""
-    info, images = inputs.data.info, len(inputs.data.train)
-    side, teacher = info.image_size, 0.0
-    for each in config.teachers:
-        if not (each.weights or each.pretrained):
-            seconds = seconds_per_image(build_teacher_network(each, info), each.train, config, inputs)
-            teacher += whole_epochs(each.train, side) * images * seconds
-    dense = [count_macs(build_network(name, width, config.teacher, info), info.shape) for name, width in pairs(space) if name != SELF]
-    inherits = "inherit" in options(space.distil.init) or space.allocation.strategy in TRAINED or space.prune.scope == "global"
+def parts_of(
+    space: Space,
+    config: Config,
+    inputs: Inputs,
+    trials: int,
+    draws: Sequence[Draw],
+    dense: Sequence[Dense],
+    speed: Speed | None,
+    taught: Sequence[float | None],
+) -> Mapping[str, float | None]:
+    """Part -> seconds; None where training was not timed. `taught`: seconds per image of each teacher."""
+    images, side = len(inputs.data.train), inputs.data.info.image_size
     random_draws = draws[len(corners(space)) :] or draws
-    per_trial = statistics.mean(speed.at(draw.macs) for draw in random_draws) * images
     epochs = whole_epochs(config.finetune, side) + whole_epochs(config.quantise.train, side)
     times = _times(random_draws)
     engine = statistics.mean(draw.seconds for draw in random_draws) + (config.runtime.warmup_s + config.runtime.max_s if times else 0.0)
     scoring = len(inputs.data.search) * statistics.mean(times or [0.0]) / 1000
+    lessons = zip(taught, config.teachers, strict=True)
+    once = [None if each is None else each * images * whole_epochs(teacher.train, side) for each, teacher in lessons]
+    parents: float | None = 0.0
+    if inherits(space):
+        per_image = None if speed is None else sum(speed.at(each.macs) for each in dense if each.student != SELF)
+        parents = None if per_image is None else per_image * images * whole_epochs(config.parent.train, side)
     return {
-        "teacher": teacher,
-        "parents": sum(speed.at(macs) for macs in dense) * images * whole_epochs(config.parent.train, side) if inherits else 0.0,
-        "training": trials * epochs * per_trial,
+        "teacher": None if None in once else sum(each or 0.0 for each in once),
+        "parents": parents,
+        "training": None if speed is None else trials * epochs * images * statistics.mean(speed.at(draw.macs) for draw in random_draws),
         "engines": trials * (engine + scoring),
     }
 
 
-def whole_epochs(recipe: TrainConfig, side: int) -> float:
-    """Epochs on images of `side` pixels that take as long as the recipe's: the time of a step goes with the pixels."""
-    share, before = 0.0, 0.0
-    for size, until in recipe.early_sizes:
-        share, before = share + (until - before) * min(1.0, size / side) ** 2, until
-    return recipe.epochs * (share + 1.0 - before)
+def inherits(space: Space) -> bool:
+    """Whether a trial may ask for a trained parent."""
+    return "inherit" in options(space.distil.init) or space.allocation.strategy in TRAINED or space.prune.scope == "global"
 
 
-def disk(draws: Sequence[Draw], trials: int) -> tuple[str, str]:
-    """Models of the candidates; the teacher's kept answers are checked apart."""
-    each = statistics.mean(draw.file_bytes + draw.size_bytes for draw in draws)
-    return "disk", f"about {trials * each / 1e6:.1f} MB of models"
+def disk(space: Space, config: Config, inputs: Inputs, trials: int, draws: Sequence[Draw], dense: Sequence[Dense]) -> tuple[str, str]:
+    """Models of the candidates, parents, and the teachers' answers, each view of which is kept when an epoch first asks for it."""
+    epochs = max(recipe.epochs for recipe in (config.parent.train, config.finetune, config.quantise.train))
+    views = config.views.number if config.views.average else min(config.views.number, math.ceil(epochs))
+    info, kept = inputs.data.info, is_kept(config.views, inputs.data.info.image_size)
+    parts = {
+        "models": trials * statistics.mean(draw.file_bytes + draw.size_bytes for draw in draws),
+        "parents": sum(each.file_bytes for each in dense if each.student != SELF) if inherits(space) else 0,
+        "kept answers": len(config.teachers) * views * view_bytes(len(inputs.data.train), len(info.classes), finest_grid(space)) * kept,
+    }
+    listed = ", ".join(f"{name} {count / 1e6:.1f}" for name, count in parts.items())
+    return "disk", f"about {sum(parts.values()) / 1e6:.1f} MB: {listed}"

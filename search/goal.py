@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from results.record import TrialRecord
 
@@ -27,15 +28,22 @@ class Goal:
     plateau: int | None = None
 
     def over(self, now: float, volumes: Sequence[float]) -> str | None:
-        """Why no further trial begins, or None. `volumes`: the hypervolume after each complete or pruned trial."""
+        """Why no further trial begins, or None. `volumes`: the hypervolume after each complete or pruned trial, never falling.
+
+        There is no plateau at 0: nothing has come into the reference box yet.
+        """
         if self.hours is not None and self.deadline is not None and now >= self.deadline:
             return f"ended early: --max-hours {self.hours:g} are over"
-        if self.plateau is not None and len(volumes) > self.plateau and volumes[-1] <= (1 + GROWTH) * volumes[-1 - self.plateau]:
+        before = volumes[-1 - self.plateau] if self.plateau is not None and len(volumes) > self.plateau else 0.0
+        if before > 0 and volumes[-1] <= (1 + GROWTH) * before:
             return f"ended early: the hypervolume grew by less than {100 * GROWTH:g} % in {self.plateau} trials (--plateau)"
         return None
 
 
 def volumes_of(records: Sequence[TrialRecord]) -> list[float]:
-    """Hypervolume after each complete or pruned trial, by number; those of a version that kept none are left out."""
+    """Hypervolume after each complete or pruned trial, by number; those of a version that kept none are left out.
+
+    A worker knows the trials that others had finished when its own began, so its numbers may fall behind: the largest so far counts.
+    """
     ordered = sorted(records, key=lambda record: record.number)
-    return [record.hypervolume for record in ordered if record.state != "FAIL" and record.hypervolume is not None]
+    return list(accumulate((each.hypervolume for each in ordered if each.state != "FAIL" and each.hypervolume is not None), max))

@@ -9,6 +9,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
 from core.errors import DiskRefused, TrialError, UserError
+from search.baselines import enqueue_allocated
 from search.goal import Goal, volumes_of
 from search.lock import StudyLock
 from search.samplers import make_sampler
@@ -30,6 +31,7 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
     failures, drawing = 0, False
     while (reason := goal.over(time.monotonic(), volumes_of(runner.records))) is None and take(study, runner, goal.trials, lock):
         start = time.perf_counter()
+        enqueue_allocated(study)
         if not drawing:  # under the lock: no two workers find the same number begun, so no two draw the same candidates
             sampler, drawing = make_sampler(goal.sampler, goal.seed, count_begun(study), goal.trials), True
             study.sampler = sampler

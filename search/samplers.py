@@ -96,4 +96,9 @@ def make_sampler(name: str, seed: int, begun: int, wanted: int) -> Clocked:
     chosen = ("nsga2" if wanted > MANY else "tpe") if name == "auto" else name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return Clocked(lookup(SAMPLERS, "sampler", chosen)((seed * 1_000_003 + begun) % 2**32))
+        return Clocked(lookup(SAMPLERS, "sampler", chosen)(make_seed(seed, begun)))
+
+
+def make_seed(seed: int, begun: int) -> int:
+    """Of the sampler of a start with `begun` trials; in [0, 2**32)."""
+    return (seed * 1_000_003 + begun) % 2**32

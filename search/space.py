@@ -293,7 +293,7 @@ class Space(Frozen):
             raise ValueError(f"allocation.budget_ms makes INT8 of float layers, but quantise.execution is {only}; give it [int8, float]")
         if "quantise, prune" in options(self.order):
             without = {"distil.init scratch": "scratch" in options(self.distil.init), "allocation sdq": strategy == "sdq"}
-            without["quantiser nncf"] = "nncf" in options(self.quantise.quantiser)
+            without |= {f"quantiser {name}": name in options(self.quantise.quantiser) for name in ("nncf", "float")}
             if wrong := [what for what, present in without.items() if present]:
                 raise ValueError(f"order [quantise, prune] begins with a dense network on its grids, but there is {wrong[0]}; leave it out")
         return self

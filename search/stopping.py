@@ -9,10 +9,12 @@ from typing import Any
 from core.candidate import Measurement, Rung
 from core.config import StoppingConfig
 from core.errors import HopelessCandidate
-from objectives.budget import Known, dominates, surely_dominates
-from objectives.outlook import Finished, Outlook, interval, needed, traits_of
+from objectives.budget import Known, Limits, dominates, surely_dominates
+from objectives.outlook import TOGETHER, Finished, Outlook, interval, needed, traits_of
 from results.front import complete
 from results.record import TrialRecord
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Judge:
     config: StoppingConfig
     teacher_accuracy: float
     images: int
+    together: bool = TOGETHER
+    """Whether the confidence of a stop is that of all looks at a training together."""
 
     def outlook(self, records: Sequence[TrialRecord]) -> Outlook:
         """By the distinct trials that were trained in full. No limit is above the better of teacher and best trial, noise included."""
-        finished = tuple(finished_of(record) for record in complete(records) if record.candidate is not None)
+        finished = tuple(finished_of(record) for record in trained(records) if record.candidate is not None)
         best = max([self.teacher_accuracy, *(each.accuracy for each in finished)])
-        return Outlook(finished, self.config.confidence, interval(best, self.images, self.config.confidence)[1])
+        return Outlook(finished, self.config.confidence, interval(best, self.images, self.config.confidence)[1], self.together)
 
     @property
     def trials_needed(self) -> int:
@@ -37,47 +41,60 @@ class Judge:
 
 @dataclass(frozen=True)
 class Gatekeeper:
-    """The gate of one trial (`objectives.budget.Gate`). `front` and `records` are the study's when asked; `notes` goes into the record."""
+    """The gate of one trial (`objectives.budget.Gate`). `front` and `records` are the study's when asked; `notes` goes into the record.
+
+    Of the hard `limits` it looks at that of accuracy; the others are known before it is asked.
+    """
 
     judge: Judge | None
     records: Callable[[], Sequence[TrialRecord]]
     front: Callable[[], Sequence[TrialRecord]]
     notes: dict[str, Any]
+    limits: Limits = NO_LIMITS
 
-    def note(self, **numbers: float | None) -> None:
-        """Put `size_bytes` or `latency_ms` into the trial's record, however the trial ends."""
-        self.notes.update(numbers)
+    def note(self, **facts: float | Measurement | None) -> None:
+        """Put `size_bytes`, `latency_ms` or `missed` into the trial's record, however the trial ends."""
+        self.notes.update(facts)
 
     def before_training(self, known: Known) -> None:
-        """Raises HopelessCandidate where a point of the front surely dominates whatever the candidate may reach."""
+        """Raises InfeasibleCandidate where the candidate surely misses the limit, HopelessCandidate where the front surely dominates it."""
         if self.judge is None or not self.judge.config.skip:
             return
-        confidence = self.judge.config.confidence
-        upper = self.judge.outlook(self.records()).upper(known.traits)
+        confidence, outlook = self.judge.config.confidence, self.judge.outlook(self.records())
+        upper = outlook.upper(known.traits)
+        if len(outlook.finished) >= self.judge.trials_needed:  # the ceiling alone says what is usual, not what is out of reach
+            self.limits.check_reach(upper, confidence, "not trained")
         for record in self.front():
             if surely_dominates(measured(record), known, upper, confidence):
                 self.notes["ending"] = "skipped"
                 raise HopelessCandidate(f"{_beaten(record, upper, confidence)}; not trained")
 
     def at_rung(self, known: Known, rung: Rung, last: bool) -> None:
-        """Note the rung. Raises HopelessCandidate where the front dominates the best that may still come, unless it is nearly done."""
+        """Note the rung. Unless training ends with it, raises as `before_training`, by the best that may still come."""
         self.notes["rungs"] = (*self.notes.get("rungs", ()), rung)
         if self.judge is None or not self.judge.config.stop or last:
             return
-        outlook = self.judge.outlook(self.records())
+        confidence, outlook = self.judge.config.confidence, self.judge.outlook(self.records())
         if len(outlook.finished) < self.judge.trials_needed:
             return  # the ceiling alone is no reason to stop what is being trained
         upper = outlook.upper(known.traits, rung)
+        at = f"stopped after epoch {rung.epoch:g} of {rung.stage} with {100 * rung.accuracy:.1f} %"
+        self.limits.check_reach(upper, confidence, at)
         for record in self.front():
             if dominates(measured(record), known, upper):
                 self.notes["ending"] = "stopped"
-                at = f"stopped after epoch {rung.epoch:g} of {rung.stage} with {100 * rung.accuracy:.1f} %"
-                raise HopelessCandidate(f"{_beaten(record, upper, self.judge.config.confidence)}; {at}")
+                raise HopelessCandidate(f"{_beaten(record, upper, confidence)}; {at}")
+
+
+def trained(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The distinct records of trials that were trained in full, by number: also those that a limit of accuracy refused in the end."""
+    refused = [record for record in records if record.missed is not None]
+    return sorted([*complete(records), *refused], key=lambda record: record.number)
 
 
 def finished_of(record: TrialRecord) -> Finished:
-    """What a complete record teaches."""
-    point = measured(record)
+    """What the record of a trial that was trained in full teaches."""
+    point = record.missed or measured(record)
     assert record.candidate is not None
     return Finished(traits_of(record.candidate, point.parameters, point.macs), record.rungs, point.accuracy)
 

@@ -22,6 +22,8 @@ from results.analysis import hypervolume, logarithmic
 from results.front import Point, front, objectives
 from results.record import RECORD_KEY, TrialRecord, file_digests, read_records
 from results.stages import append_stages
+from search.allocated import allocated
+from search.baselines import ALLOCATED_KEY
 from search.constraints import pass_on
 from search.owner import OWNER_KEY, current_owner
 from search.progress import Progress
@@ -48,6 +50,8 @@ class TrialRunner:
     shape: Callable[..., tuple[Any, ShapePlan]] = shape_of
     measure: Callable[..., Evaluation] = evaluate
     """The two halves of a trial's work; benchmarks/simulated_search.py has some that train nothing."""
+    asked: Callable[[], int] = lambda: 0
+    """How many images teachers have seen in this process."""
     judge: Judge | None = None
     """Who keeps hopeless candidates from being trained; None: nobody."""
     reference: Point | None = None
@@ -64,10 +68,11 @@ class TrialRunner:
 
     def __post_init__(self) -> None:
         self.best = front(self.records)
+        self.asked_before = 0
 
     def __call__(self, trial: optuna.Trial) -> Point:
         """Raises TrialPruned for an infeasible candidate and TrialError for a failed one; both are recorded first."""
-        self.newest = trial.number
+        self.newest, self.asked_before = trial.number, self.asked()
         trial.set_user_attr(OWNER_KEY, self.owner)
         self.begun()
         stages = Stages(
@@ -105,14 +110,22 @@ class TrialRunner:
                 raise InfeasibleCandidate(f"the same network as trial {twin.number}: {twin.reason}")
             reason = f"the same network as trial {twin.number}: not trained again"
             return twin.model_copy(update={**known, "reason": reason, "seconds": stages.seconds})
-        gate = Gatekeeper(self.judge, lambda: self.records, lambda: self.best, known)
-        result = self.measure(candidate, pruned, plan, self.bench, self._limits(), stages, folder, gate)
+        limits = self._limits()
+        gate = Gatekeeper(self.judge, lambda: self.records, lambda: self.best, known, limits)
+        result = self.measure(candidate, pruned, plan, self.bench, limits, stages, folder, gate)
         trial.set_user_attr("engine", result.artifact.model_dump(mode="json", exclude={"model_path"}))
         path = str(Path(folder).relative_to(self.bench.folder))
         append_stages(self.bench.folder / "stages.csv", trial.number, result.records)
+        self._allocate(trial, stages)
         done: dict[str, Any] = {"measurement": result.measurement, "path": path, "files": file_digests(folder)}
         known |= {"candidate": result.candidate or candidate, "mean_bits": result.measurement.mean_bits}
         return TrialRecord(state="COMPLETE", seconds=stages.seconds, **done, **known)
+
+    def _allocate(self, trial: optuna.Trial, stages: Stages) -> None:
+        """If this trial's parent is to say the bits of one more baseline, leave that one's parameters for a worker to queue."""
+        if trial.study.user_attrs.get(ALLOCATED_KEY, {}).get("of") == trial.params:
+            found = allocated(self.space, trial.params, self.bench, stages)
+            trial.study.set_user_attr(ALLOCATED_KEY, {} if found is None else {"queue": found})
 
     def release(self) -> None:
         """Let others make the network; after the trial was told, so that they find it finished."""
@@ -136,6 +149,7 @@ class TrialRunner:
     def _finish(self, trial: optuna.Trial, record: TrialRecord) -> None:
         if record.fingerprint is not None:
             forget(self.bench.folder / "candidates" / record.fingerprint)
+        record = record.model_copy(update={"teacher_forward_images": self.asked() - self.asked_before})
         self.best = front([*self.best, record])
         if self.reference is not None:
             volume = round(hypervolume([logarithmic(objectives(each)) for each in self.best], self.reference), 6)

@@ -28,6 +28,11 @@ def bits_of(action: float, choices: Sequence[int]) -> int:
     return choices[min(max(index, 0), len(choices) - 1)]
 
 
+def action_of(bits: int, choices: Sequence[int]) -> float:
+    """The action in [0, 1] that `bits_of` maps to `bits`, one of the choices: the middle of all that do."""
+    return (choices.index(bits) + 0.5) / len(choices)
+
+
 def clamped(problem: Problem, bits: dict[str, int]) -> dict[str, int]:
     """Sweeps over the layers from the last to the first, each time one step less, until the budget is kept.
 

@@ -38,7 +38,7 @@ def sqnr(problem: Problem, plan: AllocationPlan, evidence: Evidence) -> dict[str
         best = {name: sqnr_db(weight, REFERENCE_BITS, evidence.rounding) for name, weight in weights.items()}
         relative = {name: {bits: value - best[name] for bits, value in row.items()} for name, row in table.items()}
         return by_threshold(relative, -plan.sqnr_loss_db)
-    values = sorted({value for row in table.values() for value in row.values()})
+    values = sorted({value for row in table.values() for value in row.values()}) or [0.0]  # where the edges are all there is
     broken = bisect_left(values, True, key=lambda value: not problem.keeps(by_threshold(table, value)))
     # the lowest value gives every layer its fewest bits or what is as good, and those keep the budget
     return by_threshold(table, values[max(0, broken - 1)])

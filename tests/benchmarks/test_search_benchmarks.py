@@ -1,70 +1,256 @@
-"""The table of a search and its replay: a recorded row gives its record back, and a replay of a known table says what is known."""
+"""A replay of a table says what is known of it: a planted one whose outcome is known by hand, and one of simulated trials."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import pytest
 
-from benchmarks import simulated_search, table_search
-from benchmarks.replay import Table, gate_claims, read_table, replay, search, upper_share
+from benchmarks import replay as command
+from benchmarks import simulated_search
+from benchmarks.recorded import Table, read_table, space_of
+from benchmarks.replay_gate import gate_claims, order_of, replay, spent_until, upper_share
+from benchmarks.surrogate import MARKS, Surrogate, features, fitted, paired, search
+from benchmarks.table_search import row_of
+from core.candidate import Candidate, LatencyReport, Measurement, Rung
 from core.config import StoppingConfig
-from core.students import STUDENTS
-from results.analysis import reference_of
-from results.record import TeacherReport
-from tests.search.studies import DOT, EPOCHS, SPACE, Dot
+from core.errors import UserError
+from results.analysis import logarithmic, reference_of
+from results.front import objectives
+from results.record import TeacherReport, TrialRecord
+from search.space import load_space
 
 NEVER = StoppingConfig(skip=False, stop=False)
+EARLY = StoppingConfig(confidence=0.8)
+SECONDS = {"engine": 100.0, "prune": 1.0, "distil": 10.0, "quantise": 6.0, "accuracy": 3.0}
+"""20 s of training: engines count for nothing."""
+
+
+# --- a planted table -------------------------------------------------------------------------------------------------
+
+
+def row(number: int, student: str, accuracy: float, size: int, ms: float, half_width: float = 0.01) -> TrialRecord:
+    """A trial whose rungs are all 0.1 below its accuracy. All have the same traits, but for the student."""
+    interval = (ms - half_width, ms + half_width)
+    latency = LatencyReport(
+        p50_ms=ms, p95_ms=ms, ci_ms=interval, samples=10, batch=1, threads=1, runtime="none", precision="f32", fingerprint="0", stable=True
+    )  # fmt: skip
+    point = Measurement(
+        accuracy=accuracy, images=100_000, size_bytes=size, latency=latency, agreement=1, parameters=1000, macs=1000, mean_bits=8
+    )  # fmt: skip
+    rungs = tuple(
+        Rung(stage=stage, epoch=epoch, accuracy=accuracy - 0.1) for stage, epoch in (("distil", 1), ("distil", 2), ("quantise", 1))
+    )
+    return TrialRecord(
+        number=number, state="COMPLETE", candidate=Candidate(student=student), fingerprint=f"{number}", measurement=point, rungs=rungs,
+        seconds=SECONDS,
+    )  # fmt: skip
+
+
+BEST = row(0, "b", 0.95, 1024, 1.0, half_width=0.1)
+SMALL = [row(1 + i, "a", 0.80, 512, 4.0) for i in range(8)]
+"""Less accurate than BEST and slower, but smaller: nothing dominates them."""
+USUAL = row(9, "a", 0.70, 2048, 2.0)
+"""Less than its like, and larger and slower than BEST: rightly skipped."""
+STRANGE = row(10, "a", 0.97, 2048, 2.0)
+"""Far better than its like, and not smaller or faster than BEST: skipped because its limit is wrong."""
+OTHER = row(11, "c", 0.70, 2048, 2.0)
+"""Of a student that nobody else has: its parent is never trained."""
+NEAR = row(12, "a", 0.80, 2048, 1.0)
+"""As fast as BEST within the noise: not skipped, and rightly stopped at its first rung."""
+LATE = row(13, "a", 0.96, 2048, 1.0)
+"""The same, but it would have joined: wrongly stopped."""
+PLANTED = [BEST, *SMALL, USUAL, STRANGE, OTHER, NEAR, LATE.model_copy(update={"rungs": NEAR.rungs})]
 
 
 @pytest.fixture(scope="module")
-def simulated(tmp_path_factory: pytest.TempPathFactory) -> Table:
-    """A table of 60 simulated trials; a trial's training took a second."""
+def planted() -> Table:
+    """Eight times the teacher's bytes and ms are BEST's. Three parents took 30, 40 and 50 s."""
+    latency = BEST.measurement.latency.model_copy(update={"p50_ms": 8.0})  # type: ignore[union-attr]
+    teacher = TeacherReport(accuracy=0.98, size_bytes=8192, latency=latency)
+    return Table(tuple(PLANTED), teacher, 100_000, reference_of(teacher, 10), {"a-1": 30.0, "b-1": 40.0, "c-1": 50.0})
+
+
+def test_a_planted_table_is_skipped_and_stopped_where_it_should_be(planted: Table) -> None:
+    outcome = replay(planted, PLANTED, EARLY)
+    assert [each.row.number for each in outcome.of(stopped=False)] == [9, 10, 11]
+    assert [each.row.number for each in outcome.of(stopped=True)] == [12, 13]
+    assert [each.row.number for each in outcome.ended if each.joins] == [10, 13]
+
+
+def test_the_seconds_saved_of_a_planted_table_are_those_known_by_hand(planted: Table) -> None:
+    outcome = replay(planted, PLANTED, EARLY)
+    spent = 9 * 20 + 2 * (1 + 10 / 2)  # nine rows in full; two until the first of two epochs of distil
+    assert outcome.saved == pytest.approx(1 - spent / (14 * 20))
+    assert outcome.saved_with_parents == pytest.approx(1 - (spent + 30 + 40) / (14 * 20 + 30 + 40 + 50))
+
+
+def test_the_hypervolume_lost_of_a_planted_table_is_that_known_by_hand(planted: Table) -> None:
+    # Boxes (accuracy above chance, halvings of bytes, of ms): BEST .85 3 3, SMALL .7 4 1, LATE .86 2 3, STRANGE .87 2 2
+    kept = 0.85 * 3 * 3 + 0.7 * 1 * 1
+    whole = kept + 0.01 * 2 * 3 + 0.01 * 2 * 2
+    assert replay(planted, PLANTED, EARLY).lost == pytest.approx(1 - kept / whole)
+
+
+def test_claims_keep_skipped_and_stopped_apart(planted: Table) -> None:
+    claims = gate_claims(planted, [PLANTED] * 10, EARLY)
+    assert (claims["stopped_per_order"], claims["stopped_would_have_joined"]) == (2, 0.5)
+    assert (claims["skipped_per_order"], claims["skipped_would_have_joined"]) == (3, pytest.approx(1 / 3))
+    # of 1 in 2 trials, not of 10 in 20: orders share their rows
+    assert claims["stopped_would_have_joined_upper_95"] == pytest.approx(upper_share(1, 2))
+    assert (claims["stopped_different_rows"], claims["skipped_different_rows"]) == (2, 3)
+
+
+def test_an_optimal_row_is_skipped_only_where_its_limit_is_wrong(planted: Table) -> None:
+    claims = gate_claims(planted, [PLANTED] * 4, EARLY)
+    assert claims["optimal_rows"] == 11  # BEST, eight SMALL, STRANGE and LATE
+    assert (claims["optimal_skipped"], claims["optimal_stopped"]) == (4, 4)  # one of each in every order
+    assert claims["optimal_skipped_bound_right"] == 0
+    assert claims["skipped_bound_right"] == pytest.approx(2 / 3)
+
+
+def test_a_training_costs_the_epochs_that_were_done_in_each_stage() -> None:
+    assert [spent_until(BEST, BEST.rungs[:done]) for done in range(4)] == [1.0, 6.0, 11.0, 17.0]
+
+
+# --- simulated rows --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A table of 60 simulated trials, as it is written; a trial's training took two seconds."""
     runner = simulated_search.simulate("random", 60, 0, tmp_path_factory.mktemp("table"), stopping=NEVER, positions=4)
-    rows = tuple(record.model_copy(update={"seconds": {"distil": 1.0}}) for record in runner.records)
-    params = tuple({"bits": record.measurement.mean_bits, "student": record.student} for record in rows if record.measurement)
+    records = [record.model_copy(update={"seconds": {"distil": 1.0, "quantise": 1.0}}) for record in runner.records]
     teacher = TeacherReport(accuracy=0.93, size_bytes=8_000_000, latency=simulated_search.latency_of(4.0))
-    return Table(rows, params, teacher, simulated_search.IMAGES, reference_of(teacher, simulated_search.CLASSES))
+    return {
+        "shared": {"space": runner.space.resolved()},
+        "facts": {"teacher": teacher.model_dump(mode="json")},
+        "studies": {"a": {"parent_seconds": {"resnet8-1": 1.0}}, "b": {"parent_seconds": {"resnet8-1": 2.0, "resnet20-1": 5.0}}},
+        "rows": [row_of(record, "a", []) for record in records],
+    }
+
+
+@pytest.fixture(scope="module")
+def simulated(content: dict[str, Any]) -> Table:
+    return read_table(content, simulated_search.CLASSES)
+
+
+@pytest.fixture(scope="module")
+def surrogate(simulated: Table, content: dict[str, Any]) -> Surrogate:
+    return fitted(simulated, space_of(content))
+
+
+def test_a_table_is_read_with_a_parent_counted_once(simulated: Table, content: dict[str, Any]) -> None:
+    assert [record.number for record in simulated.rows] == list(range(len(content["rows"])))
+    assert simulated.parents == {"resnet20-1": 5.0, "resnet8-1": 1.5}
 
 
 def test_a_gate_that_is_open_saves_and_loses_nothing(simulated: Table) -> None:
-    outcome = replay(simulated, 0, NEVER)
-    assert outcome.saved == pytest.approx(0.0)
+    outcome = replay(simulated, order_of(simulated, 0), NEVER)
+    assert outcome.saved == outcome.saved_with_parents == pytest.approx(0.0)
     assert outcome.lost == pytest.approx(0.0)
-    assert outcome.skipped == outcome.stopped == outcome.would_have_joined == 0
+    assert outcome.ended == ()
 
 
 def test_the_gate_saves_time_and_its_claims_are_shares(simulated: Table) -> None:
-    claims = gate_claims(simulated, 5, StoppingConfig())
+    claims = gate_claims(simulated, [order_of(simulated, seed) for seed in range(4)], StoppingConfig())
     assert 0 < claims["saved_median"] < 1
     assert -1e-9 <= claims["hypervolume_lost_median"] <= claims["hypervolume_lost_worst_tenth"] < 0.2
-    assert claims["would_have_joined"] <= claims["would_have_joined_upper_95"] <= 1
-    assert replay(simulated, 3, StoppingConfig()) == replay(simulated, 3, StoppingConfig())
-
-
-def test_a_sampler_takes_every_row_at_most_once(simulated: Table) -> None:
-    taken = list(search(simulated, "random", 0, 20))
-    assert len({record.number for record in taken}) == 20
+    assert claims["stopped_would_have_joined"] <= claims["stopped_would_have_joined_upper_95"] <= 1
+    assert claims["optimal_skipped_bound_right"] == 0
+    first, again = (replay(simulated, order_of(simulated, 3), StoppingConfig()) for _ in range(2))
+    assert first == again
 
 
 def test_the_limit_of_a_share_is_that_of_the_binomial_law() -> None:
     assert upper_share(0, 59) == pytest.approx(0.0495, abs=1e-3)  # the rule of three
-    assert upper_share(5, 5) == 1.0
+    assert upper_share(5, 5) == upper_share(0, 0) == 1.0
 
 
-def test_a_table_is_recorded_goes_on_and_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(STUDENTS, "dot", Dot)
-    monkeypatch.chdir(tmp_path)
-    settings = [*EPOCHS, *DOT, "runtime.max_s=0.05", "runtime.warmup_s=0.0", "distil.temperature=4"]
-    command = ["--space", SPACE, "--study", "t", "--out", "t.json", *(word for each in settings for word in ("--set", each))]
-    for rows in (1, 3):
-        table_search.main([*command, "--rows", str(rows)])
-    content = json.loads(Path("t.json").read_text())
-    assert len(content["rows"]) >= 3
-    table = read_table(content, classes=10)
-    first = table.rows[0]
-    assert [rung.stage for rung in first.rungs] == ["distil", "quantise"]
-    assert first.candidate is not None
-    assert first.candidate.student == "dot"
-    assert table_search.record_of(table_search.row_of(first, {})) == first
+# --- samplers --------------------------------------------------------------------------------------------------------
+
+
+def test_the_models_of_a_formula_explain_it_and_say_how_well(surrogate: Surrogate, simulated: Table) -> None:
+    told = surrogate.told
+    assert told["rows"] == len(simulated.rows)
+    for metric, scores in told["r2"].items():
+        assert scores[told["chosen"][metric]] == max(scores.values())
+    assert max(told["r2"]["size_bytes"].values()) > 0.8
+    missed = [abs(math.log2(surrogate(each.candidate)[1] / objectives(each)[1])) for each in simulated.rows if each.candidate is not None]
+    assert mean(missed) < 0.3
+
+
+def test_features_are_the_same_for_the_same_candidate_and_differ_in_what_was_changed(simulated: Table) -> None:
+    space = load_space(Path("spaces", "cifar10.yaml"), ["quantise.positions=4"])
+    candidate = simulated.rows[0].candidate
+    assert candidate is not None
+    groups = (candidate.groups[0].model_copy(update={"weight_bits": 2}), *candidate.groups[1:])
+    one, other = features(candidate, space), features(candidate.model_copy(update={"groups": groups}), space)
+    assert len(one) == len(other)
+    assert [a == b for a, b in zip(one, other, strict=True)].count(False) == 3  # its bits, the mean, the noise
+
+
+def test_no_sampler_is_told_more_than_the_table_has_seen(surrogate: Surrogate, simulated: Table) -> None:
+    seen = [logarithmic(objectives(each)) for each in simulated.rows]
+    for point in search(surrogate, "random", 0, 20):
+        for axis, value in enumerate(logarithmic(point)):
+            assert min(each[axis] for each in seen) - 1e-9 <= value <= max(each[axis] for each in seen) + 1e-9
+
+
+def test_a_seed_gives_the_same_search_of_a_model_again(surrogate: Surrogate) -> None:
+    assert search(surrogate, "tpe", 1, 15) == search(surrogate, "tpe", 1, 15)
+    assert search(surrogate, "tpe", 1, 5) != search(surrogate, "tpe", 2, 5)
+
+
+def test_paired_differences_have_an_interval_that_shrinks_with_the_scatter() -> None:
+    wide, narrow = paired([1.0, 3.0, 2.0], [1.0, 1.0, 1.0]), paired([2.0, 2.0, 2.0], [1.0, 1.0, 1.0])
+    assert wide["mean"] == narrow["mean"] == wide["mean_share"] == 1.0
+    assert narrow["low_95"] == narrow["high_95"] == 1.0
+    assert wide["high_95"] == pytest.approx(1 + 4.3027 / math.sqrt(3), abs=1e-3)  # t of 2 degrees of freedom
+
+
+def test_too_few_rows_are_refused(planted: Table) -> None:
+    with pytest.raises(UserError, match="needs at least 20 rows, but there are 14"):
+        fitted(planted, load_space(Path("spaces", "cifar10.yaml"), []))
+
+
+def test_a_replay_keeps_its_rows_until_the_table_changes(content: dict[str, Any], tmp_path: Path) -> None:
+    table, out = tmp_path / "t.json", tmp_path / "r.json"
+    numbers = ["--seeds", "2", "--budget", "8", "--jobs", "1", "--confidences", "0.9", "--samplers", "nsga2", "--out", str(out)]
+    content = content | {"rows": content["rows"][:24]}
+    table.write_text(json.dumps(content))
+    command.main([str(table), *numbers])
+    first = json.loads(out.read_text())
+    assert Counter(key.split(":")[0] for key in first["rows"]) == {"gate": 1, "sampler": 2}
+    assert set(first["paired"]["nsga2 - random, 8 trials, 2 seeds"]) == set(MARKS)
+    out.write_text(out.read_text().replace('"orders": 2', '"orders": 77'))
+    command.main([str(table), *numbers])
+    assert '"orders": 77' in out.read_text()
+    table.write_text(json.dumps(content, indent=1))
+    command.main([str(table), *numbers])
+    assert '"orders": 77' not in out.read_text()
+
+
+# --- simulated studies -----------------------------------------------------------------------------------------------
+
+
+def test_a_simulated_case_is_run_twice_and_says_whether_its_seed_gave_it_again(tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    command = ["--trials", "12", "--gp-trials", "3", "--samplers", "random", "gp", "--out", str(out)]
+    assert simulated_search.main(command) == 0
+    rows = json.loads(out.read_text())
+    assert sorted({(key.split(",")[0], row["asked"]) for key, row in rows.items()}) == [("gp", 3), ("random", 12)]
+    assert len(rows) == 2 * len(simulated_search.CASES)
+    assert all(row["reproduced"] and row["survived"] for row in rows.values())
+    out.write_text(out.read_text().replace('"reproduced": true', '"reproduced": false', 1))
+    assert simulated_search.main(command) == 1  # finished rows are kept
+
+
+def test_other_seeds_and_cases_give_other_records() -> None:
+    digests = {simulated_search.once("random", 12, seed, settings)[1] for seed in (0, 1) for settings in ({}, {"limited": 0.9})}
+    assert len(digests) == 4

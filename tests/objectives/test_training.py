@@ -62,6 +62,18 @@ def test_pruning_is_counted_when_it_happens_and_quantisation_when_it_does(both: 
     assert rows["quantise, prune"]["quantise"].size_bytes < dense.size_bytes < 0.5 * rows["quantise, prune"]["parent"].size_bytes
 
 
+@pytest.mark.parametrize("quantiser", ["lsq", "codebook"])
+def test_a_dense_network_that_is_not_pruned_later_has_the_bytes_of_the_file(quantiser: str, bench: Workbench, tmp_path: Path) -> None:
+    quick = TrainConfig(epochs=0.5, batch_size=16)
+    short = bench.config.model_copy(
+        update={"finetune": quick, "quantise": bench.config.quantise.model_copy(update={"train": quick}), "journal": True}
+    )
+    whole = SECOND.model_copy(update={"groups": (GroupPlan(weight_bits=3),), "quantiser": quantiser})
+    done, _ = watched(replace(bench, config=short), tmp_path, whole)
+    sizes = {record.stage: record.size_bytes for record in done.records}
+    assert sizes["quantise dense"] == sizes["quantise"] == (tmp_path / "weights.pack").stat().st_size
+
+
 def test_the_last_record_is_the_measurement_and_the_seconds_are_those_of_the_stages(both: dict[str, tuple[Evaluation, Stages]]) -> None:
     for done, stages in both.values():
         last, measured = done.records[-1], done.measurement

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import FixedTrial
 
+from core.allocate.haq import bits_of
+from core.candidate import Candidate
+from core.yaml_io import parse
 from search.baselines import baselines, enqueue_baselines
 from search.sample import sample
 from search.space import Space, load_space
@@ -55,3 +60,58 @@ def test_a_study_with_trials_gets_no_baselines(space: Space) -> None:
     made = study()
     sample(space, made.ask())
     assert enqueue_baselines(made, space, SIZES) == 0
+
+
+# --- what a baseline answers to questions that it does not care for ----------------------------------------------------------------
+
+
+def small(**sections: Any) -> Space:
+    return parse(Space, {"student": {"name": ["resnet8", "resnet20"]}} | sections, "x.yaml")
+
+
+def drawn(space: Space, **more: Any) -> list[Candidate]:
+    return [sample(space, FixedTrial(parameters)) for parameters in baselines(space, {"resnet8": 1, "resnet20": 2, "self": 3}, **more)]
+
+
+def test_what_is_usual_is_preferred_where_it_is_offered() -> None:
+    space = small(
+        distil={"init": ["inherit", "scratch"], "loss": ["at", "kd", "lskd"], "grid": [1, 2, 4]},
+        prune={"ratio": 0.3, "importance": ["bn_scale", "l1", "l2", "taylor"], "round_to": [4, 8, 16]},
+        quantise={"quantiser": ["codebook", "float", "lsq", "rate"], "weight_bits": [4, 8], "sparsity": {"low": 0.0, "high": 0.9}},
+    )
+    for candidate in drawn(space):
+        assert (candidate.distil.init, candidate.distil.loss, candidate.distil.grid) == ("inherit", "kd", 1)
+        assert (candidate.importance, candidate.round_to, candidate.quantiser, candidate.sparsity) == ("l2", 8, "lsq", 0.0)
+
+
+def test_pruning_comes_first_where_the_order_is_open() -> None:
+    space = small(order=[["quantise", "prune"], ["prune", "quantise"]], quantise={"weight_bits": [4, 8]})
+    assert {candidate.order for candidate in drawn(space)} == {"prune, quantise"}
+
+
+def test_what_is_not_usual_is_in_the_middle() -> None:
+    space = small(distil={"loss": ["dkd", "lskd"], "temperature": {"low": 2, "high": 8, "log": True}}, quantise={"weight_bits": [4, 8]})
+    assert {(each.distil.loss, each.distil.temperature) for each in drawn(space)} == {("lskd", 4.0)}
+
+
+@pytest.mark.parametrize("choices", [[2, 3, 4, 5, 6, 7, 8, 16], [2, 4, 8], [3, 5, 6, 8]])
+def test_actions_of_haq_mean_the_bits_that_a_baseline_wants(choices: list[int]) -> None:
+    space = small(allocation="haq", quantise={"weight_bits": choices, "positions": 3, "execution": ["int8", "float"]})
+    found = [{bits_of(action, choices) for action in candidate.allocation.actions} for candidate in drawn(space)]
+    four = min(choices, key=lambda bits: abs(bits - 4))
+    assert found == [{8}, {four}, {four}]
+
+
+@pytest.mark.parametrize(
+    ("names", "teacher", "first"),
+    [
+        (["resnet8", "resnet20"], None, "resnet20"),
+        (["resnet8", "resnet20"], "airbench", "resnet20"),
+        (["resnet8", "resnet20"], "resnet8", "resnet8"),
+        (["self", "resnet20"], "resnet20", "self"),
+    ],
+)
+def test_the_teacher_s_own_network_is_the_one_at_eight_bits(names: list[str], teacher: str | None, first: str) -> None:
+    found = drawn(small(student={"name": names}, quantise={"weight_bits": [4, 8]}), teacher=teacher)
+    assert [candidate.student for candidate in found if candidate.groups[0].weight_bits == 8] == [first]
+    assert {candidate.student for candidate in found if candidate.groups[0].weight_bits == 4} == set(names)

@@ -23,9 +23,15 @@ def test_the_plan_names_data_networks_budget_and_runtime_and_writes_no_study(emp
     assert "budget     parent 4, distil 2, quantise 1 epochs on cpu" in answer.out
     assert "runtime    openvino " in answer.out
     assert "reach      " in answer.out
-    assert "the corners of the space among them" in answer.out
+    assert re.search(
+        r"candidates measured, (the corners of the space among them|of 4 corners of the space; no time for the others)\)", answer.out
+    )
     assert re.search(r"hours      about [^:]+: teacher .+, parents .+, training .+, engines .+; before skipping and stopping", answer.out)
-    assert re.search(r"disk       about [0-9.]+ MB of models", answer.out)
+    disk = re.search(r"disk       about ([0-9.]+) MB: models ([0-9.]+), parents ([0-9.]+), kept answers ([0-9.]+)", answer.out)
+    assert disk
+    whole, *parts = map(float, disk.groups())
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(whole, abs=0.2)
     assert not Path("runs/tiny").exists()
     resolved = yaml.safe_load(answer.out[answer.out.index("space:\n") :])
     assert resolved["config"]["finetune"]["epochs"] == 2.0

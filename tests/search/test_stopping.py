@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks import simulated_search
 from benchmarks.simulated_search import EPOCHS, plain
@@ -18,9 +24,10 @@ from results.record import TrialRecord
 from search.account import account, account_text, saved
 from search.constraints import excesses, pass_on
 from search.goal import Goal, volumes_of
-from search.samplers import SAMPLERS, make_sampler
+from search.samplers import SAMPLERS, STARTUP, WINDOW, make_sampler, make_seed
 from search.setup import check_course
 from search.space import Constraints
+from search.study import DIRECTIONS
 from search.trial import TrialRunner
 
 TRIALS = 60
@@ -104,6 +111,50 @@ def test_the_gaussian_process_goes_on_too(tmp_path: Path) -> None:
     assert len(simulate("gp", 12, 0, tmp_path, limited=0.3, stopping=ALL).records) == 12
 
 
+BOX = {f"x{n}": FloatDistribution(0.0, 1.0) for n in range(3)} | {"kind": CategoricalDistribution(["a", "b"])}
+
+
+def past(count: int, seed: int, pruned: float = 0.0) -> list[FrozenTrial]:
+    """Finished trials of BOX, each with its own parameters; a share of them pruned."""
+    luck, found = random.Random(seed), []
+    for _ in range(count):
+        params: dict[str, Any] = {name: luck.random() for name in ("x0", "x1", "x2")} | {"kind": luck.choice("ab")}
+        state = TrialState.PRUNED if luck.random() < pruned else TrialState.COMPLETE
+        values = None if state == TrialState.PRUNED else [params["x0"], params["x1"] ** 2, 1 - params["x0"] * params["x2"]]
+        found.append(optuna.trial.create_trial(state=state, params=params, distributions=BOX, values=values))
+    return found
+
+
+def asked(sampler: optuna.samplers.BaseSampler, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    """What the sampler proposes after these trials."""
+    study = optuna.create_study(directions=list(DIRECTIONS), sampler=sampler)
+    study.add_trials(trials)
+    return study.ask(BOX).params
+
+
+def test_past_a_thousand_trials_tpe_sees_the_latest_thousand_alone() -> None:
+    latest = past(WINDOW, seed=1)
+    after = [asked(make_sampler("tpe", 0, 0, 2000), [*past(120, seed), *latest]) for seed in (2, 3)]
+    assert after[0] == after[1]
+    whole = TPESampler(multivariate=True, constant_liar=True, seed=make_seed(0, 0), n_startup_trials=STARTUP)
+    assert asked(whole, [*past(120, 2), *latest]) != after[0]
+
+
+def test_up_to_a_thousand_trials_tpe_sees_all() -> None:
+    few = past(60, seed=1)
+    whole = TPESampler(multivariate=True, constant_liar=True, seed=make_seed(0, 0), n_startup_trials=STARTUP)
+    assert asked(make_sampler("tpe", 0, 0, 2000), few) == asked(whole, few)
+
+
+def test_the_gaussian_process_asks_its_model_though_every_third_trial_was_pruned() -> None:
+    trials = past(36, seed=0, pruned=0.3)
+    assert 6 <= sum(trial.state == TrialState.PRUNED for trial in trials) <= 16
+    assert sum(trial.state == TrialState.COMPLETE for trial in trials) > STARTUP
+    found = asked(make_sampler("gp", 0, 0, 100), trials)
+    assert found.keys() == BOX.keys()
+    assert found != asked(make_sampler("random", 0, 0, 100), trials)
+
+
 def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"unknown sampler 'tpee', did you mean 'tpe'\?; known: gp, nsga2, nsga3, random, tpe"):
         make_sampler("tpee", 0, 0, 10)
@@ -121,6 +172,25 @@ def test_time_and_plateau_end_a_study() -> None:
     assert Goal(9, plateau=2).over(0.0, flat) == "ended early: the hypervolume grew by less than 0.1 % in 2 trials (--plateau)"
     assert Goal(9, plateau=3).over(0.0, flat) is None
     assert Goal(9, plateau=4).over(0.0, flat) is None  # not yet as many
+
+
+def test_a_front_that_is_not_in_the_reference_box_yet_is_no_plateau() -> None:
+    assert Goal(9, plateau=2).over(0.0, [0.0] * 9) is None
+    assert Goal(9, plateau=2).over(0.0, [0.0, 0.0, 0.0, 1.0]) is None
+    assert Goal(9, plateau=2).over(0.0, [0.0, 1.0, 1.0, 1.0]) is not None
+
+
+def test_volumes_of_workers_that_knew_less_do_not_fall() -> None:
+    told = [(0, 1.0), (1, 3.0), (2, 2.0), (3, None), (4, 3.5)]
+    records = [TrialRecord.model_construct(number=number, state="PRUNED", hypervolume=volume) for number, volume in told]
+    assert volumes_of(records) == [1.0, 3.0, 3.0, 3.5]
+    failed = TrialRecord.model_construct(number=5, state="FAIL", hypervolume=9.0)
+    assert volumes_of([failed, *reversed(records)]) == [1.0, 3.0, 3.0, 3.5]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_ten_trials_draw_a_front(seed: int, tmp_path: Path) -> None:
+    assert len(simulate("tpe", 10, seed, tmp_path).best) >= 3
 
 
 def test_the_account_adds_up_and_calls_its_saving_an_estimate() -> None:
