@@ -22,8 +22,8 @@ def markdown(result: dict[str, Any]) -> str:
         table[row["student"], row["loss"]][row["seed"]] = row
     lines = [_line(student, loss, table) for student, loss in table]
     head = (
-        "| student (width) | loss | seeds | test accuracy, % | search accuracy, % | test, difference to KD in pairs | img/s |\n"
-        "|---|---|---|---|---|---|---|"
+        "| student (width) | loss | seeds | test accuracy, % | search accuracy, % | test, difference to KD in pairs |\n"
+        "|---|---|---|---|---|---|"
     )
     return "\n".join([_caption(result, rows), "", head, *lines])
 
@@ -49,10 +49,7 @@ def _line(student: str, loss: str, table: Accuracies) -> str:
     pairs = [100 * (row["test_accuracy"] - baseline[seed]["test_accuracy"]) for seed, row in rows.items() if seed in baseline]
     difference = "-" if loss == BASELINE or not pairs else f"{mean_and_error(pairs, '+.2f')} (n = {len(pairs)})"
     width = next(iter(rows.values()))["width"]
-    speed = statistics.median(row["images_per_second"] for row in rows.values())
-    return (
-        f"| {student} ({width:g}) | {loss} | {len(rows)} | {mean_and_error(test)} | {mean_and_error(search)} | {difference} | {speed:.0f} |"
-    )
+    return f"| {student} ({width:g}) | {loss} | {len(rows)} | {mean_and_error(test)} | {mean_and_error(search)} | {difference} |"
 
 
 def mean_and_error(values: list[float], form: str = ".2f") -> str:
