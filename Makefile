@@ -38,7 +38,7 @@ faults: install
 	$(RUN) -m pytest -m faults tests
 
 fuzz: install
-	$(RUN) -m tests.core.pack_mutations --files 10000 --out benchmarks/results/pack_fuzz.json
+	$(RUN) -m tests.core.pack_mutations --files 10000
 
 clean:
 	rm -rf $(VENV) runs exported
