@@ -38,7 +38,7 @@ faults: install
 	$(RUN) -m pytest -m faults tests
 
 fuzz: install
-	$(RUN) -m tests.core.pack_mutations --files 10000
+	$(RUN) -m tests.core.pack_mutations --files 10000 --out benchmarks/results/pack_fuzz.json
 
 clean:
 	rm -rf $(VENV) runs exported

@@ -161,7 +161,8 @@ def run_nncodec(integers: dict[str, QTensor], python: Path) -> dict[str, Any]:
         script, data = Path(folder) / "run.py", Path(folder) / "integers.npz"
         script.write_text(NNCODEC)
         np.savez(data, **arrays)  # type: ignore[arg-type]
-        done = subprocess.run([str(python), str(script), str(data)], capture_output=True, text=True, check=False)
+        command = [str(python.absolute()), str(script), str(data)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # it writes a file where it stands
     if done.returncode:
         raise UserError(f"--nncodec must name a python with nncodec, but {python} says: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

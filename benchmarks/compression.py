@@ -3,11 +3,13 @@
 Every row (network:kind:seed) takes one trained FP32 network, the parent of its seed, through a trial's own path (settle, quantise,
 export, engine): files are real, and accuracies are the engine's. Fine-tunes have 3 epochs. `mixed` rows get the bytes of uniform W4 or W3
 and choose each layer's bits by a strategy; `haq` searches its actions without training (TRIALS draws, judged by the loss on calibration
-images) and fine-tunes the best. Bytes are of two files with the same weights: bit-packed and entropy-coded.
+images) and fine-tunes the best. Its draws stand for `per_layer` and `per_position`, which are a search and no rule: Optuna chooses bits
+there too. Bytes are of two files with the same weights: bit-packed and entropy-coded. Each row also says on how many images of the search
+split OpenVINO, with float layers in f32 and in bf16, agrees with the simulation in PyTorch.
 
 A row is written as soon as it is finished, and a finished row is not made again: start the command again after an interruption, or start
-two with --shard 0/2 and --shard 1/2. --markdown prints the table of the rows that there are. Nothing is chosen by the test split; it is
-scored once per row. Writes benchmarks/results/compression.json.
+two with --shard 0/2 and --shard 1/2. --markdown prints the table of the rows that there are, and whether the project's bars are met.
+Nothing is chosen by the test split; it is scored once per row. Writes benchmarks/results/compression.json.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -42,16 +44,18 @@ from core.quantise.ptq import rounded
 from core.quantise.setting import weight_of
 from core.teacher_logits import open_answers
 from core.views import viewed
+from objectives.accuracy import simulate
 from objectives.allocation import labelled_images, settle
 from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
-from objectives.evaluate import evaluate, shape_of
+from objectives.evaluate import Evaluation, evaluate, shape_of
 
 RESULT = ROOT / "benchmarks" / "results" / "compression.json"
 FOLDER = Path("runs", "compression")
 EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
 CHOICES = (2, 3, 4, 5, 6, 8)
 TRIALS = 60
+PRECISIONS = ("f32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ class Bench(Ground):
     """What every row shares."""
 
     work: Workbench
+    openvino: dict[str, EngineHost]
+    """By the precision of float layers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,8 +142,15 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
     config, data, teacher, device = ground.config, ground.data, ground.teacher, ground.device
     views = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
     logits = open_answers([teacher], config, views, data.info, device, CACHE, 1)
-    with EngineHost(config.runtime, FOLDER) as engines:
-        yield Bench(**vars(ground), work=Workbench(config, data, views, teacher, logits, device, engines, FOLDER))
+    with ExitStack() as hosts:
+        engines = hosts.enter_context(EngineHost(config.runtime, FOLDER))
+        plain = {"name": "openvino", "agent": None, "build_for": ()}
+        openvino = {
+            precision: hosts.enter_context(EngineHost(config.runtime.model_copy(update=plain | {"precision": precision}), FOLDER))
+            for precision in PRECISIONS
+        }
+        work = Workbench(config, data, views, teacher, logits, device, engines, FOLDER)
+        yield Bench(**vars(ground), work=work, openvino=openvino)
 
 
 def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
@@ -157,6 +170,7 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
         "test_accuracy": engine_accuracy(bench, done.folder / "model.onnx", shared_bench.test),
         "search_accuracy": measured.accuracy,
         "agreement": measured.agreement,
+        "openvino": compared(shared_bench.openvino, done, bench),
         "packed_bytes": len(packed),
         "coded_bytes": len(pack(unpack(packed), "coded")),
         "mean_bits": measured.mean_bits,
@@ -171,6 +185,27 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
         "device": device_facts(),
         "recipe": bench.config.quantise.train.model_dump(mode="json"),
     }
+
+
+def compared(engines: dict[str, EngineHost], done: Evaluation, bench: Workbench) -> dict[str, Any]:
+    """The engines of a finished row against its simulation, on the search split: share of equal top-1, and both accuracies."""
+    assert done.simulation is not None
+    parts = [bench.teacher.normalise(part) for part in bench.data.search.chunks()]
+    simulated = torch.cat([simulate(done.simulation, part).argmax(1) for part in parts])
+    labels = bench.data.search.labels.cpu()
+
+    def against(host: EngineHost) -> dict[str, Any]:
+        answers = [host.predict(done.folder / "model.onnx", part.numpy()) for part in parts]
+        top1, artifact = torch.cat([torch.from_numpy(logits).argmax(1) for logits, _ in answers]), answers[0][1]
+        return {
+            "agreement": float((top1 == simulated).double().mean()),
+            "accuracy": float((top1 == labels).double().mean()),
+            "simulated_accuracy": float((simulated == labels).double().mean()),
+            "images": len(labels),
+            **artifact.model_dump(include={"precision", "int8_layers", "layers"}),
+        }
+
+    return {precision: against(host) for precision, host in engines.items()}
 
 
 def candidate_of(row: Row, bench: Workbench) -> Candidate:

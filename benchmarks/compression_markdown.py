@@ -6,10 +6,8 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
+from benchmarks.compression_bars import STRATEGIES, Rows, bar_lines, bars
 from benchmarks.distil_markdown import mean_and_error
-
-Rows = dict[int, dict[str, Any]]
-"""seed -> row"""
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -25,7 +23,8 @@ def markdown(result: dict[str, Any]) -> str:
         "| coded, KB | smaller |\n"
         "|---|---|---|---|---|---|---|---|---|---|"
     )
-    return "\n".join([_caption(result, rows), "", head, *(_line(*key, table) for key in table)])
+    lines = [_caption(result, rows), "", head, *(_line(*key, table) for key in table)]
+    return "\n".join([*lines, "", "### Bars", "", *bar_lines(bars(result, table))])
 
 
 def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -36,14 +35,17 @@ def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"FP32 networks: {parent['epochs']:g} epochs on {result['data']['train']:,} images ({result['data']['name']}), taught by "
         f"{teacher['name']} ({100 * teacher['search_accuracy']:.2f} % on the search split); fine-tunes: {finetune['epochs']:g} epochs. "
         f"Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the seeds. 1 KB is "
-        f"1000 bytes; `smaller`: FP32's packed file over the coded one. {rows[0]['device']['cpu']}, {threads} thread(s) per process."
+        f"1000 bytes; `smaller`: FP32's packed file over the coded one. `sdq`, `codebook` and `chain` take two trainings of "
+        f"{finetune['epochs']:g} epochs (for the bits, or with the mask; then for the weights), the others one or none. The draws of `haq` "
+        "stand for `per_layer` and `per_position`: there too Optuna chooses the bits, without a rule. "
+        f"{rows[0]['device']['cpu']}, {threads} thread(s) per process."
     )
 
 
 def _line(student: str, kind: str, table: dict[tuple[str, str], Rows]) -> str:
     rows = table[student, kind]
     strategy, _, uniform = kind.rpartition("-")
-    against = uniform if strategy in ("haq", "sqnr", "sensitivity", "sdq") else ""
+    against = uniform if strategy in STRATEGIES else ""
     packed, coded = (statistics.fmean(row[key] for row in rows.values()) / 1000 for key in ("packed_bytes", "coded_bytes"))
     floats = [row["packed_bytes"] for row in table.get((student, "fp32"), {}).values()]
     smaller = f"{statistics.fmean(floats) / 1000 / coded:.1f}x" if floats else "-"

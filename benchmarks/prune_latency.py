@@ -2,8 +2,9 @@
 
 Every student of the table at its own width and with half of the channels of every prunable group removed, all layers in INT8 and all in
 f32, in OpenVINO, batch 1, one thread. A row per (student, ratio, execution) by core/latency.py with the counted parameters, MACs and
-channels; finished rows of the same device, library and program version are kept. --table prints what there is. Nothing else may run.
-Writes benchmarks/results/prune_latency.json.
+channels; finished rows of the same device, library and program version are kept. --table prints what there is, and why latency falls less
+than the multiply-accumulates where it does: layers that kept all channels, and time that no multiply-accumulate takes. Two networks of one
+structure give that: t = fixed + MACs / speed, once dense, once pruned. Nothing else may run. Writes benchmarks/results/prune_latency.json.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from core.students import STUDENTS
 
 RESULT = ROOT / "benchmarks" / "results" / "prune_latency.json"
 RATIO = 0.5
+SLACK = 0.1
+"""By so much more of its latency than of its MACs may be left where both fell in proportion."""
 EXECUTIONS: tuple[Execution, ...] = ("int8", "float")
 Key = tuple[str, float, str]
 
@@ -71,12 +74,12 @@ def exported(network: nn.Module, plan: ShapePlan, execution: Execution, engines:
 
 def counted(network: nn.Module) -> Row:
     """By the project's one counter."""
-    channels = sum(info.out_channels for info in layer_infos(network, SHAPE))
-    return {"parameters": count_parameters(network), "macs": count_macs(network, SHAPE), "channels": channels}
+    widths = [info.out_channels for info in layer_infos(network, SHAPE)]
+    return {"parameters": count_parameters(network), "macs": count_macs(network, SHAPE), "channels": sum(widths), "widths": widths}
 
 
 def table(found: list[Row]) -> str:
-    """Markdown: what is left of everything at half the channels, per student."""
+    """Markdown: what is left of everything at half the channels, per student; then why, where latency did not follow."""
     by_key = {key(row): row for row in found if row["error"] is None}
     heads = ["student", "channels left", "parameters left", "MACs left"]
     heads += [f"{name}{what}" for name in ("INT8", "f32") for what in (", ms", " pruned, ms", " left")]
@@ -91,7 +94,39 @@ def table(found: list[Row]) -> str:
         for one, other in pairs:
             cells += [milliseconds(one), milliseconds(other), "-" if one is None or other is None else left(other["p50_ms"], one["p50_ms"])]
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *reasons(by_key)])
+
+
+def reasons(by_key: dict[Key, Row]) -> list[str]:
+    """A line for every student and execution whose latency fell less than its MACs, in Markdown."""
+    found = []
+    for student, _, execution in sorted(key for key in by_key if key[1] == RATIO):
+        before, after = by_key.get((student, 0.0, execution)), by_key[student, RATIO, execution]
+        if before is not None and after["p50_ms"] / before["p50_ms"] > after["macs"] / before["macs"] + SLACK:
+            found.append(f"- **{student}, {execution}:** {reason(before, after)}")
+    head = f"Latency left exceeds MACs left by more than {100 * SLACK:.0f} points in {len(found)} cases"
+    return [f"{head}:", "", *found] if found else [f"{head}."]
+
+
+def reason(before: Row, after: Row) -> str:
+    """What kept the latency of `after`, the pruned network, up: from its counts and both times."""
+    time, macs = after["p50_ms"] / before["p50_ms"], after["macs"] / before["macs"]
+    layers = before["layers"] or len(before["widths"])
+    # the two equations of t = fixed + MACs / speed
+    share = (time - macs) / (1 - macs)
+    fixed = share * before["p50_ms"]
+    whole = [width for width, left_over in zip(before["widths"][:-1], after["widths"][:-1], strict=True) if width == left_over]
+    told = [f"{left(time, 1)} of the latency and {left(macs, 1)} of the MACs are left"]
+    if share > 1:
+        told.append("it is slower with fewer channels: kernels of other widths run, and MACs say nothing about them")
+    else:
+        per_layer = 1000 * fixed / layers
+        told.append(f"{fixed:.3f} ms, {left(share, 1)} of the dense time, go with no MACs: {layers} layers x {per_layer:.1f} us")
+    if whole:
+        told.append(f"{len(whole)} of {len(before['widths']) - 1} layers kept all channels (round_to, or what they are coupled to)")
+    if not (before["stable"] and after["stable"]):
+        told.append("a time is unstable")
+    return "; ".join(told)
 
 
 def left(after: float, before: float) -> str:

@@ -17,6 +17,8 @@ KB = 1000
 """Bytes in the KB of every table, flag and limit."""
 SELF = "self"
 """The student name of the user's own network."""
+DENSE = frozenset({"ptq", "brecq", "nncf", "float"})
+"""Quantisers that leave `sparsity` aside."""
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 StoredBits = Literal[2, 3, 4, 5, 6, 7, 8, 16, 32]
@@ -128,7 +130,7 @@ class Candidate(Frozen):
     rate_weight: Annotated[float, Field(ge=0.0)] = 0.1
     """Of the quantiser `rate`: factor on the mean coded bits of a weight in the loss, at least 0."""
     sparsity: Annotated[float, Field(ge=0.0)] = 0.0
-    """Of the quantiser `codebook`: how many weights become zero before the others share values; at least 0."""
+    """Of the quantisers `lsq`, `rate` and `codebook`: how many weights become zero and stay so through the training; at least 0."""
     sparsity_by: Literal["ratio", "std"] = "ratio"
     """`sparsity` is a share in [0, 1) of each layer's weights, or a threshold in standard deviations of each layer's."""
     importance: Importance = "l2"

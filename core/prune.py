@@ -40,7 +40,8 @@ def prune_channels(
 
     `ratios` gives the share to remove, in [0, 1), per layer name; a layer not named keeps all. Layers that must agree (residual adds,
     depthwise convolutions) use the ratio of the first of them to run. What remains is rounded to the nearest multiple of `round_to`, at
-    least one and at most what was there; fewer channels than `round_to` stay. The network's input and outputs are never touched.
+    least one and at most what was there; fewer channels than `round_to` stay. The network's input and outputs are never touched;
+    the stem's output channels are like any others, since residual adds couple them to a whole stage.
     Attention loses whole heads, `round_to` permitting (core/prune_attention.py).
     Between two grouped convolutions a channel shuffle is followed (core/prune_shuffle.py); channels that pass a split, or groups that a
     concatenation moves apart, stay whole.

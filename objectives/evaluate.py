@@ -25,7 +25,7 @@ from core.checkpoint import forget
 from core.compress import CompressedModel, draft, least_size, quantise, recoded, resolve
 from core.errors import InfeasibleCandidate
 from core.methods import FEATURE_LOSSES, METHODS, method_of
-from core.quantise.setting import GENES, setting_of
+from core.quantise.setting import genes_of, setting_of
 from objectives.accuracy import Score, score
 from objectives.allocation import at_best, images_of, learn_bits, learns_bits
 from objectives.bench import Stages, Workbench
@@ -50,6 +50,8 @@ class Evaluation:
     """With the bits that its training found; None where they were known before."""
     records: tuple[StageRecord, ...] = ()
     """One for each stage, where a journal is kept."""
+    simulation: nn.Module | None = None
+    """What the engine was compared with, on the CPU."""
 
 
 def shape_of(candidate: Candidate, bench: Workbench) -> tuple[nn.Module, ShapePlan]:
@@ -66,8 +68,8 @@ def fingerprint_of(candidate: Candidate, plan: ShapePlan) -> str:
 
 def _quantiser_genes(candidate: Candidate) -> list[dict[str, object]]:
     """What the candidate's quantiser looks at beside bits."""
-    genes = GENES.get(candidate.quantiser)
-    return [candidate.model_dump(include=genes)] if genes else []
+    genes = genes_of(candidate)
+    return [genes] if genes else []
 
 
 def _channel_genes(candidate: Candidate) -> list[str]:
@@ -152,7 +154,7 @@ def evaluate(
             latency = bench.engines.build_report(model, folder / ENGINE)
     measured = _measurement(scored, compressed, latency, bench)
     records = journal.finish(measured, graph, folder)
-    return Evaluation(measured, _artifact(scored, latency, model), folder, final, records)
+    return Evaluation(measured, _artifact(scored, latency, model), folder, final, records, graph)
 
 
 def _artifact(scored: Score, latency: LatencyReport | BuildReport, model: Path) -> EngineArtifact:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
-from core.candidate import SELF, Execution, Frozen, Importance, Order, Strategy, WeightBits
+from core.candidate import DENSE, SELF, Execution, Frozen, Importance, Order, Strategy, WeightBits
 from core.errors import UserError
 from core.students.zoo import check_zoo_name, in_zoo
 from core.tables import lookup, nearest
@@ -176,6 +176,8 @@ class QuantiseSpace(Frozen):
     def _check(self) -> QuantiseSpace:
         if self.sparsity_by == "ratio" and max(options(self.sparsity)) >= 1:
             raise ValueError(f"must have sparsity less than 1 where it is a ratio, but got {max(options(self.sparsity)):g}")
+        if max(options(self.sparsity)) > 0 and set(options(self.quantiser)) <= DENSE:
+            raise ValueError(f"must have lsq, rate or codebook where sparsity is not 0, but got {', '.join(options(self.quantiser))}")
         if self.execution == "int8" and 16 in (*options(self.weight_bits), *options(self.edge_bits)):
             raise ValueError("must allow execution float where 16 bits are allowed: 16-bit weights do not execute in int8")
         return self

@@ -16,7 +16,9 @@ from core.pack.binary import Cursor, decode_integers, encode_floats, encode_inte
 from core.pack.types import BITS, CODINGS, Coding, PackError, QTensor, Tensor, check_quantised, limits
 
 MAGIC = b"PPAK"
-VERSION = 2
+VERSION = 3
+VERSIONS = (2, VERSION)
+"""What is read. In version 2 the common stream of `coded` was of contexts alone; nothing else has changed."""
 MAX_RANK = 8
 MAX_NAME = 255  # names share their beginnings: without it few bytes could claim many long names
 MAX_ELEMENTS = 2**40  # empty arrays too: numpy refuses shapes whose non-zero dimensions overflow
@@ -36,15 +38,16 @@ class Entry:
     end: int
 
 
-def pack(tensors: Mapping[str, Tensor], coding: Coding = "packed") -> bytes:
+def pack(tensors: Mapping[str, Tensor], coding: Coding = "packed", version: int = VERSION) -> bytes:
     """The file's bytes, tensors in the order given; PackError when one has the wrong type, shape or range.
 
     With `coded` or `huffman` the file is never larger than with `packed`: where coding does not pay, it is that one.
+    `version` is one of VERSIONS.
     """
-    packed = _sealed(tensors, "packed")
+    packed = _sealed(tensors, "packed", version)
     if coding == "packed":
         return packed
-    data = _sealed(tensors, coding)
+    data = _sealed(tensors, coding, version)
     return data if _pays(data, tensors) and len(data) < len(packed) else packed
 
 
@@ -59,18 +62,23 @@ def coding_of(data: bytes) -> Coding:
     return CODINGS[data[HEADER - 1]]
 
 
+def version_of(data: bytes) -> int:
+    """The version of a packed file. Raises PackError."""
+    _check_frame(data)
+    return data[len(MAGIC)]
+
+
 def entries(data: bytes) -> list[Entry]:
     """The tensors in file order; PackError for anything malformed, and for what `pack` would have written otherwise."""
-    _check_frame(data)
-    coding = CODINGS[data[HEADER - 1]]
+    coding, version = coding_of(data), data[len(MAGIC)]
     reader = _Reader(data, coding)
     found = reader.entries()
     tensors = {entry.name: entry.tensor for entry in found}
     streamed = coding == "coded"
-    body = _body(tensors, coding)[0] if streamed else _content(tensors, coding)
+    body = _body(tensors, coding, version)[0] if streamed else _content(tensors, coding, version)
     # a stream that decodes to its very end is the only one for its integers: it need not be coded again
     canonical = data[: len(body)] == body and (streamed or len(data) == len(body) + 4)
-    if not canonical or (coding != "packed" and len(data) >= len(_content(tensors, "packed")) + 4):
+    if not canonical or (coding != "packed" and len(data) >= len(_content(tensors, "packed", version)) + 4):
         raise PackError("a packed weight file must be in its one canonical form, but this one is not; write it with core.pack")
     return found
 
@@ -82,7 +90,8 @@ def tensor_bytes(data: bytes) -> dict[str, int]:
     if coding_of(data) == "coded":
         streamed = {entry.name: entry.tensor for entry in found if is_codable(entry.tensor)}
         values = [tensor.values for tensor in streamed.values()]
-        _, bits = context.encode([context.describe(tensor.values, tensor.bits) for tensor in streamed.values()], values)
+        layers = [context.describe(tensor.values, tensor.bits) for tensor in streamed.values()]
+        _, bits = context.encode(layers, values, experts=_has_experts(version_of(data)))
         sizes |= {name: sizes[name] + round(cost / 8) for name, cost in zip(streamed, bits, strict=True)}
     return sizes
 
@@ -91,7 +100,7 @@ def floor_bytes(data: bytes) -> int:
     """The bytes that no coding saves: those of the packed file `data` without its integers of 2 to 8 bits. Raises PackError."""
     tensors = unpack(data)
     codable = [tensor for tensor in tensors.values() if is_codable(tensor)]
-    return len(_content(tensors, "packed")) + 4 - sum(packed_size(tensor.values.size, tensor.bits) for tensor in codable)
+    return len(_content(tensors, "packed", VERSION)) + 4 - sum(packed_size(tensor.values.size, tensor.bits) for tensor in codable)
 
 
 def is_codable(tensor: Tensor) -> TypeGuard[QTensor]:
@@ -99,8 +108,12 @@ def is_codable(tensor: Tensor) -> TypeGuard[QTensor]:
     return isinstance(tensor, QTensor) and tensor.bits <= 8 and tensor.values.size > 0
 
 
-def _sealed(tensors: Mapping[str, Tensor], coding: Coding) -> bytes:
-    content = _content(tensors, coding)
+def _has_experts(version: int) -> bool:
+    return version > 2
+
+
+def _sealed(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> bytes:
+    content = _content(tensors, coding, version)
     return content + struct.pack("<I", zlib.crc32(content))
 
 
@@ -109,15 +122,15 @@ def _pays(data: bytes, tensors: Mapping[str, Tensor]) -> bool:
     return sum(tensor.values.size for tensor in tensors.values() if isinstance(tensor, QTensor)) <= WEIGHTS_PER_BYTE * len(data)
 
 
-def _content(tensors: Mapping[str, Tensor], coding: Coding) -> bytes:
+def _content(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> bytes:
     """The file without its checksum."""
-    body, layers, values = _body(tensors, coding)
-    return body + context.encode(layers, values)[0] if layers else body
+    body, layers, values = _body(tensors, coding, version)
+    return body + context.encode(layers, values, _has_experts(version))[0] if layers else body
 
 
-def _body(tensors: Mapping[str, Tensor], coding: Coding) -> tuple[bytes, list[context.Layer], list[np.ndarray]]:
+def _body(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> tuple[bytes, list[context.Layer], list[np.ndarray]]:
     """The file without stream and checksum, and what the stream has to hold."""
-    parts = [MAGIC, bytes([VERSION, CODINGS.index(coding)]), varint(len(tensors))]
+    parts = [MAGIC, bytes([version, CODINGS.index(coding)]), varint(len(tensors))]
     layers: list[context.Layer] = []
     values: list[np.ndarray] = []
     before = b""
@@ -191,8 +204,9 @@ def _check_frame(data: bytes) -> None:
     if data[: len(MAGIC)] != MAGIC or len(data) < HEADER + 5:
         raise PackError(f"a packed weight file starts with {MAGIC.decode()!r} and has at least {HEADER + 5} bytes; this is none")
     version, coding = data[len(MAGIC) : HEADER]
-    if version != VERSION:
-        raise PackError(f"this program reads packed weight files of version {VERSION}, but this one has {version}; export it again")
+    if version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise PackError(f"this program reads packed weight files of versions {known}, but this one has {version}; export it again")
     if coding >= len(CODINGS):
         raise PackError(f"the integers of a packed weight file are {', '.join(CODINGS)} (0 to {len(CODINGS) - 1}), but here {coding}")
     if zlib.crc32(memoryview(data)[:-4]) != struct.unpack("<I", data[-4:])[0]:
@@ -224,7 +238,8 @@ class _Reader(Cursor):
         stream = self.take(self.end - self.position)
         if stream and (not self.layers or len(stream) % 4):
             raise PackError(f"a packed weight file ends after its tensors, but {len(stream)} bytes follow")
-        for (index, scales), layer, values in zip(self.owed, self.layers, context.decode(self.layers, stream), strict=True):
+        decoded = context.decode(self.layers, stream, _has_experts(self.data[len(MAGIC)]))
+        for (index, scales), layer, values in zip(self.owed, self.layers, decoded, strict=True):
             entry = found[index]
             found[index] = Entry(entry.name, QTensor(values, scales, layer.bits), entry.start, entry.end)
         return found

@@ -2,11 +2,11 @@
 
 `QUANTISERS`: name -> fn(model, bits per layer, finetune, setting) -> stored weight per layer. What each is good for:
 
-    lsq        supported     trained with learned steps; the default
+    lsq        supported     trained with learned steps; the default; with sparsity some weights stay the integer 0
     ptq        supported     rounded to min-max, least squared error or a percentile; biases corrected
     float      supported     float32 weights: what the others are compared with
     brecq      experimental  rounding learned block by block on calibration images; no labels, no fine-tuning
-    rate       experimental  lsq with the coded bits in the loss, for `objectives.size: coded`
+    rate       experimental  lsq with the coded bits in the loss, for `objectives.size: coded`; with sparsity as lsq
     codebook   experimental  2^b shared values per layer, trained; computes in float; with sparsity Deep Compression's chain
 
 `MODEL_QUANTISERS`: name -> fn(model, plan, images, grid) -> a whole ONNX file, for quantisers that place Q/DQ themselves:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from core.quantise.integer import IntegerWeight
+from core.quantise.masks import Masked, keep_largest
 from core.quantise.ptq import rounded
 from core.quantise.setting import Finetune, Setting, plain_layer, weight_of
 from core.quantise.stored import CodebookWeight, half
@@ -42,19 +43,6 @@ def codebook(
         layer.parametrizations.weight.original.requires_grad_(False)  # type: ignore[union-attr]
     finetune(model)
     return {name: _taken(model, name, depth, setting) for name, depth in bits.items()}
-
-
-def keep_largest(weight: Tensor, setting: Setting) -> Tensor:
-    """Bool, the shape of `weight`: which weights are not pruned. Never all are."""
-    magnitudes = weight.detach().abs()
-    if setting.sparsity == 0:
-        return torch.ones_like(weight, dtype=torch.bool)
-    if setting.sparsity_by == "std":
-        threshold = setting.sparsity * weight.detach().std(correction=0)
-    else:
-        count = int(setting.sparsity * weight.numel())
-        threshold = magnitudes.flatten().kthvalue(count).values if count else magnitudes.new_tensor(-1.0)
-    return (magnitudes > threshold) | (magnitudes == magnitudes.max())
 
 
 def cluster(values: Tensor, count: int, iterations: int) -> Tensor:
@@ -135,22 +123,9 @@ class _Gather(torch.autograd.Function):
         return torch.zeros_like(centroids).index_add_(0, indices.flatten(), grad.flatten()), None
 
 
-class _Masked(nn.Module):
-    """Parametrisation: pruned weights are zero and stay so."""
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.mask
-
-
 def _train_masked(model: nn.Module, kept: Mapping[str, Tensor], finetune: Finetune) -> None:
     for name, mask in kept.items():
-        parametrize.register_parametrization(plain_layer(model, name), "weight", _Masked(mask))
+        parametrize.register_parametrization(plain_layer(model, name), "weight", Masked(mask))
     finetune(model)
     for name in kept:
         parametrize.remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=True)

@@ -3,6 +3,7 @@
 References:
     Esser et al. 2020, Learned Step Size Quantization, arXiv 1902.08153: gradient of the step (eq. 3), its scale
     1 / sqrt(N Qp) (section 2.2; N counts the weights of one channel here, as the step is per channel).
+    Han et al. 2016, Deep Compression, arXiv 1510.00149: magnitude pruning, the mask kept through the training (section 2).
 Departure: steps start at the grid's least squared error, not at 2 mean|w| / sqrt(Qp): budgets are a few epochs here.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from core.quantise.integer import IntegerWeight, best_scales, limits, per_channel, to_integers
+from core.quantise.masks import Masked, keep_largest
 from core.quantise.ptq import rounded
 from core.quantise.setting import Finetune, Penalty, Setting, plain_layer, weight_of
 
@@ -26,6 +28,7 @@ def lsq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune, setting: 
     """Train `model` in place with every layer's weight on its grid; return the integers of every layer.
 
     `bits` maps names of Conv2d and Linear layers to 2-8 or 16; 16-bit layers train in float and are rounded afterwards.
+    With `sparsity` the smallest weights of every other layer are the integer 0, from the first step to the file.
     """
     return train_on_grids(model, bits, finetune, setting)
 
@@ -36,7 +39,10 @@ def train_on_grids(
     """`lsq`, with `penalty` in the loss: it may look at the chains that `grids` lists."""
     trained = {name: depth for name, depth in bits.items() if depth <= 8}
     for name, depth in trained.items():
-        parametrize.register_parametrization(plain_layer(model, name), "weight", StepQuantiser(weight_of(model, name), depth))
+        layer, weight = plain_layer(model, name), weight_of(model, name)
+        if setting.sparsity > 0:
+            parametrize.register_parametrization(layer, "weight", Masked(keep_largest(weight, setting)))
+        parametrize.register_parametrization(layer, "weight", StepQuantiser(weight_of(model, name), depth))
     if penalty is None:
         finetune(model)
     else:
@@ -45,8 +51,8 @@ def train_on_grids(
     for name, depth in bits.items():
         if name in trained:
             layer = model.get_submodule(name)
-            chain: Any = layer.parametrizations.weight  # type: ignore[union-attr]
-            integers[name] = to_integers(chain.original, chain[0].step.abs(), depth)
+            latent, grid = _latent(layer.parametrizations.weight)  # type: ignore[union-attr]
+            integers[name] = to_integers(latent, grid.step.abs(), depth)
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         else:
             integers[name] = rounded(weight_of(model, name), depth, setting.config.ptq)
@@ -54,9 +60,14 @@ def train_on_grids(
 
 
 def grids(model: nn.Module) -> list[tuple[Tensor, StepQuantiser]]:
-    """(latent weight, its grid) of every layer that trains on one."""
+    """(latent weight, pruned ones zero, and its grid) of every layer that trains on one."""
     chains = [module for module in model.modules() if isinstance(module, parametrize.ParametrizationList)]
-    return [(chain.original, chain[0]) for chain in chains if isinstance(chain[0], StepQuantiser)]
+    return [_latent(chain) for chain in chains if isinstance(chain[-1], StepQuantiser)]
+
+
+def _latent(chain: Any) -> tuple[Tensor, StepQuantiser]:
+    """What the grid of a layer rounds, and the grid: the last of its parametrisations, behind a mask if there is one."""
+    return (chain[0](chain.original) if len(chain) > 1 else chain.original), chain[-1]
 
 
 class StepQuantiser(nn.Module):

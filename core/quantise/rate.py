@@ -29,7 +29,7 @@ UNSEEN = 0.5
 
 
 def rate(model: nn.Module, bits: Mapping[str, int], finetune: Finetune, setting: Setting = DEFAULT) -> dict[str, IntegerWeight]:
-    """`lsq` with `rate_weight` * (mean coded bits of a weight) in the loss; with `rate_weight` 0 it is `lsq`."""
+    """`lsq`, with `sparsity` too, with `rate_weight` * (mean coded bits of a weight) in the loss; with `rate_weight` 0 it is `lsq`."""
     if setting.rate_weight == 0:
         return train_on_grids(model, bits, finetune, setting)
 

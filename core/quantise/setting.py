@@ -39,12 +39,20 @@ class Setting:
     rate_weight: float = 0.0
     """`rate`: of the mean coded bits of a weight, in the loss."""
     sparsity: float = 0.0
-    """`codebook`: share of each layer's weights to set to zero, or with `std` the threshold in standard deviations."""
+    """`lsq`, `rate`, `codebook`: share of each layer's weights to set to zero, or with `std` the threshold in standard deviations."""
     sparsity_by: Literal["ratio", "std"] = "ratio"
 
 
 GENES: dict[str, set[str]] = {"rate": {"rate_weight"}, "codebook": {"sparsity", "sparsity_by"}}
-"""Which of a candidate's genes beside bits a quantiser looks at."""
+"""Which of a candidate's genes beside bits a quantiser looks at, whatever they are."""
+PRUNED: dict[str, set[str]] = {"lsq": {"sparsity", "sparsity_by"}, "rate": {"sparsity", "sparsity_by"}}
+"""Those that it looks at where `sparsity` is not 0."""
+
+
+def genes_of(candidate: Candidate) -> dict[str, object]:
+    """Name -> value of what the candidate's quantiser looks at beside bits."""
+    names = GENES.get(candidate.quantiser, set()) | (PRUNED.get(candidate.quantiser, set()) if candidate.sparsity > 0 else set())
+    return candidate.model_dump(include=names)
 
 
 def setting_of(candidate: Candidate, config: QuantiseConfig) -> Setting:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import compression
+from benchmarks.compression_bars import Rows, bars, bytes_for
 from benchmarks.compression_markdown import markdown
 from core.candidate import WEIGHT_BITS
 from core.errors import UserError
@@ -42,11 +45,20 @@ def test_rows_share_their_float_network_and_are_kept(
     assert rows["haq-w3"]["packed_bytes"] <= rows["w3"]["packed_bytes"] < rows["fp32"]["packed_bytes"] / 4
     assert len(rows["haq-w3"]["bits"]) == 22
     assert all(0 <= row["test_accuracy"] <= 1 and row["agreement"] >= 0.5 for row in rows.values())
+    for row in rows.values():
+        for precision, found in row["openvino"].items():
+            assert found["precision"] == precision
+            assert found["images"] == json.loads(out.read_text())["search_images"]
+            assert found["agreement"] >= (0.9 if precision == "f32" else 0.5)  # near ties of a network that has learnt nothing
+            assert abs(found["accuracy"] - found["simulated_accuracy"]) <= 1 - found["agreement"] + 1e-9
     with pytest.raises(UserError, match="another finetune"):
         make(data, out, "resnet20:w2:0", "--set", "quantise.train.lr=0.02")
     capsys.readouterr()
     assert compression.main(["--markdown", "--out", str(out)]) == 0
-    assert "| resnet20 | haq-w3 | 1 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| resnet20 | haq-w3 | 1 |" in printed
+    assert "`sdq`, `codebook` and `chain` take two trainings of 0.5 epochs" in printed
+    assert "| engine and simulation, float layers in bf16: equal top-1 on at least 99 % of the images | " in printed
 
 
 def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place() -> None:
@@ -61,15 +73,14 @@ def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place(
         compression.TABLE.choose("resnet20:w4", "0/1")
 
 
-def test_strategies_are_compared_with_the_uniform_bits_of_their_bytes_in_pairs() -> None:
-    def row(kind: str, seed: int, test: float, size: int) -> dict[str, object]:
-        common = {"student": "s", "threads": 1, "runtime": "r", "device": {"cpu": "c"}, "mean_bits": 3.0, "coded_bytes": size // 2}
-        return {**common, "kind": kind, "seed": seed, "test_accuracy": test, "packed_bytes": size}
+def row(student: str, kind: str, seed: int, test: float, size: int, **more: object) -> dict[str, object]:
+    common = {"threads": 1, "runtime": "r", "device": {"cpu": "c"}, "mean_bits": 3.0, "coded_bytes": size // 2, "parameters": 10}
+    named = {"row": f"{student}:{kind}:{seed}", "student": student, "kind": kind, "seed": seed}
+    return {**common, **named, "test_accuracy": test, "packed_bytes": size, **more}
 
-    accuracies = {"fp32": (0.9, 0.8), "w3": (0.86, 0.76), "haq-w3": (0.88, 0.78)}
-    sizes = {"fp32": 8000, "w3": 1000, "haq-w3": 1000}
-    rows = [row(kind, seed, value, sizes[kind]) for kind, values in accuracies.items() for seed, value in enumerate(values)]
-    result = {
+
+def result_of(rows: list[dict[str, object]]) -> dict[str, Any]:
+    return {
         "rows": rows,
         "parent": {"train": {"epochs": 1}},
         "finetune": {"epochs": 3},
@@ -77,6 +88,87 @@ def test_strategies_are_compared_with_the_uniform_bits_of_their_bytes_in_pairs()
         "data": {"name": "d", "train": 10},
         "test_images": 10,
     }
-    lines = markdown(result).splitlines()
+
+
+def judged(rows: list[dict[str, object]]) -> dict[str, tuple[str, bool | None]]:
+    """Claim without its student -> figure, met."""
+    table: dict[tuple[str, str], Rows] = defaultdict(dict)
+    for each in rows:
+        table[str(each["student"]), str(each["kind"])][int(str(each["seed"]))] = each
+    return {bar.claim.partition(": ")[2]: (bar.figure, bar.met) for bar in bars(result_of(rows), table)}
+
+
+def of_seeds(kinds: dict[str, tuple[tuple[float, float], int]]) -> list[dict[str, object]]:
+    return [row("s", kind, seed, test, size) for kind, (tests, size) in kinds.items() for seed, test in enumerate(tests)]
+
+
+def test_strategies_are_compared_with_the_uniform_bits_of_their_bytes_in_pairs() -> None:
+    rows = of_seeds({"fp32": ((0.9, 0.8), 8000), "w3": ((0.86, 0.76), 1000), "haq-w3": ((0.88, 0.78), 1000)})
+    lines = markdown(result_of(rows)).split("### Bars")[0].strip().splitlines()
     assert "| haq-w3 | 2 | 83.00 ± 5.00 | -2.00 ± 0.00 (n = 2) | +2.00 ± 0.00 (n = 2) | 3.00 | 1.0 | 0.5 | 16.0x |" in lines[-1]
     assert markdown({}) == "no row is finished yet"
+
+
+def test_a_bar_is_judged_by_the_mean_over_paired_seeds_and_says_its_figure() -> None:
+    found = judged(
+        of_seeds(
+            {
+                "fp32": ((0.900, 0.910), 8000),
+                "w4": ((0.896, 0.908), 1200),
+                "w3": ((0.880, 0.890), 1000),
+                "sqnr-w3": ((0.882, 0.886), 1000),  # better and worse
+                "haq-w3": ((0.884, 0.892), 1000),
+                "int8": ((0.898, 0.908), 2000),
+                "int8-nncf": ((0.901, 0.911), 2000),
+            }
+        )
+    )
+    assert found["lsq W4A8 loses at most 0.5 point"] == ("-0.30 ± 0.10 points (n = 2)", True)
+    assert found["lsq W3A8 loses at most 1 point"] == ("-2.00 ± 0.00 points (n = 2)", False)
+    mixed = found["the best mixed bits beat uniform ones at W3's bytes by more than a standard error"]
+    assert mixed == ("haq: +0.30 ± 0.10 points (n = 2)", True)
+    assert found["NNCF's INT8 is better than ours by at most 0.2 point"] == ("+0.30 ± 0.00 points (n = 2)", False)
+    assert not any("rate" in claim or "Deep Compression" in claim for claim in found)  # there are no rows for them
+
+
+def test_mixed_bits_of_one_seed_leave_their_bar_open() -> None:
+    found = judged([row("s", "w3", 0, 0.80, 1000), row("s", "sdq-w3", 0, 0.85, 1000)])
+    assert found["the best mixed bits beat uniform ones at W3's bytes by more than a standard error"] == ("sdq: +5.00 points (n = 1)", None)
+
+
+def test_rate_is_held_against_lsq_s_bytes_at_its_accuracy() -> None:
+    line = [row("s", "w2", 0, 0.70, 400), row("s", "w3", 0, 0.80, 600), row("s", "w4", 0, 0.82, 800)]  # 200, 300, 400 coded bytes
+    assert [bytes_for(accuracy, line) for accuracy in (0.60, 0.70, 0.75, 0.80, 0.81, 0.90)] == pytest.approx([200, 200, 250, 300, 350, 400])
+    found = judged([*line, row("s", "rate-0.1", 0, 0.75, 400), row("s", "rate-0.3", 0, 0.81, 500)])
+    assert found["rate has 1.3x smaller coded files than lsq at equal accuracy"] == ("rate-0.3: 1.40x (n = 1)", True)
+
+
+def test_of_the_chains_that_lose_little_the_smallest_counts() -> None:
+    floats = row("vgg8", "fp32", 0, 0.90, 100_000)
+    chains = [row("vgg8", "codebook", 0, 0.899, 8_000), row("vgg8", "chain-90", 0, 0.896, 5_000), row("vgg8", "chain-95", 0, 0.88, 2_000)]
+    claim = "Deep Compression's chain is 35x smaller than its FP32 file and loses at most 0.5 point"
+    assert judged([floats, *chains])[claim] == ("chain-90: 40.0x, -0.40 points (n = 1)", True)
+    assert judged([floats, chains[0]])[claim] == ("codebook: 25.0x, -0.10 points (n = 1)", False)
+    assert judged([floats, chains[2]])[claim] == ("chain-95: 100.0x, -2.00 points (n = 1)", False)
+
+
+def test_small_files_are_judged_by_their_limit_of_bytes() -> None:
+    small = row("resnet8", "w4", 0, 0.85, 40_000, search_accuracy=0.886)
+    found = judged([row("resnet8", "fp32", 0, 0.84, 300_000, search_accuracy=0.9), small])
+    assert found["the FP32 accuracy in 24 KB"] == ("w4: +1.00 points (n = 1), 20.0 KB", True)
+    names = [bar.claim for bar in bars(result_of([small]), {("resnet8", "w4"): {0: small}})]
+    assert "within 1.5 points of a teacher of 89.5 % in 80 KB, on the search split" in names
+
+
+def test_the_worst_row_decides_whether_engines_agree_with_their_simulation() -> None:
+    def engines(f32: float, bf16: float, apart: float) -> dict[str, object]:
+        one = {"f32": (f32, 0.0), "bf16": (bf16, apart)}
+        return {key: {"agreement": share, "accuracy": 0.9 - off, "simulated_accuracy": 0.9} for key, (share, off) in one.items()}
+
+    rows = [
+        row("s", "w4", seed, 0.9, 10, openvino=engines(*found)) for seed, found in enumerate([(1.0, 0.995, 0.001), (0.9995, 0.98, 0.003)])
+    ]
+    table: dict[tuple[str, str], Rows] = {("s", "w4"): dict(enumerate(rows))}
+    found = [(bar.figure, bar.met) for bar in bars(result_of(rows), table)][-3:]
+    worst = "(s:w4:1, worst of 2)"
+    assert found == [(f"99.95 % {worst}", True), (f"98.00 % {worst}", False), (f"0.30 points {worst}", True)]

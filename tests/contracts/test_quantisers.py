@@ -6,22 +6,27 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from core.candidate import WEIGHT_BITS
+from core.candidate import DENSE, WEIGHT_BITS
 from core.config import BrecqConfig, QuantiseConfig
-from core.quantise import QUANTISERS
+from core.pack import QTensor
+from core.quantise import MODEL_QUANTISERS, QUANTISERS
 from core.quantise.graph import build_graph
 from core.quantise.integer import IntegerWeight, limits
-from core.quantise.setting import Setting
-from core.quantise.stored import CodebookWeight, StoredWeight, half
-from tests.tiny_nets import SHAPE, Residual, images, plan_of, settled
+from core.quantise.setting import Finetune, Penalty, Setting
+from core.quantise.stored import CodebookWeight, FloatWeight, StoredWeight, half
+from tests.tiny_nets import CLASSES, SHAPE, Residual, images, plan_of, settled
 
 every_quantiser = pytest.mark.parametrize("name", QUANTISERS)
 BITS = dict(zip(("stem", "conv1", "conv2", "project", "head"), (8, 2, 3, 5, 16), strict=True))
+TRAINING = ("lsq", "rate", "codebook")
+"""Quantisers that call the fine-tuning."""
 SETTING = Setting(QuantiseConfig(brecq=BrecqConfig(iterations=20)), images=images(32), rate_weight=0.1)
 
 
@@ -34,8 +39,29 @@ def untrained(model: nn.Module, penalty: object = None) -> nn.Module:
     return model
 
 
-def stored(name: str, model: nn.Module, bits: Mapping[str, int] = BITS) -> Mapping[str, StoredWeight]:
-    return QUANTISERS[name](model, bits, untrained, SETTING)
+def trained(model: nn.Module, penalty: Penalty | None = None) -> nn.Module:
+    """A few steps with weight decay, which moves also what no gradient reaches."""
+    model.train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    x, y = images(32), torch.arange(32) % CLASSES
+    for _ in range(6):
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        (loss if penalty is None else loss + penalty()).backward()
+        optimiser.step()
+    return model.eval()
+
+
+def stored(
+    name: str, model: nn.Module, bits: Mapping[str, int] = BITS, finetune: Finetune = untrained, setting: Setting = SETTING
+) -> Mapping[str, StoredWeight]:
+    return QUANTISERS[name](model, bits, finetune, setting)
+
+
+def levels_of(weight: StoredWeight) -> Tensor:
+    """Integers, or indices of values."""
+    assert not isinstance(weight, FloatWeight)
+    return weight.values if isinstance(weight, IntegerWeight) else weight.indices
 
 
 @every_quantiser
@@ -109,6 +135,72 @@ def test_quantising_what_is_quantised_changes_nothing(name: str) -> None:
     second = stored(name, again)
     for layer, weight in first.items():
         torch.testing.assert_close(second[layer].dequantised(), weight.dequantised(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_after_training_every_weight_is_on_its_grid_and_within_its_range(name: str, sparsity: float) -> None:
+    model, setting = network(), replace(SETTING, sparsity=sparsity)
+    before = stored(name, network(), setting=setting)
+    found = stored(name, model, finetune=trained, setting=setting)
+    assert list(found) == list(BITS)
+    for layer, weight in found.items():
+        levels, values = levels_of(weight), weight.dequantised()
+        low, high = limits(weight.bits) if isinstance(weight, IntegerWeight) else (0, 2**weight.bits - 1)
+        assert low <= int(levels.min()) <= int(levels.max()) <= high
+        assert not torch.equal(values, before[layer].dequantised())
+        assert all(len(channel.unique()) <= 2**weight.bits for channel in values)
+        if weight.bits <= 8:
+            assert torch.equal(half(weight.scales), weight.scales)
+            assert int((values == 0).sum()) >= int(sparsity * values.numel())
+        # the network is left with what is stored, but for scales that were rounded to half floats since
+        step = weight.scales.view(-1, *[1] * (values.ndim - 1)) if isinstance(weight, IntegerWeight) else weight.codebook.abs().max()
+        assert ((model.get_submodule(layer).weight - values).abs() / step).median() < 0.01 + (weight.bits > 8)
+
+
+@pytest.mark.parametrize("name", sorted({*QUANTISERS} - {*TRAINING}))
+def test_what_is_said_not_to_train_does_not(name: str) -> None:
+    called: list[nn.Module] = []
+    stored(name, network(), finetune=lambda model, penalty=None: called.append(model))
+    assert not called
+
+
+@pytest.mark.parametrize("name", sorted({*QUANTISERS} - DENSE))
+@pytest.mark.parametrize("rule", [{"sparsity": 0.7}, {"sparsity": 1.0, "sparsity_by": "std"}])
+def test_whatever_reads_a_sparsity_has_so_many_zeros_and_the_others_have_none_more(name: str, rule: dict[str, Any]) -> None:
+    bits = dict.fromkeys(BITS, 4)
+    shares = [
+        sum(int((each.dequantised() == 0).sum()) for each in stored(name, network(), bits, setting=replace(SETTING, **genes)).values())
+        for genes in (rule, {})
+    ]
+    total = sum(network().get_submodule(layer).weight.numel() for layer in bits)
+    assert shares[0] >= 0.55 * total
+    assert shares[1] < 0.4 * total
+
+
+@pytest.mark.parametrize("name", sorted(DENSE & {*QUANTISERS}))
+def test_a_quantiser_without_zeros_leaves_sparsity_aside(name: str) -> None:
+    plain, sparse = stored(name, network()), stored(name, network(), setting=replace(SETTING, sparsity=0.7))
+    assert all(torch.equal(plain[layer].dequantised(), sparse[layer].dequantised()) for layer in BITS)
+
+
+@pytest.mark.parametrize("name", MODEL_QUANTISERS)
+def test_a_quantiser_of_whole_files_keeps_eight_bit_integers_near_the_weights(name: str) -> None:
+    model, x = network(), images(32)
+    plan = plan_of(model, bits=8)
+    made = MODEL_QUANTISERS[name](model, plan, images(64, seed=1), "uint8_relu")
+    folded = {layer.name: made.tensors[f"{layer.name}.weight"] for layer in plan.layers}
+    for weight in folded.values():
+        assert isinstance(weight, QTensor)
+        assert weight.bits == 8
+        assert -127 <= int(weight.values.min()) <= int(weight.values.max()) <= 127
+        assert (weight.scales > 0).all()
+        # NNCF leaves half of the range unused where sums of two products could overflow
+        assert (np.abs(weight.values).reshape(len(weight.values), -1).max(1) >= 63).all()
+    with torch.no_grad():
+        expected = model(x)
+        error = (made.simulation(x) - expected).norm() / expected.norm()
+    assert error < 0.1
 
 
 @every_quantiser

@@ -9,7 +9,8 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from core.quantise.codebook import SharedWeight, cluster, codebook, keep_largest, nearest_of
+from core.quantise.codebook import SharedWeight, cluster, codebook, nearest_of
+from core.quantise.masks import keep_largest
 from core.quantise.setting import Setting
 from core.quantise.stored import CodebookWeight
 from tests.tiny_nets import CLASSES, Residual, images, plan_of, settled

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from core.config import TrainConfig
+from core.export import packed_tensors
+from core.pack import pack
+from core.quantise.graph import build_graph
 from core.quantise.integer import limits, per_channel
 from core.quantise.lsq import StepQuantiser, lsq
+from core.quantise.masks import keep_largest
 from core.quantise.ptq import ptq
+from core.quantise.rate import rate
+from core.quantise.setting import Penalty, Setting
 from core.students import STUDENTS
 from core.train import Device, fit
 from tests.tiny_data import view_set
@@ -61,13 +70,14 @@ def test_the_forward_pass_is_on_the_grid(bits: int) -> None:
     assert levels.max() <= limits(bits)[1] + 1e-3
 
 
-def train_a_little(model: nn.Module) -> None:
+def train_a_little(model: nn.Module, penalty: Penalty | None = None) -> None:
     model.train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
     x, y = images(32), torch.arange(32) % CLASSES
     for _ in range(5):
         optimiser.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
+        loss = nn.functional.cross_entropy(model(x), y)
+        (loss if penalty is None else loss + penalty()).backward()
         optimiser.step()
     model.eval()
 
@@ -98,8 +108,42 @@ def test_training_moves_the_steps() -> None:
     assert not torch.allclose(integers["conv1"].scales, first, rtol=1e-3)
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_the_training_loop_trains_steps_in_bf16_and_with_averaged_weights(ema: float) -> None:
+@pytest.mark.parametrize("quantiser", [lsq, rate])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_pruned_weights_are_the_integer_0_in_every_step_and_in_the_end(quantiser: Callable[..., Any], bits: int) -> None:
+    torch.manual_seed(0)
+    model = settled(Residual())
+    setting = Setting(sparsity=0.6, rate_weight=0.1)
+    kept = {layer.name: keep_largest(model.get_submodule(layer.name).weight, setting) for layer in plan_of(model).layers}
+    seen: list[Tensor] = []
+    model.conv2.register_forward_hook(lambda layer, inputs, output: seen.append(layer.weight.detach().clone()))
+    integers = quantiser(model, dict.fromkeys(kept, bits), train_a_little, setting)
+    assert len(seen) == 5
+    assert all((weight[~kept["conv2"]] == 0).all() for weight in seen)
+    assert not torch.equal(seen[0], seen[-1])
+    for name, weight in integers.items():
+        assert (weight.values[~kept[name]] == 0).all()
+        assert (model.get_submodule(name).weight[~kept[name]] == 0).all()
+        assert (weight.values[kept[name]] != 0).float().mean() > 0.5  # the grid is that of what is left
+
+
+def test_a_masked_network_is_no_smaller_one_but_its_coded_file_is() -> None:
+    sizes, packed = [], []
+    for sparsity in (0.0, 0.8):
+        torch.manual_seed(0)
+        model = settled(STUDENTS["light_cnn"](classes=4, channels=1, image_size=8, width=0.5), (1, 8, 8))
+        plan = plan_of(model, (1, 8, 8), bits=4)
+        bits = {layer.name: layer.weight_bits for layer in plan.layers}
+        weights = lsq(model, bits, lambda model: None, Setting(sparsity=sparsity))
+        tensors = packed_tensors(build_graph(model, weights, plan, "uint8_relu", (1, 8, 8)))
+        packed.append(len(pack(tensors)))
+        sizes.append(len(pack(tensors, "coded")))
+    assert packed[0] == packed[1]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+@pytest.mark.parametrize(("ema", "sparsity"), [(0.0, 0.0), (0.9, 0.0), (0.9, 0.3)])
+def test_the_training_loop_trains_steps_in_bf16_and_with_averaged_weights(ema: float, sparsity: float) -> None:
     torch.manual_seed(0)
     model = settled(STUDENTS["light_cnn"](classes=4, channels=1, image_size=8, width=0.25), (1, 8, 8))
     bits = {layer.name: layer.weight_bits for layer in plan_of(model, (1, 8, 8), bits=3).layers}
@@ -110,7 +154,7 @@ def test_the_training_loop_trains_steps_in_bf16_and_with_averaged_weights(ema: f
     def finetune(model: nn.Module) -> nn.Module:
         return fit(model, data, lambda logits, batch: nn.functional.cross_entropy(logits.float(), batch.labels), config, device, seed=0)
 
-    integers = lsq(model, bits, finetune)
+    integers = lsq(model, bits, finetune, Setting(sparsity=sparsity))
     with torch.no_grad():
         everything = torch.arange(len(data))
         assert (model(data.batch(everything, 0)).argmax(1) == data.labels).float().mean() > 0.9

@@ -14,12 +14,13 @@ import onnx
 import pytest
 import torch
 
-from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, Rung
+from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, Rung, fingerprint
 from core.config import Config, ParentConfig, QuantiseConfig, RuntimeConfig, TeacherConfig, TeacherTrainConfig, TrainConfig, ViewsConfig
 from core.engines import EngineHost
 from core.errors import InfeasibleCandidate, TrainingDiverged, UserError
 from core.export import check_rebuilds
 from core.pack import unpack
+from core.quantise.setting import genes_of
 from core.teacher import obtain_teacher
 from core.teacher_logits import TeacherLogits
 from core.train import Device
@@ -135,7 +136,10 @@ def test_the_own_network_unpruned_in_eight_bits_without_training_is_as_good_as_t
     assert result.measurement.accuracy == pytest.approx(bench.teacher.accuracy, abs=0.05)
 
 
-@pytest.mark.parametrize("genes", [{"quantiser": "rate", "rate_weight": 0.1}, {"quantiser": "codebook", "sparsity": 0.5}])
+@pytest.mark.parametrize(
+    "genes",
+    [{"quantiser": "rate", "rate_weight": 0.1}, {"quantiser": "codebook", "sparsity": 0.5}, {"quantiser": "lsq", "sparsity": 0.5}],
+)
 def test_a_quantiser_that_trains_by_its_own_rule_gives_an_engine_that_is_right(
     genes: dict[str, object], bench: Workbench, tmp_path: Path
 ) -> None:
@@ -250,13 +254,22 @@ def test_equal_networks_trained_alike_have_one_fingerprint(bench: Workbench) -> 
     assert of(CANDIDATE.model_copy(update={"groups": (GROUPS[0], forced, GROUPS[2])})) == known
     for other in ({"width": 0.5}, {"quantiser": "ptq"}, {"edge_bits": 4}, {"distil": DistilPlan(temperature=2.0)}):
         assert of(CANDIDATE.model_copy(update=other)) != known
-    genes = {"rate_weight": 0.5, "sparsity": 0.5}  # of other quantisers
-    assert of(CANDIDATE.model_copy(update=genes)) == known
-    for quantiser, gene in (("rate", "rate_weight"), ("codebook", "sparsity")):
+    assert of(CANDIDATE.model_copy(update={"rate_weight": 0.5, "sparsity_by": "std"})) == known  # of other quantisers, or of no effect
+    rounded = CANDIDATE.model_copy(update={"quantiser": "ptq"})
+    assert of(rounded.model_copy(update={"sparsity": 0.5})) == of(rounded)
+    for quantiser, gene in (("rate", "rate_weight"), ("codebook", "sparsity"), ("lsq", "sparsity"), ("rate", "sparsity")):
         found = {of(CANDIDATE.model_copy(update={"quantiser": quantiser, gene: value})) for value in (0.2, 0.4)}
         assert len(found) == 2
     by_labels = [DistilPlan(loss="ce", temperature=t, weight=w) for t, w in ((1.0, 0.5), (4.0, 0.9))]
     assert len({of(CANDIDATE.model_copy(update={"distil": plan})) for plan in by_labels}) == 1
+
+
+def test_a_sparsity_of_zero_leaves_fingerprints_as_they_were_before_there_was_one(bench: Workbench) -> None:
+    plan = shape_of(CANDIDATE, bench)[1]
+    assert fingerprint_of(CANDIDATE, plan) == fingerprint(plan, CANDIDATE.distil, "lsq")
+    by_rate = CANDIDATE.model_copy(update={"quantiser": "rate"})
+    assert genes_of(CANDIDATE) == {}
+    assert genes_of(by_rate) == {"rate_weight": by_rate.rate_weight}
 
 
 def test_the_untrained_network_is_the_same_every_time_and_leaves_torch_s_generator_alone(bench: Workbench) -> None:

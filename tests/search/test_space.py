@@ -107,6 +107,10 @@ def test_edge_bits_may_be_null_or_a_choice_with_null() -> None:
             {"quantise": {"sparsity": [0.5, 1.5]}},
             "`quantise` must have sparsity less than 1 where it is a ratio, but got 1.5 (x.yaml, quantise)",
         ),
+        (
+            {"quantise": {"sparsity": 0.5, "quantiser": ["ptq", "float"]}},
+            "`quantise` must have lsq, rate or codebook where sparsity is not 0, but got float, ptq (x.yaml, quantise)",
+        ),
         ({"quantise": {"rate_weight": -1}}, "`rate_weight` must be at least 0, but got -1 (x.yaml, quantise.rate_weight)"),
         ({"quantise": {"weight_bits": [8, 9]}}, "`weight_bits` must be one of 2, 3, 4, 5, 6, 7, 8, 16, but got 9"),
         (

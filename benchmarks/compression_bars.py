@@ -1,0 +1,181 @@
+"""Which bars of the project the rows of benchmarks/results/compression.json meet, each with its figure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+Rows = dict[int, dict[str, Any]]
+"""seed -> row"""
+Grid = Mapping[tuple[str, str], Rows]
+"""(student, kind) -> its rows"""
+STRATEGIES = ("haq", "sqnr", "sensitivity", "sdq")
+KB = 1000
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A claim, what it is judged by, and whether it holds; None: the rows for it are not there, or say nothing."""
+
+    claim: str
+    figure: str
+    met: bool | None
+
+
+def bars(result: Mapping[str, Any], table: Grid) -> list[Bar]:
+    """All bars, in the order of the requirements."""
+    students = sorted({student for student, _ in table})
+    found: list[Bar] = []
+    for student in students:
+        found += [
+            _lost(table, student, "w4", 0.5, f"{student}: lsq W4A8 loses at most 0.5 point"),
+            _lost(table, student, "w3", 1.0, f"{student}: lsq W3A8 loses at most 1 point"),
+            _mixed(table, student),
+            _nncf(table, student),
+            _rate(table, student),
+        ]
+    found += [_chain(table), _near_teacher(result, table), _tiny(table), *_engines(table)]
+    return [bar for bar in found if bar.met is not None or bar.figure]
+
+
+def bar_lines(found: Sequence[Bar]) -> list[str]:
+    """A table in Markdown."""
+    words = {True: "met", False: "not met", None: "open"}
+    return ["| bar | figure | |", "|---|---|---|", *(f"| {bar.claim} | {bar.figure} | {words[bar.met]} |" for bar in found)]
+
+
+def differences(rows: Rows, baseline: Rows) -> list[float]:
+    """Test accuracies in points, of the seeds that both have, one less the other."""
+    return [100 * (row["test_accuracy"] - baseline[seed]["test_accuracy"]) for seed, row in rows.items() if seed in baseline]
+
+
+def error_of(values: Sequence[float]) -> float:
+    """Standard error of the mean; NaN for fewer than two."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _told(values: Sequence[float]) -> str:
+    error = f" ± {error_of(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):+.2f}{error} points (n = {len(values)})"
+
+
+def _lost(table: Grid, student: str, kind: str, most: float, claim: str) -> Bar:
+    found = differences(table.get((student, kind), {}), table.get((student, "fp32"), {}))
+    return Bar(claim, _told(found), statistics.fmean(found) >= -most) if found else Bar(claim, "", None)
+
+
+def _mixed(table: Grid, student: str) -> Bar:
+    """The strategy with the best mean, against uniform bits at the same bytes; one seed has no standard error."""
+    claim = f"{student}: the best mixed bits beat uniform ones at W3's bytes by more than a standard error"
+    uniform = table.get((student, "w3"), {})
+    pairs = {name: differences(table.get((student, f"{name}-w3"), {}), uniform) for name in STRATEGIES}
+    pairs = {name: found for name, found in pairs.items() if found}
+    if not pairs:
+        return Bar(claim, "", None)
+    name = max(pairs, key=lambda name: statistics.fmean(pairs[name]))
+    error = error_of(pairs[name])
+    return Bar(claim, f"{name}: {_told(pairs[name])}", None if math.isnan(error) else statistics.fmean(pairs[name]) > error)
+
+
+def _nncf(table: Grid, student: str) -> Bar:
+    claim = f"{student}: NNCF's INT8 is better than ours by at most 0.2 point"
+    found = differences(table.get((student, "int8-nncf"), {}), table.get((student, "int8"), {}))
+    return Bar(claim, _told(found), statistics.fmean(found) <= 0.2) if found else Bar(claim, "", None)
+
+
+def _rate(table: Grid, student: str) -> Bar:
+    """Bytes that lsq takes for the accuracy of each `rate`, over its own; the mean over seeds of the best weight."""
+    claim = f"{student}: rate has 1.3x smaller coded files than lsq at equal accuracy"
+    lsq = [table.get((student, kind), {}) for kind in ("w2", "w3", "w4")]
+    ratios: dict[str, list[float]] = {}
+    for (name, kind), rows in table.items():
+        if name == student and kind.startswith("rate"):
+            paired = {seed: row for seed, row in rows.items() if all(seed in each for each in lsq)}
+            found = [bytes_for(row["test_accuracy"], [each[seed] for each in lsq]) / row["coded_bytes"] for seed, row in paired.items()]
+            ratios |= {kind: found} if found else {}
+    if not ratios:
+        return Bar(claim, "", None)
+    best = max(ratios, key=lambda kind: statistics.fmean(ratios[kind]))
+    mean = statistics.fmean(ratios[best])
+    return Bar(claim, f"{best}: {mean:.2f}x (n = {len(ratios[best])})", mean >= 1.3)
+
+
+def bytes_for(accuracy: float, line: Sequence[Mapping[str, Any]]) -> float:
+    """The fewest coded bytes at which the line through `line`'s rows reaches `accuracy`; beyond its ends those of the nearest row.
+
+    So a file is never held against one that was not made: what is better than all of lsq's is compared with its largest.
+    """
+    points = sorted((row["coded_bytes"], row["test_accuracy"]) for row in line)
+    if points[0][1] >= accuracy:
+        return float(points[0][0])
+    for (size, below), (larger, above) in pairwise(points):
+        if below < accuracy <= above:
+            return float(size + (larger - size) * (accuracy - below) / (above - below))
+    return float(points[-1][0])
+
+
+def _chain(table: Grid) -> Bar:
+    """Of the chains that lose little enough the smallest; else the one that loses least."""
+    claim = "vgg8: Deep Compression's chain is 35x smaller than its FP32 file and loses at most 0.5 point"
+    floats = table.get(("vgg8", "fp32"), {})
+    found = []
+    for (student, kind), rows in table.items():
+        if student == "vgg8" and kind.startswith(("codebook", "chain")) and (lost := differences(rows, floats)):
+            smaller = [floats[seed]["packed_bytes"] / row["coded_bytes"] for seed, row in rows.items() if seed in floats]
+            found.append((statistics.fmean(lost), statistics.fmean(smaller), kind, lost))
+    if not found:
+        return Bar(claim, "", None)
+    kept = [each for each in found if each[0] >= -0.5]
+    mean, smaller_by, kind, lost = max(kept, key=lambda each: each[1]) if kept else max(found)
+    return Bar(claim, f"{kind}: {smaller_by:.1f}x, {_told(lost)}", mean >= -0.5 and smaller_by >= 35)
+
+
+def _near_teacher(result: Mapping[str, Any], table: Grid) -> Bar:
+    """Both on the search split, where the teacher's accuracy is known."""
+    claim = "within 1.5 points of a teacher of 89.5 % in 80 KB, on the search split"
+    teacher = 100 * result["teacher"]["search_accuracy"]
+    small = [row for rows in table.values() for row in rows.values() if row["coded_bytes"] <= 80 * KB and "search_accuracy" in row]
+    if not small:
+        return Bar(claim, "", None)
+    best = max(small, key=lambda row: row["search_accuracy"])
+    reached = 100 * best["search_accuracy"]
+    figure = f"{best['row']}: {reached:.2f} % of {teacher:.2f} %, {best['coded_bytes'] / KB:.1f} KB, {best['parameters']:,} parameters"
+    return Bar(claim, figure, reached >= teacher - 1.5 and teacher >= 89.5)
+
+
+def _tiny(table: Grid) -> Bar:
+    claim = "resnet8 (MLPerf Tiny): the FP32 accuracy in 24 KB"
+    floats = table.get(("resnet8", "fp32"), {})
+    rows = [rows for (student, _), rows in table.items() if student == "resnet8"]
+    small = [{seed: row for seed, row in each.items() if row["coded_bytes"] <= 24 * KB and seed in floats} for each in rows]
+    small = [each for each in small if each]
+    if not small:
+        return Bar(claim, "", None)
+    best = max(small, key=lambda each: statistics.fmean(differences(each, floats)))
+    first, found = next(iter(best.values())), differences(best, floats)
+    return Bar(claim, f"{first['kind']}: {_told(found)}, {first['coded_bytes'] / KB:.1f} KB", statistics.fmean(found) >= 0)
+
+
+def _engines(table: Grid) -> list[Bar]:
+    """The worst row of each precision."""
+    rows = [row for kinds in table.values() for row in kinds.values() if "openvino" in row]
+    claims = {"f32": (0.999, "at least 99.9 %"), "bf16": (0.99, "at least 99 %")}
+    if not rows:
+        return []
+    found = []
+    for precision, (least, words) in claims.items():
+        worst = min(rows, key=lambda row: row["openvino"][precision]["agreement"])
+        share = worst["openvino"][precision]["agreement"]
+        claim = f"engine and simulation, float layers in {precision}: equal top-1 on {words} of the images"
+        found.append(Bar(claim, f"{100 * share:.2f} % ({worst['row']}, worst of {len(rows)})", share >= least))
+
+    def apart(row: Mapping[str, Any]) -> float:
+        return 100 * max(abs(each["accuracy"] - each["simulated_accuracy"]) for each in row["openvino"].values())
+
+    worst = max(rows, key=apart)
+    claim = "engine and simulation: accuracies differ by at most 0.3 point"
+    return [*found, Bar(claim, f"{apart(worst):.2f} points ({worst['row']}, worst of {len(rows)})", apart(worst) <= 0.3 + 1e-9)]
