@@ -52,7 +52,7 @@ class OpenVinoEngine:
         self._request = self._model.create_infer_request()
 
     def exported(self) -> bytes:
-        """The compiled model, which `Core.import_model` loads in the same version on an equal processor."""
+        """The compiled model, which `Core.import_model` loads in the same version on an equal processor, given the same properties."""
         return bytes(self._model.export_model().getvalue())
 
     def run(self, images: np.ndarray) -> np.ndarray:
