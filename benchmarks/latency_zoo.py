@@ -156,7 +156,8 @@ def table(found: list[Row]) -> str:
         return "\n".join(lines)
     rows = [(runtime, by_key.get((EAGER, "int8", "f32", runtime))) for runtime in RUNTIMES]
     times = [f"{torch_row['p50_ms'] / row['p50_ms']:.1f} x faster in {runtime} INT8" for runtime, row in rows if row is not None]
-    return "\n".join([*lines, "", ", ".join([f"PyTorch eager, {EAGER}: {torch_row['p50_ms']:.3f} ms", *times])])
+    eager = f"PyTorch eager, {EAGER}: {torch_row['p50_ms']:.3f}{'' if torch_row['stable'] else '*'} ms"
+    return "\n".join([*lines, "", ", ".join([eager, *times])])
 
 
 def code_digest() -> str:

@@ -40,10 +40,12 @@ def main() -> None:
 
 
 def protocol() -> str:
-    """The measured section of docs/protocol.md: every student's latencies, and what a study survives."""
-    from benchmarks import latency_zoo, workers_text
+    """The measured section of docs/protocol.md: every student's latencies, what a study survives, and what stopping saves and loses."""
+    from benchmarks import latency_zoo, replay_text, workers_text
 
-    return f"{latency_zoo.table(read('latency_zoo')['rows'])}\n\n{workers_text.section(read('kills'), read('fuzz'), read('scaling'))}"
+    survived = workers_text.section(read("kills"), read("fuzz"), read("scaling"))
+    stopping = f"## Skipping and stopping\n\n{replay_text.section(read('replay'))}"
+    return "\n\n".join([latency_zoo.table(read("latency_zoo")["rows"]), survived, stopping])
 
 
 def methods() -> str:
@@ -87,7 +89,7 @@ def machine(run: dict[str, Any], words: dict[str, str]) -> str:
 
 def elsewhere(device: dict[str, Any], home: dict[str, Any], words: dict[str, str]) -> str:
     """Where something was measured that was not measured on the machine that the section begins with."""
-    same = (device["cpu"], device["cores"]) == (home["cpu"], home["cores"])
+    same = all(device[key] == home[key] for key in ("cpu", "cores", "isa"))
     return "" if same else words["elsewhere"].format(cpu=device["cpu"], cores=device["cores"], isa=", ".join(device["isa"]))
 
 
@@ -159,7 +161,8 @@ def parts(home: dict[str, Any], words: dict[str, str]) -> list[str]:
     speeds = throughput(speed, words) + elsewhere(speed["device"], home, words)
     first, *rest = latency(zoo, words)
     timed = [first + elsewhere(zoo["rows"][0]["device"], home, words), *rest]
-    return [words["parts_title"], speeds, *timed, repeatability(repeat, words), gpu(matrix, words)]
+    repeated = repeatability(repeat, words) + elsewhere(zoo["rows"][0]["device"], home, words)  # of the same fingerprint
+    return [words["parts_title"], speeds, *timed, repeated, gpu(matrix, words)]
 
 
 def read(name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import front_of, url_of  # noqa: E402 (a script: the checkout comes first)
 from benchmarks.rows import Table, build_parser  # noqa: E402
-from core.candidate import milliseconds  # noqa: E402
+from core.candidate import LatencyReport  # noqa: E402
 from core.cli import run_main  # noqa: E402
 from core.hardware import device_facts  # noqa: E402
 from results.record import TrialRecord, read_records  # noqa: E402
@@ -69,7 +69,7 @@ class Recipe:
 
 def pair(name: str, config: str) -> Recipe:
     """Two networks of the CIFAR-100 experiments, in their short budget on CIFAR-10."""
-    return Recipe(name, f"{SPACES}/{name}.yaml --config configs/recipes/{config}.yaml --trials 1", PAIR)
+    return Recipe(name, f"{SPACES}/{name}.yaml --config configs/recipes/{config}.yaml --study {name}_cifar10 --trials 1", PAIR)
 
 
 RECIPES = (
@@ -141,6 +141,7 @@ def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
             "search_accuracy": teacher["accuracy"],
             "size_bytes": teacher["size_bytes"],
             "p50_ms": teacher["latency"].get("p50_ms"),
+            "stable": teacher["latency"].get("stable", True),
         },
         "teacher_seconds": account["teacher_seconds"],
         "seconds": round(seconds, 1),
@@ -156,10 +157,12 @@ def point(record: TrialRecord) -> dict[str, Any]:
     facts |= {} if candidate is None else {"candidate": candidate.model_dump(mode="json", exclude_defaults=True)}
     if measured is None:
         return facts | {"reason": record.reason}
+    timed = measured.latency if isinstance(measured.latency, LatencyReport) else None
     return facts | {
         "search_accuracy": measured.accuracy,
         "size_bytes": measured.size_bytes,
-        "p50_ms": next(iter(milliseconds(measured.latency)), None),
+        "p50_ms": timed.p50_ms if timed else None,
+        "stable": timed.stable if timed else True,
         "agreement": measured.agreement,
     }
 
@@ -173,13 +176,13 @@ def cell(row: dict[str, Any]) -> str:
     """What docs/recipes.md says of a recipe."""
     less = f", `{' '.join(row['less'])}`" if row["less"] else ""
     count = sum(row["trials"].values())
-    return (
-        f"{_network(best(row))} (teacher {_network(row['teacher'])}); {count} trial{'s' * (count > 1)}, {row['seconds'] / 60:.1f} min{less}"
-    )
+    on = "" if row["data"]["name"] == "cifar10" else f"on {row['data']['name']}: "
+    cost = f"{count} trial{'s' * (count > 1)}, {row['seconds'] / 60:.1f} min{less}"
+    return f"{on}{_network(best(row))} (teacher {_network(row['teacher'])}); {cost}"
 
 
 def _network(facts: dict[str, Any]) -> str:
-    speed = "not timed" if facts["p50_ms"] is None else f"{facts['p50_ms']:.3f} ms"
+    speed = "not timed" if facts["p50_ms"] is None else f"{facts['p50_ms']:.3f}{'' if facts.get('stable', True) else '*'} ms"
     return f"{100 * facts['search_accuracy']:.1f} %, {facts['size_bytes'] / 1000:,.1f} KB, {speed}"
 
 

@@ -3,10 +3,11 @@
     python -m benchmarks.replay benchmarks/tables/table-cifar10.json --seeds 100
 
 `gate` (replay_gate.py): the table's rows in random orders, through the very gate of a search, by the confidence asked of it. Told are the
-training seconds that were not spent, without and with parents, the hypervolume lost at the end, and, apart for stopped and for
-skipped trials, the share that would have joined the front at that moment, with its 95 % upper limit (Clopper-Pearson over the trials
-of one order on average: orders share their rows, so they are no more trials). `optimal_skipped` counts rows of the whole table's
-front that were skipped in any order, `optimal_skipped_bound_right` those whose accuracy the skip's own limit held: the law allows none.
+training seconds that were not spent, in all and in the second half of the order, without and with parents, beside what was `possible` to
+save; the hypervolume lost at the end; and, apart for stopped and for skipped trials, the share that would have joined the front at that
+moment, with its 95 % upper limit (Clopper-Pearson over the trials of one order on average: orders share their rows, so they are no more
+trials). `optimal_skipped` counts rows of the whole table's front that were skipped in any order, `optimal_skipped_bound_right` those
+whose accuracy the skip's own limit held: the law allows none.
 
 `samplers` (surrogate.py): each searches a model of the table for --budget trials, and `paired` has its differences to random of equal
 seeds, at a quarter, a half and all of the budget, with 95 % intervals. The model's cross-validated R2 stands beside it.
@@ -85,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--samplers", nargs="*", default=["tpe", "nsga2"], help=f"beside {BASE}")
     parser.add_argument("--budget", type=int, default=120, help="trials of a sampler")
-    parser.add_argument("--confidences", nargs="*", type=float, default=[0.8, 0.9, 0.95])
+    parser.add_argument("--confidences", nargs="*", type=float, default=[0.7, 0.75, 0.8, 0.9])
     parser.add_argument("--each-look", action="store_true", help="also with a confidence of each look at a training alone")
     parser.add_argument("--jobs", type=int, default=joblib.cpu_count(), help="processes")
     parser.add_argument("--out", type=Path, default=OUT)

@@ -45,7 +45,11 @@ class Outcome:
     """One order of the rows: shares of the training seconds saved, without and with those of parents, and of the hypervolume lost."""
 
     saved: float
+    saved_later: float
+    """Of the order's second half."""
     saved_with_parents: float
+    possible: float
+    """What is saved by who knows every accuracy before and trains what joins the front alone."""
     lost: float
     ended: tuple[Ended, ...]
 
@@ -65,26 +69,43 @@ def replay(table: Table, order: Sequence[TrialRecord], config: StoppingConfig, t
     kept: list[TrialRecord] = []
     best: list[TrialRecord] = []
     ended: list[Ended] = []
-    spent, parents = 0.0, set[str]()
+    costs: list[float] = []
+    parents = set[str]()
     for row in order:
         gate = Gatekeeper(judge, lambda: kept, lambda: best, {})
         try:
             through(gate, row)
         except HopelessCandidate:
             ended.append(_ended(gate, row, judge.outlook(kept).upper(known_of(row).traits), best))
-            if ended[-1].stopped:
-                spent, parents = spent + spent_until(row, ended[-1].rungs), parents | parents_of([row])
+            costs.append(spent_until(row, ended[-1].rungs) if ended[-1].stopped else 0.0)
+            parents |= parents_of([row]) if ended[-1].stopped else set()
             continue
-        spent, parents = spent + training_seconds(row), parents | parents_of([row])
+        costs.append(training_seconds(row))
+        parents |= parents_of([row])
         kept.append(row)
         best[:] = front([*best, row])
-    whole, shared = sum(map(training_seconds, table.rows)), _seconds(table, parents_of(table.rows))
+    full, half = [training_seconds(row) for row in order], len(order) // 2
+    spent, whole, shared = sum(costs), sum(full), _seconds(table, parents_of(table.rows))
     return Outcome(
         saved=1 - spent / whole,
+        saved_later=1 - sum(costs[half:]) / sum(full[half:]),
         saved_with_parents=1 - (spent + _seconds(table, parents)) / (whole + shared),
+        possible=1 - sum(map(training_seconds, joining(order))) / whole,
         lost=1 - volume(best, table.reference) / volume(front(table.rows), table.reference),
         ended=tuple(ended),
     )
+
+
+def joining(order: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The rows that are on the front when they arrive."""
+    best: list[TrialRecord] = []
+    joined = []
+    for row in order:
+        found = front([*best, row])
+        if any(each is row for each in found):
+            joined.append(row)
+            best = found
+    return joined
 
 
 def _ended(gate: Gatekeeper, row: TrialRecord, upper: float, best: Sequence[TrialRecord]) -> Ended:
@@ -119,10 +140,10 @@ def training_seconds(row: TrialRecord) -> float:
 
 def spent_until(row: TrialRecord, done: Sequence[Rung]) -> float:
     """Seconds of the training up to the last rung of `done`: a stage's share by the epochs done within it."""
-    ends = {rung.stage: rung.epoch for rung in row.rungs}
+    ends = {rung.stage: rung.epoch for rung in row.rungs if rung.epoch}
     reached = {rung.stage: rung.epoch for rung in done}
     share = {stage: reached.get(stage, 0.0) / end for stage, end in ends.items()}
-    # a stage without rungs, as prune, is over before the first one
+    # a stage without epochs, as prune with the look before training, is over before the first one
     return sum(row.seconds.get(stage, 0.0) * share.get(stage, 1.0) for stage in PARTS["training"])
 
 
@@ -151,6 +172,8 @@ def gate_claims(
         "orders": len(orders),
         "optimal_rows": len(optimal),
         **_spread("saved", [each.saved for each in outcomes], worst_is_low=True),
+        **_spread("saved_later", [each.saved_later for each in outcomes], worst_is_low=True),
+        **_spread("possible", [each.possible for each in outcomes], worst_is_low=True),
         **_spread("saved_with_parents", [each.saved_with_parents for each in outcomes], worst_is_low=True),
         **_spread("hypervolume_lost", [each.lost for each in outcomes], worst_is_low=False),
         **_ending_claims("stopped", [each.of(stopped=True) for each in outcomes], optimal),

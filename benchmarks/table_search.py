@@ -30,6 +30,7 @@ from core.engines import EngineHost
 from core.errors import UserError
 from core.files import write_atomically
 from core.yaml_io import load_config
+from objectives.first_look import STAGE
 from results.record import TrialRecord, read_records
 from search import run
 from search.digest import portable, space_digest
@@ -112,9 +113,14 @@ def whole(name: str) -> list[tuple[TrialRecord, dict[str, Any]]]:
         return []
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     records = [each for each in read_records(study) if each.state == "COMPLETE" and each.ending is None]
-    most = max((len(each.rungs) for each in records), default=0)
-    drawn = [each for each in records if len(each.rungs) == most and is_drawn(trials[each.number], trials)]
+    most = max(map(epochs_seen, records), default=0)
+    drawn = [each for each in records if epochs_seen(each) == most and is_drawn(trials[each.number], trials)]
     return [(each, trials[each.number].params) for each in drawn]
+
+
+def epochs_seen(each: TrialRecord) -> int:
+    """Rungs of its trainings: an interrupted trial lacks those before its last start."""
+    return sum(rung.stage != STAGE for rung in each.rungs)
 
 
 def is_drawn(trial: optuna.trial.FrozenTrial, trials: Mapping[int, optuna.trial.FrozenTrial]) -> bool:

@@ -240,6 +240,11 @@ class Rung(Frozen):
     epoch: float
     accuracy: float
 
+    @property
+    def when(self) -> str:
+        """In words."""
+        return f"after epoch {self.epoch:g} of {self.stage}" if self.epoch else "before training"
+
 
 class StageRecord(Frozen):
     """A candidate after one stage. `accuracy` in [0, 1] on the search split, in PyTorch but for the last; `loss` is cross-entropy."""

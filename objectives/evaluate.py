@@ -30,6 +30,7 @@ from objectives.accuracy import Score, score
 from objectives.allocation import at_best, images_of, learn_bits, learns_bits
 from objectives.bench import Stages, Workbench
 from objectives.budget import Gate, Known, Limits
+from objectives.first_look import first_look
 from objectives.journal import Journal
 from objectives.outlook import traits_of
 from objectives.rungs import Watch
@@ -116,19 +117,17 @@ def evaluate(
     note: Callable[..., None] = gate.note if gate is not None else lambda **facts: None
     final = None
     with stages("engine"):
-        drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
-        least_bytes = least_size(drafted, bench.coding)
-        note(size_bytes=least_bytes)
-        limits.check_size(least_bytes)
-        latency = _latency(drafted, bench)
-        note(latency_ms=next(iter(milliseconds(latency)), None))
-        limits.check_latency(latency)
-    known = Known(traits_of(at_best(candidate), drafted.parameters, drafted.macs), least_bytes, latency)
+        drafted, known = _drafted(candidate, pruned, plan, bench, limits, note)
+        latency = known.latency
     if gate is not None:
         gate.before_training(known)
     watch = Watch(bench) if gate is None else Watch(bench, partial(gate.at_rung, known))
     journal = Journal(bench, stages)
     student = start(candidate, pruned, bench, stages, folder, journal)
+    if gate is not None and candidate.distil.init == "inherit" and not learns_bits(candidate):
+        with stages("prune"):
+            looked = first_look(student, plan, bench)
+        gate.at_rung(known, looked, False)
     distilled(candidate, student, bench, watch, stages, folder, journal)
     with stages("quantise") as on_epoch:
         finetune, calibration = last_finetune(candidate, bench, watch, on_epoch, folder), images_of(bench)
@@ -155,6 +154,20 @@ def evaluate(
     measured = _measurement(scored, compressed, latency, bench)
     records = journal.finish(measured, graph, folder)
     return Evaluation(measured, _artifact(scored, latency, model), folder, final, records, graph)
+
+
+def _drafted(
+    candidate: Candidate, pruned: nn.Module, plan: ShapePlan, bench: Workbench, limits: Limits, note: Callable[..., None]
+) -> tuple[CompressedModel, Known]:
+    """The untrained candidate as a file, and what it tells. Raises InfeasibleCandidate for what is too large or too slow."""
+    drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
+    least_bytes = least_size(drafted, bench.coding)
+    note(size_bytes=least_bytes)
+    limits.check_size(least_bytes)
+    latency = _latency(drafted, bench)
+    note(latency_ms=next(iter(milliseconds(latency)), None))
+    limits.check_latency(latency)
+    return drafted, Known(traits_of(at_best(candidate), drafted.parameters, drafted.macs), least_bytes, latency)
 
 
 def _artifact(scored: Score, latency: LatencyReport | BuildReport, model: Path) -> EngineArtifact:

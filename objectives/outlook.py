@@ -1,18 +1,18 @@
 """What finished trials let one expect of a candidate: an upper limit of its accuracy, with a stated confidence.
 
-A monotone linear model of the accuracy's log-odds in the candidate's traits (and, once it trains, in the accuracy of its last rung),
-plus a quantile of what the model missed on trials that it had not seen. One mechanism serves both questions: may it be skipped
-before training, and may its training be stopped. At a rung the model learns from final accuracies of engines, so what quantisation
-still costs is part of it.
+A monotone linear model of the accuracy's log-odds in the candidate's traits (and, once it was looked at, in what its first look and its
+last two have shown), plus a quantile of what the model missed on trials that it had not seen. One mechanism serves both questions: may
+it be skipped before training, and may its training be stopped. At a rung the model learns from final accuracies of engines, so what
+quantisation still costs is part of it.
 
 The quantile is exact for exchangeable trials. A sampler's trials are not quite: later ones are better, and trials that were stopped
 are not learned from, which leaves the better ones. Both raise the limit, so both err towards training.
 
-A training is looked at after every epoch, and is stopped when one look says so. If each look were wrong with a probability of its own,
-K looks would be wrong up to K times as often. So the confidence is that of all looks at a training together: what counts of a
-finished trial is its worst miss over all of them. Splitting the error among the looks (Bonferroni) would keep the same word, but for a
-confidence of 0.9 its quantiles exist after 49 trials where there are 5 looks, and after 139 where there are 14; and they are higher, as
-looks at one training miss alike. This one exists after 9.
+A candidate is asked about by its traits, by the look before its training and after every epoch, and one answer is enough to end it. If
+each were wrong with a probability of its own, K answers would be wrong up to K times as often. So the confidence is that of all together:
+what counts of a finished trial is its worst miss over all of them, each in units of what is missed there. Splitting the error among them
+(Bonferroni) would keep the same word, but for a confidence of 0.9 its quantiles exist after 49 trials where there are 5, and after 139
+where there are 14; and they are higher, as looks at one training miss alike. This one exists after 9.
 
 References: Vovk, "Cross-conformal predictors", 2015; Barber et al., "Predictive inference with the jackknife+", 2021 (CV+);
 for all looks together: Diquigiovanni et al., "Conformal prediction bands for multivariate functional data", 2022 (the largest scaled miss).
@@ -31,13 +31,17 @@ import numpy as np
 from core.candidate import Candidate, Rung
 
 FOLDS = 10
+FEWEST = 9
+"""Finished trials before anything is said."""
 WINDOW = 200
 """Finished trials that are learned from, the latest: the cost of a question stays constant."""
 EDGE = 0.002
 """Accuracies are kept this far from 0 and 1, where log-odds end."""
-RIDGE = 0.01
+RIDGE = 0.003
+SMALL = 0.3
+"""The range of settings and names, where that of capacity and looks is 1: so they count for little until many trials agree on them."""
 TOGETHER = True
-"""Whether the confidence is that of all looks at a training together; else that of each look alone (benchmarks may compare)."""
+"""Whether the confidence is that of all questions about a candidate together; else that of each alone (benchmarks may compare)."""
 Look = tuple[str, float]
 """Stage and epoch of a rung."""
 
@@ -47,6 +51,11 @@ class Traits(NamedTuple):
 
     student: str
     capacity: tuple[float, ...]
+    width: float = 1.0
+    kinds: tuple[str, ...] = ()
+    """Names of methods, in a fixed order."""
+    settings: tuple[float, ...] = ()
+    """What may help or hurt."""
 
 
 @dataclass(frozen=True)
@@ -67,35 +76,39 @@ class Outlook:
     ceiling: float = 1.0
     together: bool = TOGETHER
 
-    def upper(self, traits: Traits, rung: Rung | None = None) -> float:
+    def upper(self, traits: Traits, rungs: Sequence[Rung] = ()) -> float:
         """Upper limit of the final accuracy, in [0, 1]: the ceiling alone while too few trials tell more.
 
-        Without a rung it holds with the confidence; with one, it does at all rungs of a training together.
+        `rungs`: all looks so far. The limit holds with the confidence for all questions about a candidate together.
         """
-        look = None if rung is None else (rung.stage, rung.epoch)
-        known = tuple(each for each in self.finished[-WINDOW:] if _at(each.rungs, look) is not None)
+        looks = tuple((rung.stage, rung.epoch) for rung in rungs)
+        known = tuple(each for each in self.finished[-WINDOW:] if _values(each.rungs, looks) is not None)
         if len(known) < needed(self.confidence):
             return self.ceiling
-        x = _design([*_rows(known, look), (traits, 0.0 if rung is None else _log_odds(rung.accuracy))])
-        y = _finals(known)
+        x, y = _design([*_rows(known, looks), *_rows([Finished(traits, tuple(rungs), 0.0)], looks)]), _finals(known)
         expected = float(_predict(x[:-1], y, x[-1:])[0])
-        missed = np.sort(_missed(x[:-1], y) if look is None or not self.together else _worst_missed(known, look))
+        missed = np.sort(_worst_missed(known, looks) if self.together else _missed(x[:-1], y))
         rank = math.ceil(round((len(known) + 1) * self.confidence, 6))
         return min(self.ceiling, _share(expected + float(missed[rank - 1])))
 
 
 def needed(confidence: float) -> int:
-    """Finished trials before a quantile of that confidence exists: 9 for 0.9, 19 for 0.95."""
-    return math.ceil(round(confidence / (1.0 - confidence), 6))
+    """Finished trials before a quantile of that confidence exists: 9 for 0.9, 19 for 0.95; and before fewer are called a sample."""
+    return max(FEWEST, math.ceil(round(confidence / (1.0 - confidence), 6)))
 
 
 def traits_of(candidate: Candidate, parameters: int, macs: int) -> Traits:
-    """Size on a logarithmic scale, mean bits, and the bits whose rounding noise (4^-bits) is that of the mean over the positions."""
+    """Capacity: size on a logarithmic scale, mean bits, and the bits whose rounding noise (4^-bits) is that of the mean over the positions.
+
+    Settings: log2 of the temperature, the teacher's weight, the share of positions in INT8.
+    """
     bits = [group.weight_bits for group in candidate.groups]
     noise = sum(4.0**-each for each in bits) / len(bits)
-    return Traits(
-        candidate.student, (math.log2(parameters), math.log2(macs), min(8.0, sum(bits) / len(bits)), min(8.0, -math.log2(noise) / 2))
-    )
+    capacity = (math.log2(parameters), math.log2(macs), min(8.0, sum(bits) / len(bits)), min(8.0, -math.log2(noise) / 2))
+    plan = candidate.distil
+    in_int8 = sum(group.execution == "int8" for group in candidate.groups) / len(candidate.groups)
+    kinds = (plan.loss, plan.init, candidate.quantiser, candidate.importance, candidate.order)
+    return Traits(candidate.student, capacity, candidate.width, kinds, (math.log2(plan.temperature), plan.weight, in_int8))
 
 
 def interval(accuracy: float, images: int, confidence: float) -> tuple[float, float]:
@@ -108,17 +121,18 @@ def interval(accuracy: float, images: int, confidence: float) -> tuple[float, fl
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _at(rungs: Sequence[Rung], look: Look | None) -> float | None:
-    """Log-odds of the accuracy that a trial had at that rung; 0 where none is asked for, None where it was not there."""
-    if look is None:
-        return 0.0
-    same = [each.accuracy for each in rungs if (each.stage, each.epoch) == look]
-    return _log_odds(same[-1]) if same else None
+def _values(rungs: Sequence[Rung], looks: Sequence[Look]) -> tuple[float, ...] | None:
+    """Log-odds of the accuracies that a trial had at the first of the `looks` and at the last two; None where it was not there."""
+    at = {(each.stage, each.epoch): each.accuracy for each in rungs}
+    if not all(look in at for look in looks):
+        return None
+    told = dict.fromkeys([*looks[:1], *looks[-2:]])
+    return tuple(_log_odds(at[look]) for look in told)
 
 
-def _rows(known: Sequence[Finished], look: Look | None) -> list[tuple[Traits, float]]:
+def _rows(known: Sequence[Finished], looks: Sequence[Look]) -> list[tuple[Traits, tuple[float, ...]]]:
     """What the model is told of trials that were all there."""
-    return [(each.traits, value) for each in known if (value := _at(each.rungs, look)) is not None]
+    return [(each.traits, values) for each in known if (values := _values(each.rungs, looks)) is not None]
 
 
 def _finals(known: Sequence[Finished]) -> np.ndarray:
@@ -126,14 +140,21 @@ def _finals(known: Sequence[Finished]) -> np.ndarray:
     return np.array([_log_odds(each.accuracy) for each in known])
 
 
-def _design(rows: Sequence[tuple[Traits, float]]) -> np.ndarray:
-    """(N, features), all coefficients to be at least 0: capacity and the rung's value in [0, 1]; student and constant with both signs."""
-    rising = np.array([(*traits.capacity, value) for traits, value in rows])
-    low, high = rising.min(0), rising.max(0)
-    rising = (rising - low) / np.where(high > low, high - low, 1.0)
-    students = sorted({traits.student for traits, _ in rows})
-    free = np.array([[1.0, *(float(traits.student == name) for name in students)] for traits, _ in rows])
-    return np.hstack([rising, free, -free])
+def _design(rows: Sequence[tuple[Traits, tuple[float, ...]]]) -> np.ndarray:
+    """(N, features), all coefficients to be at least 0: capacity and looks; with both signs settings, and a constant for every kind."""
+    rising = _ranged(np.array([(*traits.capacity, *values) for traits, values in rows]))
+    settings = SMALL * _ranged(np.array([traits.settings for traits, _ in rows]))
+    named = [(("student", traits.student), ("student", traits.student, traits.width), *enumerate(traits.kinds)) for traits, _ in rows]
+    names = dict.fromkeys(name for each in named for name in each)
+    own = [set(each) for each in named]
+    free = np.array([[1.0, *(SMALL * (name in each) for name in names)] for each in own])
+    return np.hstack([rising, settings, free, -settings, -free])
+
+
+def _ranged(columns: np.ndarray) -> np.ndarray:
+    """(N, features) -> the same shape, every feature in [0, 1]."""
+    low, high = columns.min(0), columns.max(0)
+    return np.asarray((columns - low) / np.where(high > low, high - low, 1.0))
 
 
 def _predict(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -157,24 +178,25 @@ def _missed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return missed
 
 
-def _worst_missed(known: tuple[Finished, ...], look: Look) -> np.ndarray:
-    """(N,) each trial's largest miss over all looks that these share, in units of each look's spread; as it would be at `look`."""
-    shared = set.intersection(*({(rung.stage, rung.epoch) for rung in looked_at(each.rungs)} for each in known)) | {look}
-    misses = _misses(known, tuple(sorted(shared)))
-    spreads = {each: max(float(missed.std()), 1e-9) for each, missed in misses.items()}
-    return np.max([missed / spreads[each] for each, missed in misses.items()], axis=0) * spreads[look]
+def _worst_missed(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> np.ndarray:
+    """(N,) each trial's largest miss by its traits and over all looks, in units of each one's spread; as it would be now, after `looks`."""
+    shared = set.intersection(*({(rung.stage, rung.epoch) for rung in looked_at(each.rungs)} for each in known))
+    later = [look for rung in known[0].rungs if (look := (rung.stage, rung.epoch)) in shared and look not in looks]
+    misses = _misses(known, (*looks, *later))
+    spreads = [max(float(missed.std()), 1e-9) for missed in misses]
+    return np.max([missed / spread for missed, spread in zip(misses, spreads, strict=True)], axis=0) * spreads[len(looks)]
 
 
 @lru_cache(maxsize=8)
-def _misses(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> dict[Look, np.ndarray]:
-    """Look -> (N,) misses. Kept, as they change with the next finished trial only."""
+def _misses(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> list[np.ndarray]:
+    """(N,) misses by traits alone, then at every look, which knows those before it. Kept: they change with the next finished trial."""
     y = _finals(known)
-    return {look: _missed(_design(_rows(known, look)), y) for look in looks}
+    return [_missed(_design(_rows(known, looks[:count])), y) for count in range(len(looks) + 1)]
 
 
 def looked_at(rungs: Sequence[Rung]) -> Sequence[Rung]:
     """The rungs at which a training may be stopped: all but that with which it ends, which a quantiser without training does not have."""
-    return rungs[:-1] if rungs and rungs[-1].stage != "distil" else rungs
+    return rungs[:-1] if rungs and rungs[-1].stage not in ("start", "distil") else rungs
 
 
 def _log_odds(share: float) -> float:

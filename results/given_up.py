@@ -41,9 +41,10 @@ def given_up(records: Sequence[TrialRecord]) -> list[tuple[Kind, list[TrialRecor
 
 
 def last_accuracy(record: TrialRecord) -> float | None:
-    """In [0, 1]: measured, else of the last rung; None where training never began or was not looked at."""
-    if record.measurement is not None:
-        return record.measurement.accuracy
+    """In [0, 1]: measured, also where a limit of accuracy was then missed, else of the last rung; None where nobody looked."""
+    point = record.measurement or record.missed
+    if point is not None:
+        return point.accuracy
     return record.rungs[-1].accuracy if record.rungs else None
 
 
@@ -68,7 +69,8 @@ def _accuracy(record: TrialRecord, quality: str) -> str:
     value = last_accuracy(record)
     if value is None:
         return f"no {quality}: the trial ended before one was measured"
-    if record.measurement is not None:
-        return f"{quality} {100 * value:.2f} % of {record.measurement.images} images"
+    point = record.measurement or record.missed
+    if point is not None:
+        return f"{quality} {100 * value:.2f} % of {point.images} images"
     rung = record.rungs[-1]
-    return f"{quality} last seen {100 * value:.2f} %, after epoch {rung.epoch:g} of {escape(rung.stage)}"
+    return f"{quality} last seen {100 * value:.2f} %, {escape(rung.when)}"

@@ -11,8 +11,9 @@ from search.progress import duration
 
 PARTS = {
     "parents": ("parent",),
-    "training": ("prune", "distil", "quantise"),
-    "engine": ("shape", "engine"),
+    "allocation": ("allocate",),
+    "training": ("prune", "quantise dense", "distil", "quantise"),
+    "engine": ("shape", "engine", "build"),
     "accuracy": ("accuracy",),
 }
 """Part of the account -> stages of a trial."""

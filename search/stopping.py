@@ -77,8 +77,8 @@ class Gatekeeper:
         confidence, outlook = self.judge.config.confidence, self.judge.outlook(self.records())
         if len(outlook.finished) < self.judge.trials_needed:
             return  # the ceiling alone is no reason to stop what is being trained
-        upper = outlook.upper(known.traits, rung)
-        at = f"stopped after epoch {rung.epoch:g} of {rung.stage} with {100 * rung.accuracy:.1f} %"
+        upper = outlook.upper(known.traits, self.notes["rungs"])
+        at = f"stopped {rung.when} with {100 * rung.accuracy:.1f} %"
         self.limits.check_reach(upper, confidence, at)
         for record in self.front():
             if dominates(measured(record), known, upper):

@@ -4,8 +4,8 @@ A weight's magnitude is foretold from those already coded in its filter, its inp
 sign from the signs in its kernel. Foretold magnitude and sign are the context. Every context counts what it has seen: its first guess
 is a bell of that width, its last the counts. Where contexts tell nothing, the tensor's own table is followed (core/pack/experts.py).
 
-Weights are visited in steps that grow by two fifths, each spread evenly over the whole tensor: every filter and channel is known a
-little early on, and numpy handles a step at once. Encoder and decoder take the same walk (`_walk`).
+Weights are visited in steps that grow by two fifths (the first ones double), each spread evenly over the whole tensor: every filter and
+channel is known a little early on, and numpy handles a step at once. Encoder and decoder take the same walk (`_walk`).
 
 The file must mean the same on every machine: sums are of integers, and floats are only added, multiplied, divided, rooted and compared
 one by one, which IEEE 754 defines to the last bit; no exp, log or pow.
@@ -38,6 +38,10 @@ LEVEL_TRUST = 6.0
 """How many integers of a filter that are not zero the tensor's mean counts for."""
 PAIR_TRUST = 30.0
 """The sum of squares that a correlation of 0 between two places counts for."""
+MAX_PLACES = 1024
+"""Of a kernel, at most: correlations are known of every two of them. 32 x 32; others are not coded."""
+KERNELS_AT_ONCE = 1 << 16
+"""Whose floats are in memory together."""
 
 Runs = Sequence[tuple[slice, np.ndarray]]
 """Cells of one context, as a part of the cells ordered by context, and the weights of every symbol there, float64 (alphabet,)."""
@@ -193,8 +197,9 @@ class _Seen:
         self.numbers = [np.zeros(size) for size in sizes]
         self.filled = np.zeros(filters)
         """Integers of every filter that are not zero."""
-        self.kernels = np.zeros((filters * self.channels, self.places))
-        self.squares, self.known = np.zeros_like(self.kernels), np.zeros_like(self.kernels)
+        kernels = (filters * self.channels if self.places > 1 else 0, self.places)
+        self.kernels, self.known = np.zeros(kernels, np.int16), np.zeros(kernels, np.bool_)
+        """Empty where kernels have one place, which leans on no other."""
 
     def groups(self, cells: np.ndarray) -> Groups:
         """For every kind of group, the one that each cell is in."""
@@ -230,8 +235,13 @@ class _Seen:
 
     def _lean(self, kernels: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Sum over the known weights of the same kernel, each times the correlation of its place with the cell's."""
-        together = self.kernels.T @ self.kernels  # integers below 2^53: exact in any order
-        energy = self.squares.T @ self.known
+        if self.places == 1:
+            return np.zeros(len(kernels))
+        together, energy = np.zeros((self.places, self.places)), np.zeros((self.places, self.places))
+        for start in range(0, len(self.kernels), KERNELS_AT_ONCE):
+            part = self.kernels[start : start + KERNELS_AT_ONCE].astype(np.float64)
+            together += part.T @ part  # integers below 2^53: exact in any order
+            energy += (part * part).T @ self.known[start : start + KERNELS_AT_ONCE].astype(np.float64)
         weights = together / (energy + 1.0) * (energy / (energy + PAIR_TRUST))
         leaning = np.zeros(len(kernels))
         for place in range(self.places):
@@ -245,9 +255,9 @@ class _Seen:
             sums += np.bincount(group, magnitudes, len(sums))  # integers below 2^53: exact
             numbers += np.bincount(group, minlength=len(numbers))
         self.filled += np.bincount(groups[1][values != 0], minlength=len(self.filled))
-        self.kernels[groups[4], groups[3]] = values
-        self.squares[groups[4], groups[3]] = magnitudes * magnitudes
-        self.known[groups[4], groups[3]] = 1.0
+        if self.places > 1:
+            self.kernels[groups[4], groups[3]] = values
+            self.known[groups[4], groups[3]] = True
 
 
 def _counts_for(layer: Layer, statistics: dict[tuple[int, int], Counts]) -> Counts:

@@ -65,7 +65,8 @@ class Counts:
 @functools.cache
 def _bells(low: int, high: int) -> np.ndarray:
     """First guesses, int64 (magnitudes, alphabet) > 0: bells (1 + (k/s)^2 / 4)^-4 whose mean magnitude is the context's."""
-    squares = np.arange(low, high + 1, dtype=np.float64)[None] ** 2
+    own = np.arange(low, high + 1, dtype=np.float64)[None]
+    squares = own * own
     means = np.minimum(CENTRES, (high - low) / 3.2)[:, None]
     narrow, wide = np.full_like(means, 1e-3), np.full_like(means, 1e4)
     for _ in range(60):

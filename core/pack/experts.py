@@ -73,16 +73,16 @@ class Experts:
         levels, others = (at_level * self.others).nonzero()
         often = at_level[levels, others]
         plain = np.array([self.plain, 1.0 - self.plain])
-        by_level, shares = self.by_level[levels, others], self.shares[others]
-        logs = _bits(self.expected[rows, symbols], self.sums, self.empty, 1.0 - self.empty, shares, by_level, plain)
-        by_context, sums, empty, full, shares, by_level, plain = logs
+        of_level, of_all = self.by_level[levels, others], self.shares[others]
+        logs = _bits(self.expected[rows, symbols], self.sums, self.empty, 1.0 - self.empty, of_all, of_level, plain)
+        by_context, sums, empty, full, of_all_bits, of_level_bits, plain_bits = logs
         empty_by_context = int((zeros * empty + filled * full).sum())
-        which = int((often * shares).sum())
+        which = int((often * of_all_bits).sum())
         step = {
             CONTEXTS: int((found[rows, symbols] * (sums[rows] - by_context)).sum()),
-            PLAIN: -int(zeros.sum() * plain[0] + filled.sum() * plain[1]) - which,
+            PLAIN: -int(zeros.sum() * plain_bits[0] + filled.sum() * plain_bits[1]) - which,
             ZEROS: -empty_by_context - which,
-            FILTERS: -empty_by_context - int((often * by_level).sum()),
+            FILTERS: -empty_by_context - int((often * of_level_bits).sum()),
         }
         self.costs = [(before >> FADING) + step[expert] for expert, before in enumerate(self.costs)]
         best = min(PLAIN, ZEROS, FILTERS, key=lambda expert: self.costs[expert])

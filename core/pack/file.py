@@ -52,7 +52,10 @@ def pack(tensors: Mapping[str, Tensor], coding: Coding = "packed", version: int 
 
 
 def unpack(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a packed file; PackError when the bytes are malformed. Memory and time are bounded by a multiple of len(data)."""
+    """The tensors of a packed file; PackError when the bytes are malformed.
+
+    Memory and time are bounded by a multiple of len(data): a byte may stand for 64 weights, and decoding one takes some 100 bytes.
+    """
     return {entry.name: entry.tensor for entry in entries(data)}
 
 
@@ -104,8 +107,13 @@ def floor_bytes(data: bytes) -> int:
 
 
 def is_codable(tensor: Tensor) -> TypeGuard[QTensor]:
-    """Whether entropy coding is for this tensor: integers of 2 to 8 bits, at least one."""
-    return isinstance(tensor, QTensor) and tensor.bits <= 8 and tensor.values.size > 0
+    """Whether entropy coding is for this tensor: integers of 2 to 8 bits, at least one, in kernels that are not too large."""
+    return isinstance(tensor, QTensor) and tensor.bits <= 8 and tensor.values.size > 0 and _has_kernels(tensor.values.shape)
+
+
+def _has_kernels(shape: tuple[int, ...]) -> bool:
+    """Whether the context coder can know all places of a kernel."""
+    return math.prod(shape[2:]) <= context.MAX_PLACES
 
 
 def _has_experts(version: int) -> bool:
@@ -135,7 +143,7 @@ def _body(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> tuple[
     values: list[np.ndarray] = []
     before = b""
     for name, tensor in tensors.items():
-        utf8 = name.encode()
+        utf8 = _utf8(name)
         if len(utf8) > MAX_NAME:
             raise PackError(f"the name of a packed tensor has at most {MAX_NAME} bytes, but {name[:40]!r}... has {len(utf8)}")
         shared = _common(before, utf8)
@@ -152,6 +160,13 @@ def _body(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> tuple[
             check_quantised(name, tensor)
             parts.append(_encode_inline(name, tensor, coding))
     return b"".join(parts), layers, values
+
+
+def _utf8(name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError as error:
+        raise PackError(f"tensor names are UTF-8, but {name!r} has no such bytes") from error
 
 
 def _common(first: bytes, second: bytes) -> int:
@@ -238,7 +253,7 @@ class _Reader(Cursor):
         stream = self.take(self.end - self.position)
         if stream and (not self.layers or len(stream) % 4):
             raise PackError(f"a packed weight file ends after its tensors, but {len(stream)} bytes follow")
-        decoded = context.decode(self.layers, stream, _has_experts(self.data[len(MAGIC)]))
+        decoded = context.decode(self.layers, stream, _has_experts(self.data[len(MAGIC)])) if self.layers else []
         for (index, scales), layer, values in zip(self.owed, self.layers, decoded, strict=True):
             entry = found[index]
             found[index] = Entry(entry.name, QTensor(values, scales, layer.bits), entry.start, entry.end)
@@ -281,8 +296,9 @@ class _Reader(Cursor):
     def coded(self, index: int, shape: tuple[int, ...], bits: int, centred: bool, wide: bool) -> QTensor:
         """A tensor whose integers are entropy-coded, here or in the common stream."""
         count = math.prod(shape)
-        if count == 0:
-            raise PackError(f"a coded tensor has weights, but this packed weight file has one of shape {shape}")
+        if count == 0 or not _has_kernels(shape):
+            law = f"a coded tensor has weights, in kernels of at most {context.MAX_PLACES}"
+            raise PackError(f"{law}, but this packed weight file has one of shape {shape}")
         low, high = limits(bits)
         if self.coding == "huffman":
             scales = self.floats(shape[0], wide)

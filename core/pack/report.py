@@ -147,5 +147,5 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable itself
             bits = json.loads((file.metadata() or {})[BITS_KEY])
             return {name: QTensor(arrays[name], arrays[name + SCALES], depth) if depth else arrays[name] for name, depth in bits.items()}
-    except (SafetensorError, KeyError, AttributeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:  # TypeError: a type that numpy lacks
         raise PackError(f"{path} must be a packed weight file or what `core.pack unpack` wrote of one, but is not ({error})") from error

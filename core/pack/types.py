@@ -34,7 +34,7 @@ Tensor = QTensor | np.ndarray
 
 def check_quantised(name: str, tensor: QTensor) -> None:
     """PackError unless bits, dtype, shape and range of `tensor` belong together."""
-    if tensor.bits not in BITS:
+    if type(tensor.bits) is not int or tensor.bits not in BITS:
         raise PackError(f"bits must be one of {', '.join(map(str, BITS))}, but {name!r} has {tensor.bits}")
     dtype = np.dtype(np.int16 if tensor.bits == 16 else np.int8)
     if tensor.values.dtype != dtype:

@@ -14,16 +14,17 @@ from core.quantise.setting import Setting
 
 
 def keep_largest(weight: Tensor, setting: Setting) -> Tensor:
-    """Bool, the shape of `weight`: which weights are not pruned. Never all are."""
+    """Bool, the shape of `weight`: which weights are not pruned. Never all are. Of equal ones the first go."""
     magnitudes = weight.detach().abs()
     if setting.sparsity == 0:
         return torch.ones_like(weight, dtype=torch.bool)
     if setting.sparsity_by == "std":
         threshold = setting.sparsity * weight.detach().std(correction=0)
-    else:
-        count = int(setting.sparsity * weight.numel())
-        threshold = magnitudes.flatten().kthvalue(count).values if count else magnitudes.new_tensor(-1.0)
-    return (magnitudes > threshold) | (magnitudes == magnitudes.max())
+        return (magnitudes > threshold) | (magnitudes == magnitudes.max())
+    pruned = magnitudes.flatten().argsort(stable=True)[: min(round(setting.sparsity * weight.numel()), weight.numel() - 1)]
+    kept = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
+    kept[pruned] = False
+    return kept.view_as(weight)
 
 
 class Masked(nn.Module):

@@ -35,7 +35,7 @@ def test_weight_files_are_measured_and_rows_of_before_stay(tmp_path: Path, capsy
     assert coding.main([*common, "--packed", str(tmp_path / "*" / "weights.pack")]) == 0
     (row,) = json.loads(out.read_text())["networks"].values()
     assert row["weights"] == 64 * 32 * 9 + 640
-    assert row["zeros"] > 0.85 * row["weights"]
+    assert row["most_frequent"] > 0.85 * row["weights"]
     assert row["bars"]["coded/huffman"] < 1
     assert row["bars"]["coded/nncodec"] is None
     assert row["coded"] + row["rest"] < row["packed"]

@@ -19,7 +19,7 @@ from search.study import REQUEUED_KEY
 from tests.search.studies import DOT, EPOCHS, SPACE, Dot, load
 
 SETTINGS = [*EPOCHS, *DOT, "runtime.max_s=0.05", "runtime.warmup_s=0.0", "distil.temperature=4", "finetune.epochs=2"]
-RUNGS = [["distil", 1.0], ["distil", 2.0], ["quantise", 1.0]]
+RUNGS = [["start", 0.0], ["distil", 1.0], ["distil", 2.0], ["quantise", 1.0]]
 
 
 def record(*more: str, settings: Sequence[str] = SETTINGS) -> dict[str, Any]:

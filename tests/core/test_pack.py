@@ -138,9 +138,33 @@ def test_a_lying_size_costs_no_memory() -> None:
         unpack(with_checksum(content))
 
 
+@pytest.mark.parametrize("coding", ["coded", "huffman"])
+def test_kernels_too_large_for_the_context_coder_are_bit_packed(coding: Coding) -> None:
+    shapes = {"most": (1, 1, 32, 32), "more": (1, 1, 1025)}
+    tensors: dict[str, Tensor] = {name: QTensor(np.zeros(shape, np.int8), np.ones(1, np.float32), 4) for name, shape in shapes.items()}
+    data = pack(tensors, coding)
+    assert coding_of(data) == coding
+    assert len(data) > 1025 // 2
+    for name, tensor in unpack(data).items():
+        assert_same(tensor, tensors[name])
+
+
+def test_few_bytes_that_claim_a_huge_kernel_cost_no_memory() -> None:
+    kind = bytes([0x40 | 4])
+    content = MAGIC + bytes([VERSION, CODINGS.index("coded"), 1, 0, 1]) + b"x" + kind + bytes([3, 1, 1]) + b"\xc0\xb8\x02" + bytes([0])
+    with pytest.raises(PackError, match=r"in kernels of at most 1024, but .* shape \(1, 1, 40000\)"):
+        unpack(with_checksum(content + b"\0" * 1000))
+
+
+def test_a_name_that_is_no_utf8_is_refused() -> None:
+    with pytest.raises(PackError, match="tensor names are UTF-8"):
+        pack({"\ud800": np.zeros(1, np.float32)})
+
+
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
+        (QTensor(np.zeros((2, 2), np.int8), np.ones(2, np.float32), 4.0), r"bits must be one of .* has 4\.0"),  # type: ignore[arg-type]
         (QTensor(np.zeros((2, 2), np.int8), np.ones(2, np.float32), 9), "bits must be one of 2, 3, 4, 5, 6, 7, 8, 16"),
         (QTensor(np.full((2, 2), 4, np.int8), np.ones(2, np.float32), 3), r"3-bit values lie in -4\.\.3"),
         (QTensor(np.zeros((2, 2), np.int16), np.ones(2, np.float32), 8), "must be int8"),

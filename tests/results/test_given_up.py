@@ -143,10 +143,11 @@ def test_hovering_tells_the_network_that_was_given_up():
     assert "no agreement: " in why(record, "agreement")
 
 
-def test_a_measured_trial_beyond_a_limit_stands_at_its_accuracy(make_record, records, teacher, tmp_path):
-    measured = make_record(97, 0.7, 8_000, 0.9).model_copy(
-        update={"state": "PRUNED", "ending": "limit", "size_bytes": 8000, "latency_ms": 0.9, "rungs": (RUNG,)}
-    )
+@pytest.mark.parametrize("kept_in", ["measurement", "missed"])
+def test_a_measured_trial_beyond_a_limit_stands_at_its_accuracy(make_record, records, teacher, tmp_path, kept_in):
+    made = make_record(97, 0.7, 8_000, 0.9)
+    ended = {"state": "PRUNED", "ending": "limit", "size_bytes": 8000, "latency_ms": 0.9, "rungs": (RUNG,)}
+    measured = made.model_copy(update=ended | {"measurement": None} | {kept_in: made.measurement})
     view = view_of([*records, measured], teacher, tmp_path)
     assert at(planes(view), 0)["beyond a limit"] == [(8.0, pytest.approx(70.0))]
     assert "accuracy 70.00 % of 144 images" in why(measured)

@@ -54,7 +54,7 @@ def search(folder: Path, stopping: StoppingConfig) -> list[TrialRecord]:
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRecord]:
-    return search(tmp_path_factory.mktemp("judged"), StoppingConfig())
+    return search(tmp_path_factory.mktemp("judged"), StoppingConfig(confidence=0.95))  # so sure that some must train first
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,7 @@ def test_the_account_adds_up_and_calls_its_saving_an_estimate() -> None:
         )
 
     records = [
-        trial(0, None, engine=2.0, parent=30.0, distil=10.0, quantise=6.0, accuracy=2.0),
+        trial(0, None, engine=2.0, parent=30.0, allocate=1.0, distil=10.0, quantise=6.0, accuracy=2.0),
         trial(1, None, engine=2.0, distil=20.0, quantise=8.0, accuracy=4.0),
         trial(2, "skipped", engine=2.0),
         trial(3, "stopped", engine=2.0, distil=5.0),
@@ -208,7 +208,8 @@ def test_the_account_adds_up_and_calls_its_saving_an_estimate() -> None:
     assert saved(records) == {"skipped": 25.0, "stopped": 20.0}
     told = account(records, [{"teacher_seconds": 100.0, "wall_seconds": 210.0, "sampler_seconds": 1.0, "storage_seconds": 2.0}])
     assert told["seconds"] == {
-        "teacher": 100.0, "parents": 30.0, "training": 49.0, "engine": 8.0, "accuracy": 6.0, "sampler": 1.0, "storage": 2.0, "other": 14.0
+        "teacher": 100.0, "parents": 30.0, "allocation": 1.0, "training": 49.0, "engine": 8.0, "accuracy": 6.0, "sampler": 1.0,
+        "storage": 2.0, "other": 13.0,
     }  # fmt: skip
     assert told["trials"] == {"complete": 2, "skipped": 1, "stopped": 1}
     assert "estimated" in account_text(told)[1]

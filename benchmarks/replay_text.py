@@ -1,0 +1,60 @@
+"""What benchmarks/results/replay.json says, for docs/protocol.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PREFIX = "gate: "
+HEAD = (
+    "| confidence | training time saved | in the second half | hypervolume lost | stopped | of these would have joined | skipped | "
+    "of these would have joined |"
+)
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """Skipping and stopping by confidence, and the samplers; from the JSON of replay.py."""
+    gates = [row for key, row in result["rows"].items() if key.startswith(PREFIX) and row["confidence_of"] != "each look"]
+    facts, first = result["table"], gates[0]
+    told = f"{facts['rows']} random candidates of `{facts['name']}`, each trained in full once"
+    right = sum(row["optimal_skipped_bound_right"] for row in gates)
+    lines = [
+        f"**Replayed:** {told}, in {first['orders']} random orders through the gate of a search. Who knew every accuracy beforehand, and",
+        f"trained only what joins the front, would save {100 * first['possible_median']:.0f} % of the training time.",
+        "",
+        HEAD,
+        "|" + "---|" * HEAD.count(" |"),
+        *map(line, gates),
+        "",
+        "Medians over the orders (saved, lost), means per order (counts), and shares with their 95 % upper limits for the trials of one order.",
+        f"Optimal rows that were skipped although their accuracy was within its limit: {right}.",
+    ]
+    return "\n".join([*lines, "", *samplers(result)])
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One confidence."""
+    cells = [f"{row['confidence']:g}", *(f"{100 * row[name]:.1f} %" for name in ("saved_median", "saved_later_median"))]
+    cells.append(f"{100 * row['hypervolume_lost_median']:.2f} %")
+    for name in ("stopped", "skipped"):
+        share, most = row[f"{name}_would_have_joined"], row[f"{name}_would_have_joined_upper_95"]
+        cells += [f"{row[f'{name}_per_order']:.1f}", f"{100 * share:.1f} % (at most {100 * most:.1f} %)"]
+    return f"| {' | '.join(cells)} |"
+
+
+def samplers(result: Mapping[str, Any]) -> list[str]:
+    """What each sampler gains over random draws, on a model of the table."""
+    told = [
+        f"{name}: {', '.join(difference(mark, each) for mark, each in marks.items())}" for name, marks in result.get("paired", {}).items()
+    ]
+    return (
+        [f"**Samplers**, hypervolume against that of random draws of the same seed (mean, 95 % interval): {'; '.join(told)}."]
+        if told
+        else []
+    )
+
+
+def difference(mark: str, each: Mapping[str, float]) -> str:
+    """Percent, when so much of the budget is spent."""
+    low, high = 100 * each["low_95_share"], 100 * each["high_95_share"]
+    return f"{100 * each['mean_share']:+.2f} % ({low:+.2f} to {high:+.2f}; {mark} of the budget)"

@@ -1,0 +1,109 @@
+"""The look before training: what it may change, what it says, and who gets it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, Rung
+from core.layers import evaluating
+from core.train import Device
+from objectives.allocation import settle
+from objectives.bench import Stages, Workbench
+from objectives.budget import Known, Limits
+from objectives.evaluate import evaluate, shape_of
+from objectives.first_look import STAGE, adapt, first_look, rounded_copy
+from objectives.rungs import accuracy_now
+
+FLOAT = Device(torch.device("cpu"), None)
+
+
+def of_bits(bits: int, ratio: float = 0.0) -> Candidate:
+    return Candidate(student="light_cnn", width=0.25, groups=(GroupPlan(weight_bits=bits, prune_ratio=ratio),), round_to=1)
+
+
+def test_the_look_leaves_the_network_as_it_is(bench: Workbench) -> None:
+    parent = bench.parent("light_cnn", 0.25).train()
+    before = copy.deepcopy(parent.state_dict())
+    first_look(parent, shape_of(of_bits(2), bench)[1], bench)
+    assert all(torch.equal(value, before[name]) for name, value in parent.state_dict().items())
+    assert parent.training
+
+
+def test_statistics_are_those_of_the_images() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    norm, images = net[1], torch.randn(96, 3, 8, 8)
+    adapt(net, images, FLOAT)
+    maps = net[0](images).transpose(0, 1).flatten(1)
+    assert torch.allclose(norm.running_mean, maps.mean(1), atol=1e-5)
+    assert torch.allclose(norm.running_var, maps.var(1), rtol=1e-4)
+    assert (norm.momentum, norm.training) == (0.1, False)
+
+
+@pytest.mark.parametrize("images", [1, 2, 129])
+def test_no_batch_has_a_single_image(images: int) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4)).eval()  # maps of 1 x 1: one image has no variance
+    adapt(net, torch.randn(images, 3, 8, 8), FLOAT)
+    assert bool(torch.isfinite(net[1].running_var).all())
+
+
+def test_a_network_without_batch_norm_has_nothing_to_adapt() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    before = copy.deepcopy(net.state_dict())
+    adapt(net, torch.randn(4, 3, 8, 8), FLOAT)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_what_neither_prunes_nor_rounds_is_as_good_as_its_parent(bench: Workbench) -> None:
+    parent = bench.parent("light_cnn", 0.25)
+    whole = first_look(parent, shape_of(of_bits(16), bench)[1], bench)
+    with evaluating(parent):
+        assert whole.accuracy == pytest.approx(accuracy_now(parent, bench), abs=0.1)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8, 16])
+def test_weights_are_rounded_to_the_bits_of_their_layer(bits: int, bench: Workbench) -> None:
+    parent, plan = bench.parent("light_cnn", 0.25), shape_of(of_bits(bits), bench)[1]
+    copied = rounded_copy(parent, plan)
+    for layer in plan.layers:
+        weight, own = (net.get_submodule(layer.name).weight.flatten(1) for net in (copied, parent))
+        assert torch.equal(weight, own) is (layer.weight_bits > 8)
+        assert all(len(channel.unique()) <= 2**layer.weight_bits for channel in weight)
+
+
+LEARNS = Candidate(student="light_cnn", width=0.25, round_to=1, allocation=AllocationPlan(strategy="sdq", choices=(2, 8), budget_bits=4.0))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "looked"),
+    [
+        (of_bits(4, 0.5), True),
+        (of_bits(4, 0.5).model_copy(update={"distil": DistilPlan(init="scratch")}), False),  # its weights tell nothing
+        (LEARNS, False),  # its bits are not known
+    ],
+)
+def test_it_is_the_first_rung_where_there_are_a_parent_and_bits(
+    candidate: Candidate, looked: bool, bench: Workbench, tmp_path: Path
+) -> None:
+    class Notes:
+        rungs: list[tuple[Rung, bool]] = []
+
+        def note(self, **facts: object) -> None: ...
+
+        def before_training(self, known: Known) -> None:
+            self.rungs = []
+
+        def at_rung(self, known: Known, rung: Rung, last: bool) -> None:
+            self.rungs.append((rung, last))
+
+    gate, candidate = Notes(), settle(candidate, bench, Stages())
+    pruned, plan = shape_of(candidate, bench)
+    evaluate(candidate, pruned, plan, bench, Limits(), Stages(), tmp_path, gate)
+    looks = [(rung.stage, rung.epoch, last) for rung, last in gate.rungs if rung.stage == STAGE]
+    assert looks == ([(STAGE, 0.0, False)] if looked else [])
+    assert (gate.rungs[0][0].stage == STAGE) is looked
