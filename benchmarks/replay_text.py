@@ -26,7 +26,7 @@ def section(result: Mapping[str, Any]) -> str:
         "|" + "---|" * HEAD.count(" |"),
         *map(line, gates),
         "",
-        "Medians over the orders (saved, lost), means per order (counts), and shares with their 95 % upper limits for the trials of one order.",
+        "Medians over the orders (saved, lost), means per order (counts), and shares with 95 % upper limits for the trials of one order.",
         f"Optimal rows that were skipped although their accuracy was within its limit: {right}.",
     ]
     return "\n".join([*lines, "", *samplers(result)])

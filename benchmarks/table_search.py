@@ -176,7 +176,7 @@ def shared_of(space: Space, config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, EngineHost(config.runtime, Path(folder)) as engines:
         device = engines.fingerprint
     images = load_search_data(config.data, CACHE).info.digest
-    plain = {key: value for key, value in content["config"].items() if key != "seed"}
+    plain = {key: value for key, value in content["config"].items() if key not in ("seed", "stopping")}  # nothing is stopped in a row
     return {"space": content["space"], "config": plain, "images": images, "device or runtime": device, "versions": versions()}
 
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from benchmarks import replay as command
-from benchmarks import simulated_search
+from benchmarks import replay_text, simulated_search
 from benchmarks.recorded import Table, read_table, space_of
-from benchmarks.replay_gate import gate_claims, order_of, replay, spent_until, upper_share
+from benchmarks.replay_gate import gate_claims, joining, order_of, replay, spent_until, upper_share
 from benchmarks.surrogate import MARKS, Surrogate, features, fitted, paired, search
 from benchmarks.table_search import row_of
 from core.candidate import Candidate, LatencyReport, Measurement, Rung
 from core.config import StoppingConfig
 from core.errors import UserError
 from results.analysis import logarithmic, reference_of
-from results.front import objectives
+from results.front import front, objectives
 from results.record import TeacherReport, TrialRecord
 from search.space import load_space
 
@@ -116,6 +116,26 @@ def test_an_optimal_row_is_skipped_only_where_its_limit_is_wrong(planted: Table)
 
 def test_a_training_costs_the_epochs_that_were_done_in_each_stage() -> None:
     assert [spent_until(BEST, BEST.rungs[:done]) for done in range(4)] == [1.0, 6.0, 11.0, 17.0]
+
+
+def test_who_knows_trains_what_joins_the_front_on_arrival_and_nothing_else() -> None:
+    joined = {row.number for row in joining(PLANTED)}
+    assert {row.number for row in front(PLANTED)} <= joined
+    for place, row in enumerate(PLANTED):
+        earlier = front(PLANTED[:place])
+        assert (row.number in joined) is any(each is row for each in front([*earlier, row]))
+
+
+def test_the_page_says_what_was_saved_and_lost(planted: Table) -> None:
+    claims = gate_claims(planted, [PLANTED] * 4, EARLY)
+    rows = {"gate: a": claims, "gate: b": claims | {"confidence_of": "each look"}, "sampler: tpe": {"volumes": {}}}
+    paired = {"tpe - random": {"all": {"mean_share": 0.0123, "low_95_share": -0.001, "high_95_share": 0.02}}}
+    text = replay_text.section({"table": {"name": "t.json", "rows": len(PLANTED)}, "rows": rows, "paired": paired})
+    assert f"{len(PLANTED)} random candidates of `t.json`" in text
+    (cells,) = [line for line in text.splitlines() if line.startswith("| 0.8 ")]
+    assert f"| 2.0 | 50.0 % (at most {100 * claims['stopped_would_have_joined_upper_95']:.1f} %) | 3.0 |" in cells
+    assert cells.count("|") == replay_text.HEAD.count("|")
+    assert "tpe - random: +1.23 % (-0.10 to +2.00; all of the budget)" in text
 
 
 # --- simulated rows --------------------------------------------------------------------------------------------------
