@@ -22,7 +22,7 @@ from typing import Any
 import optuna
 
 from benchmarks.given_teacher import CACHE, ROOT, given_teacher
-from core.candidate import Candidate
+from core.candidate import START, Candidate
 from core.cli import run_main
 from core.config import Config
 from core.data import load_search_data
@@ -30,7 +30,6 @@ from core.engines import EngineHost
 from core.errors import UserError
 from core.files import write_atomically
 from core.yaml_io import load_config
-from objectives.first_look import STAGE
 from results.record import TrialRecord, read_records
 from search import run
 from search.digest import portable, space_digest
@@ -120,7 +119,7 @@ def whole(name: str) -> list[tuple[TrialRecord, dict[str, Any]]]:
 
 def epochs_seen(each: TrialRecord) -> int:
     """Rungs of its trainings: an interrupted trial lacks those before its last start."""
-    return sum(rung.stage != STAGE for rung in each.rungs)
+    return sum(rung.stage != START for rung in each.rungs)
 
 
 def is_drawn(trial: optuna.trial.FrozenTrial, trials: Mapping[int, optuna.trial.FrozenTrial]) -> bool:

@@ -19,6 +19,8 @@ SELF = "self"
 """The student name of the user's own network."""
 DENSE = frozenset({"ptq", "brecq", "nncf", "float"})
 """Quantisers that leave `sparsity` aside."""
+START = "start"
+"""Stage of the rung before any training."""
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 16]
 StoredBits = Literal[2, 3, 4, 5, 6, 7, 8, 16, 32]

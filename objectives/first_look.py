@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from core.candidate import Rung, ShapePlan
+from core.candidate import START, Rung, ShapePlan
 from core.compress import calibration_indices
 from core.config import PtqConfig
 from core.layers import evaluating
@@ -27,7 +27,6 @@ from objectives.allocation import images_of
 from objectives.bench import Workbench
 from objectives.rungs import accuracy_now
 
-STAGE = "start"
 IMAGES = 512
 """Of the calibration images, for the statistics of batch norm."""
 BATCH = 128
@@ -38,7 +37,7 @@ def first_look(student: nn.Module, plan: ShapePlan, bench: Workbench) -> Rung:
     """The rung before the first epoch of `student`, whose weights are its parent's; it stays as it is."""
     looked, images = rounded_copy(student, plan), images_of(bench)
     adapt(looked, images[calibration_indices(len(images), IMAGES)], bench.device)
-    return Rung(stage=STAGE, epoch=0.0, accuracy=accuracy_now(looked, bench))
+    return Rung(stage=START, epoch=0.0, accuracy=accuracy_now(looked, bench))
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core.candidate import Candidate, Rung
+from core.candidate import START, Candidate, Rung
 
 FOLDS = 10
 FEWEST = 9
@@ -196,7 +196,7 @@ def _misses(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> list[np.nda
 
 def looked_at(rungs: Sequence[Rung]) -> Sequence[Rung]:
     """The rungs at which a training may be stopped: all but that with which it ends, which a quantiser without training does not have."""
-    return rungs[:-1] if rungs and rungs[-1].stage not in ("start", "distil") else rungs
+    return rungs[:-1] if rungs and rungs[-1].stage not in (START, "distil") else rungs
 
 
 def _log_odds(share: float) -> float:

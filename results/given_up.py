@@ -42,7 +42,7 @@ def given_up(records: Sequence[TrialRecord]) -> list[tuple[Kind, list[TrialRecor
 
 def last_accuracy(record: TrialRecord) -> float | None:
     """In [0, 1]: measured, also where a limit of accuracy was then missed, else of the last rung; None where nobody looked."""
-    point = record.measurement or record.missed
+    point = record.reached
     if point is not None:
         return point.accuracy
     return record.rungs[-1].accuracy if record.rungs else None
@@ -69,7 +69,7 @@ def _accuracy(record: TrialRecord, quality: str) -> str:
     value = last_accuracy(record)
     if value is None:
         return f"no {quality}: the trial ended before one was measured"
-    point = record.measurement or record.missed
+    point = record.reached
     if point is not None:
         return f"{quality} {100 * value:.2f} % of {point.images} images"
     rung = record.rungs[-1]

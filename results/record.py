@@ -58,6 +58,11 @@ class TrialRecord(Frozen):
     files: dict[str, str] = {}
     """File in that folder -> 16 hex digits of its SHA-256; empty in studies of an earlier version."""
 
+    @property
+    def reached(self) -> Measurement | None:
+        """What was measured of its engine, also where a limit of accuracy then refused it."""
+        return self.measurement or self.missed
+
     @model_validator(mode="after")
     def _complete_is_measured(self) -> TrialRecord:
         if self.state == "COMPLETE" and (self.measurement is None or self.fingerprint is None):

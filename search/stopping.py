@@ -94,8 +94,9 @@ def trained(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 
 def finished_of(record: TrialRecord) -> Finished:
     """What the record of a trial that was trained in full teaches."""
-    point = record.missed or measured(record)
+    point = record.reached
     assert record.candidate is not None
+    assert point is not None, f"trial {record.number} is not measured"
     return Finished(traits_of(record.candidate, point.parameters, point.macs), record.rungs, point.accuracy)
 
 

@@ -14,6 +14,7 @@ from core.compress import calibrate
 from core.layers import layer_infos
 from core.quantise.graph import Grid, build_graph
 from core.quantise.ptq import ptq
+from core.quantise.setting import Penalty
 
 SHAPE = (3, 8, 8)
 CLASSES = 5
@@ -34,6 +35,19 @@ def settled(model: nn.Module, shape: tuple[int, int, int] = SHAPE) -> nn.Module:
     with torch.no_grad():
         for seed in range(3):
             model(images(16, shape, seed))
+    return model.eval()
+
+
+def train(model: nn.Module, penalty: Penalty | None = None, *, steps: int = 12, **options: float) -> nn.Module:
+    """The network after some steps of SGD on random images, in eval mode: a finetune for quantisers."""
+    model.train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, **options)
+    x, y = images(32), torch.arange(32) % CLASSES
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        (loss if penalty is None else loss + penalty()).backward()
+        optimiser.step()
     return model.eval()
 
 

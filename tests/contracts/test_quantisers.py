@@ -21,7 +21,7 @@ from core.quantise.graph import build_graph
 from core.quantise.integer import IntegerWeight, limits
 from core.quantise.setting import Finetune, Penalty, Setting
 from core.quantise.stored import CodebookWeight, FloatWeight, StoredWeight, half
-from tests.tiny_nets import CLASSES, SHAPE, Residual, images, plan_of, settled
+from tests.tiny_nets import SHAPE, Residual, images, plan_of, settled, train
 
 every_quantiser = pytest.mark.parametrize("name", QUANTISERS)
 BITS = dict(zip(("stem", "conv1", "conv2", "project", "head"), (8, 2, 3, 5, 16), strict=True))
@@ -41,15 +41,7 @@ def untrained(model: nn.Module, penalty: object = None) -> nn.Module:
 
 def trained(model: nn.Module, penalty: Penalty | None = None) -> nn.Module:
     """A few steps with weight decay, which moves also what no gradient reaches."""
-    model.train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    x, y = images(32), torch.arange(32) % CLASSES
-    for _ in range(6):
-        optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
-        (loss if penalty is None else loss + penalty()).backward()
-        optimiser.step()
-    return model.eval()
+    return train(model, penalty, steps=6, momentum=0.9, weight_decay=5e-4)
 
 
 def stored(

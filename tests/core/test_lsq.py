@@ -23,7 +23,7 @@ from core.quantise.setting import Penalty, Setting
 from core.students import STUDENTS
 from core.train import Device, fit
 from tests.tiny_data import view_set
-from tests.tiny_nets import CLASSES, Residual, images, plan_of, settled
+from tests.tiny_nets import Residual, plan_of, settled, train
 
 
 def reference_step_gradient(weight: Tensor, step: Tensor, grad: Tensor, bits: int) -> Tensor:
@@ -71,15 +71,7 @@ def test_the_forward_pass_is_on_the_grid(bits: int) -> None:
 
 
 def train_a_little(model: nn.Module, penalty: Penalty | None = None) -> None:
-    model.train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
-    x, y = images(32), torch.arange(32) % CLASSES
-    for _ in range(5):
-        optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
-        (loss if penalty is None else loss + penalty()).backward()
-        optimiser.step()
-    model.eval()
+    train(model, penalty, steps=5)
 
 
 def test_after_training_the_weights_of_every_layer_are_on_their_grid_and_nothing_is_left_of_lsq() -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from core.quantise.integer import best_scales, limits, per_channel, to_integers
 from core.quantise.lsq import lsq
 from core.quantise.rate import coded_bits, rate
-from core.quantise.setting import Penalty, Setting
-from tests.tiny_nets import CLASSES, Residual, images, plan_of, settled
+from core.quantise.setting import Setting
+from tests.tiny_nets import Residual, plan_of, settled, train
 
 
 def weight() -> Tensor:
@@ -55,18 +55,6 @@ def test_the_gradients_are_those_of_the_interpolation_and_the_step_s_has_lsq_s_s
     torch.testing.assert_close(coded_bits(weight(), scales, low, high), expected.detach(), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(latent.grad, same.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(step.grad, other.grad / (36 * high) ** 0.5, rtol=1e-3, atol=1e-3)
-
-
-def train(model: nn.Module, penalty: Penalty | None = None) -> nn.Module:
-    model.train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
-    x, y = images(32), torch.arange(32) % CLASSES
-    for _ in range(12):
-        optimiser.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
-        (loss if penalty is None else loss + penalty()).backward()
-        optimiser.step()
-    return model.eval()
 
 
 def network() -> nn.Module:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, Rung
+from core.candidate import START, AllocationPlan, Candidate, DistilPlan, GroupPlan, Rung
 from core.layers import evaluating
 from core.train import Device
 from objectives.allocation import settle
 from objectives.bench import Stages, Workbench
 from objectives.budget import Known, Limits
 from objectives.evaluate import evaluate, shape_of
-from objectives.first_look import STAGE, adapt, first_look, rounded_copy
+from objectives.first_look import adapt, first_look, rounded_copy
 from objectives.rungs import accuracy_now
 
 FLOAT = Device(torch.device("cpu"), None)
@@ -104,6 +104,6 @@ def test_it_is_the_first_rung_where_there_are_a_parent_and_bits(
     gate, candidate = Notes(), settle(candidate, bench, Stages())
     pruned, plan = shape_of(candidate, bench)
     evaluate(candidate, pruned, plan, bench, Limits(), Stages(), tmp_path, gate)
-    looks = [(rung.stage, rung.epoch, last) for rung, last in gate.rungs if rung.stage == STAGE]
-    assert looks == ([(STAGE, 0.0, False)] if looked else [])
-    assert (gate.rungs[0][0].stage == STAGE) is looked
+    looks = [(rung.stage, rung.epoch, last) for rung, last in gate.rungs if rung.stage == START]
+    assert looks == ([(START, 0.0, False)] if looked else [])
+    assert (gate.rungs[0][0].stage == START) is looked
