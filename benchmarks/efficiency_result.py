@@ -101,6 +101,24 @@ def report(content: Mapping[str, Any]) -> str:
     return "\n\n".join(f"With {kind}:\n\n{_table(told)}" for kind, told in result(content).items()) or "no seed has both arms yet"
 
 
+def section(content: Mapping[str, Any]) -> str:
+    """For docs/protocol.md: what was compared, where, the tables and the picture of pictures.py."""
+    shared = content["shared"]
+    device, versions = shared["device"], shared["versions"]
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "optuna", "onnxruntime"))
+    lines = [
+        f"**Live:** `search.run` against the loop of `benchmarks/plain_search.py`, which runs {shared['trials']} trials of",
+        f"{shared['epochs']} epochs, every one in full. Both search `spaces/cifar10.yaml` on {shared['train_limit']:,} images with one",
+        "teacher file and ONNX Runtime, by wall-clock; ours begins in an empty folder. A front is its hypervolume over (error, log2 bytes,",
+        f"log2 ms). {device['cpu']}, {device['cores']} cores, {named}; {len(seeds_of(content))} seeds.",
+        "",
+        report(content),
+        "",
+        "![hypervolume over time](search_efficiency.png)",
+    ]
+    return "\n".join(lines)
+
+
 def _table(told: Mapping[str, Any]) -> str:
     lines = ["| seed | " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for seed, row in told["seeds"].items():

@@ -41,11 +41,12 @@ def main() -> None:
 
 def protocol() -> str:
     """The measured section of docs/protocol.md: every student's latencies, what a study survives, and what stopping saves and loses."""
-    from benchmarks import latency_zoo, replay_text, workers_text
+    from benchmarks import efficiency_result, latency_zoo, replay_text, workers_text
 
     survived = workers_text.section(read("kills"), read("fuzz"), read("scaling"))
     stopping = f"## Skipping and stopping\n\n{replay_text.section(read('replay'))}"
-    return "\n\n".join([latency_zoo.table(read("latency_zoo")["rows"]), survived, stopping])
+    live = f"## Against a search written by hand\n\n{efficiency_result.section(read('search_efficiency'))}"
+    return "\n\n".join([latency_zoo.table(read("latency_zoo")["rows"]), survived, stopping, live])
 
 
 def methods() -> str:

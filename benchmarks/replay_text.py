@@ -14,7 +14,7 @@ HEAD = (
 
 def section(result: Mapping[str, Any]) -> str:
     """Skipping and stopping by confidence, and the samplers; from the JSON of replay.py."""
-    gates = [row for key, row in result["rows"].items() if key.startswith(PREFIX) and row["confidence_of"] != "each look"]
+    gates = gates_of(result)
     facts, first = result["table"], gates[0]
     told = f"{facts['rows']} random candidates of `{facts['name']}`, each trained in full once"
     right = sum(row["optimal_skipped_bound_right"] for row in gates)
@@ -28,8 +28,16 @@ def section(result: Mapping[str, Any]) -> str:
         "",
         "Medians over the orders (saved, lost), means per order (counts), and shares with 95 % upper limits for the trials of one order.",
         f"Optimal rows that were skipped although their accuracy was within its limit: {right}.",
+        "",
+        "![what skipping and stopping save and lose](skip_stop.png)",
     ]
     return "\n".join([*lines, "", *samplers(result)])
+
+
+def gates_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of skipping and stopping, by rising confidence."""
+    gates = [row for key, row in result["rows"].items() if key.startswith(PREFIX) and row["confidence_of"] != "each look"]
+    return sorted(gates, key=lambda row: float(row["confidence"]))
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
 
 from core.errors import DiskRefused, TrialError, UserError
 from search.baselines import enqueue_allocated
@@ -56,6 +57,8 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
             raise UserError(
                 f"{failures} trials in a row failed, the last because: {last.reason}; mend the cause and run the same command again"
             )
+        if sampler.exhausted and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            return "every combination of the space has been tried (--sampler grid)"
     return reason
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from core.tables import lookup
@@ -46,11 +46,27 @@ class _Recent:
         return self._study._get_trials(**how)[-WINDOW:]
 
 
+class Grid(BruteForceSampler):
+    """Every combination once; `exhausted` when there is none left. Ranges must have steps."""
+
+    exhausted = False
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """As Optuna's, which then ends the call of `optimize`: here that is one trial."""
+        super().after_trial(study, trial, state, values)
+        self.exhausted = study._stop_flag
+
+
 class Clocked(BaseSampler):
     """Passes everything on to `sampler` and adds up its `seconds`."""
 
     def __init__(self, sampler: BaseSampler) -> None:
         self.sampler, self.seconds = sampler, 0.0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has nothing new to propose."""
+        return isinstance(self.sampler, Grid) and self.sampler.exhausted
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._timed(self.sampler.infer_relative_search_space, study, trial)
@@ -85,6 +101,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "nsga3": lambda seed: NSGAIIISampler(population_size=POPULATION, seed=seed),
     "gp": lambda seed: GPSampler(seed=seed, n_startup_trials=STARTUP),
     "random": lambda seed: RandomSampler(seed=seed),
+    "grid": lambda seed: Grid(seed=seed),
 }
 
 

@@ -19,7 +19,7 @@ from core.tables import lookup
 from core.yaml_io import load_config
 from search.images import check_images
 from search.methods import check_methods
-from search.space import SELF, Space, check_names, default_space, load_space, split_overrides
+from search.space import SELF, Range, Space, check_names, default_space, load_space, split_overrides
 from search.starts import check_starts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--cluster", metavar="NAME", help="place the workers by ray, dask, ray://host:port or dask://host:port")
     run.add_argument("--gpus-per-worker", type=float, default=0.0, metavar="G", help="of a Ray cluster (default %(default)g)")
-    run.add_argument("--sampler", default="tpe", metavar="NAME", help="tpe (default), nsga2, nsga3, gp, random or auto")
+    run.add_argument(
+        "--sampler", default="tpe", metavar="NAME", help="tpe (default), nsga2, nsga3, gp, random, grid (all combinations) or auto"
+    )
     run.add_argument("--max-hours", type=float, metavar="H", help="begin no trial after H hours of this start")
     run.add_argument("--plateau", type=int, metavar="N", help="end when N trials hardly added to the hypervolume")
     run.add_argument("--fresh", action="store_true", help="delete the study first")
@@ -113,6 +115,8 @@ def resolve_arguments(args: argparse.Namespace) -> tuple[Space, Config]:
         )
     for_space, for_config = split_overrides([*args.overrides, *_flags_as_overrides(args)])
     space = _own_space(for_space) if args.space is None else load_space(args.space, for_space)
+    if args.sampler == "grid":
+        check_grid(space)
     config = load_config(args.config or space.config, for_config, ROOT)
     _check(space, config, str(args.space or "the default space"))
     return space, config
@@ -125,6 +129,18 @@ def check_course(sampler: str, hours: float | None, plateau: int | None) -> None
         raise UserError(f"--max-hours must be a number above 0, but got {hours:g}; leave it out for no limit")
     if plateau is not None and plateau < 1:
         raise UserError(f"--plateau must be at least 1, but got {plateau}; leave it out for none")
+
+
+def check_grid(space: Space) -> None:
+    """Raises UserError where the space has more combinations than can be counted."""
+    from search.sample import genes  # late: it imports optuna
+
+    for name, value in genes(space).items():
+        if isinstance(value, Range) and value.step is None:
+            raise UserError(
+                f"--sampler grid takes lists and ranges with a step, but {name} is any number from {value.low:g} to {value.high:g}; "
+                "give it a step or a list"
+            )
 
 
 def _flags_as_overrides(args: argparse.Namespace) -> list[str]:

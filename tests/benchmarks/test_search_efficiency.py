@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import search_efficiency
+from benchmarks import pictures, search_efficiency
 from benchmarks.efficiency_result import compare, report, result
 from benchmarks.plain_search import name_of
 from core.errors import UserError
@@ -125,3 +125,10 @@ def test_the_models_of_both_arms_are_timed_again_and_must_be_there(tmp_path: Pat
     search_efficiency.emptied(search_efficiency.models_of(args, "ours", 0))
     with pytest.raises(UserError, match=r"ours-0/000\.onnx is not; run seed 0 anew"):
         search_efficiency.retimed(args, 0)
+
+
+def test_the_picture_has_a_panel_per_seed_with_both_arms_as_they_grow() -> None:
+    figure = pictures.efficiency(content(*[([(50, *WEAK), (100, *GOOD)], [(5, *WEAK), (10, *GOOD)])] * 2))
+    assert [(line.name, list(line.x)) for line in figure.data] == [("hand-written loop", [50, 100]), ("search.run", [5, 10])] * 2
+    assert all(line.y[1] == pytest.approx(0.6 * 2 * 2) for line in figure.data)
+    assert len({line.xaxis for line in figure.data}) == 2

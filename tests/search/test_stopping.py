@@ -25,10 +25,11 @@ from search.account import account, account_text, saved
 from search.constraints import excesses, pass_on
 from search.goal import Goal, volumes_of
 from search.samplers import SAMPLERS, STARTUP, WINDOW, make_sampler, make_seed
-from search.setup import check_course
-from search.space import Constraints
+from search.setup import check_course, check_grid
+from search.space import Constraints, load_space
 from search.study import DIRECTIONS
 from search.trial import TrialRunner
+from tests.search.studies import ROOT
 
 TRIALS = 60
 ALL = StoppingConfig(skip=False, stop=False)
@@ -93,13 +94,13 @@ def test_the_front_and_its_hypervolume_grow_with_every_record(stopped: TrialRunn
     assert [record.number for record in stopped.best] == [record.number for record in front(stopped.records)]
 
 
-@pytest.mark.parametrize("sampler", [*sorted(set(SAMPLERS) - {"gp"}), "auto"])
+@pytest.mark.parametrize("sampler", [*sorted(set(SAMPLERS) - {"gp", "grid"}), "auto"])
 def test_a_seed_gives_the_same_study_again(sampler: str, tmp_path: Path) -> None:
     first, second = (simulate(sampler, 30, 3, tmp_path / name) for name in "ab")
     assert plain(first.records) == plain(second.records)
 
 
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"gp"}))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"gp", "grid"}))
 def test_a_sampler_goes_on_when_every_third_trial_is_pruned(sampler: str, tmp_path: Path) -> None:
     records = simulate(sampler, TRIALS, 0, tmp_path, limited=0.3, stopping=ALL).records
     states = Counter(record.state for record in records)
@@ -156,7 +157,7 @@ def test_the_gaussian_process_asks_its_model_though_every_third_trial_was_pruned
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown sampler 'tpee', did you mean 'tpe'\?; known: gp, nsga2, nsga3, random, tpe"):
+    with pytest.raises(UserError, match=r"unknown sampler 'tpee', did you mean 'tpe'\?; known: gp, grid, nsga2, nsga3, random, tpe"):
         make_sampler("tpee", 0, 0, 10)
 
 
@@ -239,7 +240,7 @@ def test_soft_constraints_reach_the_sampler_and_the_dashboard_s_key(full: TrialR
 @pytest.mark.parametrize(
     ("wrong", "law"),
     [
-        (("tpee", None, None), r"unknown sampler 'tpee', did you mean 'tpe'\?; known: auto, gp, nsga2, nsga3, random, tpe"),
+        (("tpee", None, None), r"unknown sampler 'tpee', did you mean 'tpe'\?; known: auto, gp, grid, nsga2, nsga3, random, tpe"),
         (("tpe", 0.0, None), r"--max-hours must be a number above 0, but got 0; leave it out for no limit"),
         (("tpe", None, 0), r"--plateau must be at least 1, but got 0; leave it out for none"),
     ],
@@ -248,3 +249,10 @@ def test_a_course_that_is_none_is_refused(wrong: tuple[str, float | None, int | 
     with pytest.raises(UserError, match=law):
         check_course(*wrong)
     check_course("auto", 0.5, 1)
+
+
+def test_a_grid_of_endless_combinations_is_refused() -> None:
+    space = load_space(ROOT / "spaces" / "cifar10.yaml", [])
+    with pytest.raises(UserError, match=r"lists and ranges with a step, but temperature is any number from 2 to 8; give it a step"):
+        check_grid(space)
+    check_grid(load_space(ROOT / "spaces" / "cifar10.yaml", ["distil.temperature=[2, 4]"]))

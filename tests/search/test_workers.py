@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,21 +37,21 @@ GONE = current_owner() | {"start": 0}
 class Worker:
     """One worker of the study in `folder`, with a connection, a lock and an identity of its own."""
 
-    def __init__(self, url: str, folder: Path, name: int = 0, seconds: float = 0.0) -> None:
+    def __init__(self, url: str, folder: Path, name: int = 0, seconds: float = 0.0, settings: Sequence[str] = ()) -> None:
         self.lock = StudyLock(url, folder)
         with self.lock:
             self.study = open_study(url, folder.name, "digest", {})
         owner = current_owner() | {"worker": name}
-        self.runner = Untrained(load_space(SPACE, []), self.lock.release, Progress(0, quiet=True), seconds=seconds, owner=owner)
+        self.runner = Untrained(load_space(SPACE, settings), self.lock.release, Progress(0, quiet=True), seconds=seconds, owner=owner)
 
     def close(self) -> None:
         self.lock.close()
         self.study._storage.remove_session()
         self.study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
 
-    def run(self, trials: int) -> None:
+    def run(self, trials: int, sampler: str = "random") -> None:
         try:
-            run_trials(self.study, self.runner, Goal(trials, sampler="random"), self.lock)
+            self.end = run_trials(self.study, self.runner, Goal(trials, sampler=sampler), self.lock)
         finally:
             self.study._storage.remove_session()  # this thread's
 
@@ -82,6 +82,23 @@ def test_three_workers_end_with_exactly_the_number_and_none_draws_what_another_d
     assert len({str(trial.params) for trial in study.trials}) == 13
     assert sum(worker.runner.count for worker in workers) == 13
     assert len({trial.user_attrs[OWNER_KEY]["worker"] for trial in study.trials}) > 1
+
+
+FOUR = ["student.name=resnet8", "student.width=[0.5, 1.0]", "distil.temperature=4", "distil.weight=[0.5, 0.9]", "prune.ratio=0"]
+FOUR += ["quantise.weight_bits=4", "quantise.execution=int8"]
+"""Settings that leave four combinations."""
+
+
+def test_a_grid_has_every_combination_once_and_ends_the_study_whatever_the_number_asked(study_folder: Path) -> None:
+    workers = [Worker(url_in(study_folder), study_folder, name, settings=FOUR) for name in range(2)]
+    workers[0].study.enqueue_trial({"width": 1.0, "weight": 0.9})  # a combination that was asked for before counts as tried
+    workers[0].run(3, "grid")
+    assert workers[0].end is None
+    workers[1].run(50, "grid")  # a study that continues
+    assert workers[1].end == "every combination of the space has been tried (--sampler grid)"
+    assert sorted((trial.params["width"], trial.params["weight"]) for trial in workers[0].study.trials) == [
+        *((0.5, 0.5), (0.5, 0.9), (1.0, 0.5), (1.0, 0.9))
+    ]
 
 
 def test_a_worker_takes_up_the_trial_of_a_dead_one_with_its_parameters(study_folder: Path) -> None:

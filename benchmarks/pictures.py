@@ -1,0 +1,111 @@
+"""Pictures of results for the docs: python -m benchmarks.pictures      (needs chromium or chrome)
+
+Each is drawn from one file of results/ and shot by a browser that loads nothing: docs/search_efficiency.png, docs/skip_stop.png.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from benchmarks.efficiency_result import CLASSES, points_of, seeds_of, volumes
+from benchmarks.replay_text import gates_of
+from core.cli import run_main
+from core.errors import UserError
+from results.analysis import reference_of
+from results.record import TeacherReport
+from results.web import ACCENT, DIM, STAR, template
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+WIDTH = 1100
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000")
+ARMS = {"plain": ("hand-written loop", STAR), "ours": ("search.run", ACCENT)}
+
+
+def efficiency(content: Mapping[str, Any]) -> go.Figure:
+    """Hypervolume over seconds of both arms, a panel per seed; the dotted line is where the plain arm ends. From search_efficiency.json."""
+    rows = content["rows"]
+    seeds = [seed for seed in seeds_of(content) if {f"plain:{seed}", f"ours:{seed}"} <= rows.keys()]
+    figure = make_subplots(cols=len(seeds), shared_yaxes=True, subplot_titles=[f"seed {seed}" for seed in seeds], horizontal_spacing=0.03)
+    for column, seed in enumerate(seeds, 1):
+        reference = reference_of(TeacherReport.model_validate(rows[f"ours:{seed}"]["teacher"]), CLASSES)
+        again = f"retimed:{seed}" in rows
+        for arm, (name, colour) in ARMS.items():
+            seconds, grown = zip(*volumes(points_of(rows, arm, seed, again), reference), strict=True)
+            style = {"line": {"color": colour, "width": 2.5, "shape": "hv"}, "marker": {"size": 6}, "mode": "lines+markers"}
+            figure.add_scatter(x=seconds, y=grown, name=name, legendgroup=arm, showlegend=column == 1, row=1, col=column, **style)
+            if arm == "plain":
+                figure.add_hline(y=grown[-1], line={"color": DIM, "dash": "dot", "width": 1.5}, row=1, col=column)
+    figure.update_xaxes(type="log", title="seconds since the start", dtick=1)
+    figure.update_yaxes(title="hypervolume of the front", col=1)
+    return figure.update_layout(height=420)
+
+
+def skip_stop(content: Mapping[str, Any]) -> go.Figure:
+    """What skipping and stopping save and lose by confidence. From replay.json."""
+    rows = gates_of(content)
+    asked = [str(row["confidence"]) for row in rows]
+    titles = ("training time saved, %", "hypervolume lost, %", "of the stopped would have joined, %")
+    figure = make_subplots(cols=3, subplot_titles=titles, horizontal_spacing=0.07)
+
+    def percent(name: str) -> list[float]:
+        return [100 * row[name] for row in rows]
+
+    saved = (("possible_median", "possible, all trials", DIM), ("saved_median", "saved, all trials", ACCENT))
+    for name, label, colour in (*saved, ("saved_later_median", "saved, second half", STAR)):
+        figure.add_bar(x=asked, y=percent(name), name=label, marker_color=colour, row=1, col=1)
+    lost, worst = percent("hypervolume_lost_median"), percent("hypervolume_lost_worst_tenth")
+    spread = {"type": "data", "symmetric": False, "array": [b - a for a, b in zip(lost, worst, strict=True)]}
+    figure.add_bar(x=asked, y=lost, error_y=spread, marker_color=ACCENT, showlegend=False, row=1, col=2)
+    joined, most = percent("stopped_would_have_joined"), percent("stopped_would_have_joined_upper_95")
+    limit = {"type": "data", "symmetric": False, "array": [b - a for a, b in zip(joined, most, strict=True)]}
+    figure.add_bar(x=asked, y=joined, error_y=limit, marker_color=ACCENT, showlegend=False, row=1, col=3)
+    figure.update_xaxes(title="stopping.confidence", type="category")
+    figure.update_yaxes(rangemode="tozero")
+    return figure.update_layout(height=400)
+
+
+PICTURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], go.Figure]]] = {
+    "search_efficiency": ("search_efficiency.json", efficiency),
+    "skip_stop": ("replay.json", skip_stop),
+}
+"""Name of the picture -> the result that it is drawn from, and how."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Draw every picture whose result is there; `argv` has none."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        raise UserError(f"pictures are shot by a browser, but none of {', '.join(BROWSERS)} is there")
+    for name, (result, draw) in PICTURES.items():
+        if (file := RESULTS / result).exists():
+            shoot(browser, draw(json.loads(file.read_text(encoding="utf-8"))), DOCS / f"{name}.png")
+            print(f"written: docs/{name}.png")
+    return 0
+
+
+def shoot(browser: str, figure: go.Figure, picture: Path) -> None:
+    """The figure as a PNG of WIDTH pixels, in the light scheme."""
+    legend = {"orientation": "h", "y": 1.22, "x": 0}
+    figure.update_layout(template=template("light"), width=WIDTH, legend=legend, margin={"t": 90})
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "page.html")
+        html = figure.to_html(include_plotlyjs=True, config={"staticPlot": True})
+        page.write_text(html.replace("<body>", '<body style="margin:0">'), encoding="utf-8")
+        size = f"--window-size={WIDTH},{figure.layout.height}"
+        shot = (f"--screenshot={picture.resolve()}", f"--user-data-dir={folder}/profile", page.as_uri())
+        subprocess.run([browser, *FLAGS, size, *shot], check=True, capture_output=True, timeout=120)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_main(main))
