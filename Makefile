@@ -17,7 +17,7 @@ demo: install
 	$(RUN) -m search.export_best --rank 0
 
 test: install
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(RUN) -m ruff check .

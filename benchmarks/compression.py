@@ -9,7 +9,8 @@ split OpenVINO, with float layers in f32 and in bf16, agrees with the simulation
 
 A row is written as soon as it is finished, and a finished row is not made again: start the command again after an interruption, or start
 two with --shard 0/2 and --shard 1/2. --markdown prints the table of the rows that there are, and whether the project's bars are met.
-Nothing is chosen by the test split; it is scored once per row. Writes benchmarks/results/compression.json.
+A row that fails says why, and the next start tries it again. Nothing is chosen by the test split; it is scored once per row. Writes
+benchmarks/results/compression.json.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from torch import nn
 
 from benchmarks.compression_markdown import markdown
 from benchmarks.rows import CACHE, ROOT, Ground, Table, build_parser, open_ground
-from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan
+from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, fingerprint
 from core.cli import run_main
+from core.config import Config
 from core.data.types import Images
 from core.engines import EngineHost
 from core.hardware import device_facts
@@ -124,6 +126,8 @@ class Bench(Ground):
     work: Workbench
     openvino: dict[str, EngineHost]
     """By the precision of float layers."""
+    teacher_test: float
+    """Accuracy of the teacher on the test split, to compare with."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,16 +154,24 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
             for precision in PRECISIONS
         }
         work = Workbench(config, data, views, teacher, logits, device, engines, FOLDER)
-        yield Bench(**vars(ground), work=work, openvino=openvino)
+        yield Bench(**vars(ground), work=work, openvino=openvino, teacher_test=teacher_accuracy(ground))
+
+
+@torch.inference_mode()
+def teacher_accuracy(ground: Ground) -> float:
+    """Share of the test images that the teacher gets right, in float32."""
+    parts = [ground.teacher.normalise(part).to(ground.device.device) for part in ground.test.chunks()]
+    top1 = torch.cat([simulate(ground.teacher.model, part).argmax(1).cpu() for part in parts])
+    return float((top1 == ground.test.labels.cpu()).double().mean())
 
 
 def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
     """One row through a trial's path, and its engine on the test split."""
-    bench = replace(shared_bench.work, config=shared_bench.config.model_copy(update={"seed": row.seed}))
     kind, stages, start = kind_of(row), Stages(), time.perf_counter()
+    bench = replace(shared_bench.work, config=recipe_of(row, shared_bench.config))
     candidate = settle(candidate_of(row, bench), bench, stages)
     pruned, plan = shape_of(candidate, bench)
-    done = evaluate(candidate, pruned, plan, bench, Limits(), stages, FOLDER / "candidates" / row.name.replace(":", "-"))
+    done = evaluate(candidate, pruned, plan, bench, Limits(), stages, folder_of(row, candidate, bench))
     seconds, measured, final = time.perf_counter() - start, done.measurement, done.candidate or candidate
     packed = (done.folder / "weights.pack").read_bytes()
     return {
@@ -169,6 +181,7 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
         "seed": row.seed,
         "test_accuracy": engine_accuracy(bench, done.folder / "model.onnx", shared_bench.test),
         "search_accuracy": measured.accuracy,
+        "teacher_test_accuracy": shared_bench.teacher_test,
         "agreement": measured.agreement,
         "openvino": compared(shared_bench.openvino, done, bench),
         "packed_bytes": len(packed),
@@ -185,6 +198,19 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
         "device": device_facts(),
         "recipe": bench.config.quantise.train.model_dump(mode="json"),
     }
+
+
+def recipe_of(row: Row, config: Config) -> Config:
+    """With the row's seed. `sdq` trains twice, so it has half of the epochs each time: what it is compared with has them once."""
+    train, halves = config.quantise.train, 2 if kind_of(row).strategy == "sdq" else 1
+    shorter = train.model_copy(update={"epochs": train.epochs / halves})
+    return config.model_copy(update={"seed": row.seed, "quantise": config.quantise.model_copy(update={"train": shorter})})
+
+
+def folder_of(row: Row, candidate: Candidate, bench: Workbench) -> Path:
+    """Of the row's files. An interrupted training goes on there, so another recipe has another folder."""
+    recipe = fingerprint(candidate.model_dump(mode="json"), bench.config.model_dump(mode="json", include={"parent", "quantise", "views"}))
+    return FOLDER / "candidates" / f"{row.name.replace(':', '-')}-{recipe}"
 
 
 def compared(engines: dict[str, EngineHost], done: Evaluation, bench: Workbench) -> dict[str, Any]:
@@ -271,7 +297,7 @@ def shared(bench: Bench) -> dict[str, Any]:
     return bench.facts() | recipes
 
 
-TABLE = Table(ROWS, "network:kind:seed", open_bench, shared, compress, markdown)
+TABLE = Table(ROWS, "network:kind:seed", open_bench, shared, compress, markdown, together=lambda row: (row.student, row.seed))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|"
     )
     lines = [_caption(result, rows), "", head, *(_line(*key, table) for key in table)]
-    return "\n".join([*lines, "", "### Bars", "", *bar_lines(bars(result, table))])
+    return "\n".join([*lines, "", "### Bars", "", *bar_lines(bars(table))])
 
 
 def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -35,9 +35,9 @@ def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"FP32 networks: {parent['epochs']:g} epochs on {result['data']['train']:,} images ({result['data']['name']}), taught by "
         f"{teacher['name']} ({100 * teacher['search_accuracy']:.2f} % on the search split); fine-tunes: {finetune['epochs']:g} epochs. "
         f"Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the seeds. 1 KB is "
-        f"1000 bytes; `smaller`: FP32's packed file over the coded one. `sdq`, `codebook` and `chain` take two trainings of "
-        f"{finetune['epochs']:g} epochs (for the bits, or with the mask; then for the weights), the others one or none. The draws of `haq` "
-        "stand for `per_layer` and `per_position`: there too Optuna chooses the bits, without a rule. "
+        f"1000 bytes; `smaller`: FP32's packed file over the coded one. `codebook` and `chain` take two trainings of {finetune['epochs']:g}"
+        f" epochs (with the mask, then for the weights), `sdq` two of half as many (for the bits, then for the weights). "
+        "The draws of `haq` stand for `per_layer` and `per_position`: there too Optuna chooses the bits, without a rule. "
         f"{rows[0]['device']['cpu']}, {threads} thread(s) per process."
     )
 

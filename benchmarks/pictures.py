@@ -1,6 +1,7 @@
 """Pictures of results for the docs: python -m benchmarks.pictures      (needs chromium or chrome)
 
-Each is drawn from one file of results/ and shot by a browser that loads nothing: docs/search_efficiency.png, docs/skip_stop.png.
+Each is drawn from one file of results/ and shot by a browser that loads nothing: docs/cifar10_front.png, docs/search_efficiency.png,
+docs/skip_stop.png.
 """
 
 from __future__ import annotations
@@ -30,6 +31,30 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH = 1100
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000")
 ARMS = {"plain": ("hand-written loop", STAR), "ours": ("search.run", ACCENT)}
+
+
+def front(content: Mapping[str, Any]) -> go.Figure:
+    """The points of a search by accuracy and bytes, and by accuracy and latency; numbers are ranks. From cifar10_search.json."""
+    teacher = content["run"]["teacher"]
+    goal = {"search_accuracy": teacher["accuracy"], "size_bytes": teacher["size_bytes"], "p50_ms": teacher["latency"]["p50_ms"]}
+    figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    for column, (key, unit) in enumerate({"size_bytes": 1000, "p50_ms": 1}.items(), 1):
+        for name, points, marker in (
+            ("dominated", content.get("dominated", []), {"color": DIM, "size": 8, "opacity": 0.6}),
+            ("front", content["front"], {"color": ACCENT, "size": 11}),
+            ("teacher, FP32", [goal], {"color": STAR, "size": 16, "symbol": "star"}),
+        ):
+            figure.add_scatter(
+                x=[point[key] / unit for point in points],
+                y=[100 * point["search_accuracy"] for point in points],
+                text=[str(point.get("rank", "")) if name == "front" else "" for point in points],
+                **{"mode": "markers+text", "textposition": "top center", "marker": marker, "name": name},
+                **{"showlegend": column == 1 and bool(points), "row": 1, "col": column},
+            )
+    figure.update_xaxes(type="log", title="size of the weight file, KB (log)", col=1)
+    figure.update_xaxes(type="log", title="latency, ms (log)", col=2)
+    figure.update_yaxes(title="accuracy on the search split, %", col=1)
+    return figure.update_layout(height=480)
 
 
 def efficiency(content: Mapping[str, Any]) -> go.Figure:
@@ -76,6 +101,7 @@ def skip_stop(content: Mapping[str, Any]) -> go.Figure:
 
 
 PICTURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], go.Figure]]] = {
+    "cifar10_front": ("cifar10_search.json", front),
     "search_efficiency": ("search_efficiency.json", efficiency),
     "skip_stop": ("replay.json", skip_stop),
 }

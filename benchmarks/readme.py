@@ -1,4 +1,4 @@
-"""Write what was measured into READMEs, docs/protocol.md, docs/methods.md and docs/recipes.md: python benchmarks/readme.py [--check]
+"""Write what was measured into READMEs and into protocol, methods, guide and recipes of docs/: python benchmarks/readme.py [--check]
 
 Figures come from benchmarks/results/*.json. None is typed by hand: the words of each language are in benchmarks/readme_text.py.
 `--check` fails when a page differs from the results.
@@ -21,13 +21,18 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from benchmarks.readme_text import PAGES  # late: as a script this file is in no package
+    from benchmarks import walk  # late: as a script this file is in no package
+    from benchmarks.readme_text import PAGES
     from benchmarks.recipes import with_measured
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    sections = {page: section(words) for page, words in PAGES.items()} | {"docs/protocol.md": protocol(), "docs/methods.md": methods()}
+    sections = {page: section(words) for page, words in PAGES.items()} | {
+        "docs/protocol.md": protocol(),
+        "docs/methods.md": methods(),
+        "docs/guide.md": walk.section(read("walk")),
+    }
     changes: dict[str, Callable[[str], str]] = {page: partial(with_section, text=text) for page, text in sections.items()}
     changes["docs/recipes.md"] = with_measured
     for page, change in changes.items():
@@ -82,7 +87,7 @@ def section(words: dict[str, str]) -> str:
 
 def machine(run: dict[str, Any], words: dict[str, str]) -> str:
     device, versions = run["device"], run["versions"]
-    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "optuna", "onnx", "openvino"))
+    named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "optuna", "onnx", "openvino", "onnxruntime"))
     return words["machine"].format(
         cpu=device["cpu"], cores=device["cores"], isa=", ".join(device["isa"]), python=versions["python"], versions=named
     )
@@ -175,6 +180,8 @@ def throughput(result: dict[str, Any], words: dict[str, str]) -> str:
     rates, ratio = result["images_per_second"], result["ratios"]["ours/plain"]
     return words["throughput"].format(
         batch=result["batch"],
+        precision=result["precision_ours"].removeprefix("torch."),
+        threads=result["device"]["threads"],
         ours=rates["ours"]["median"],
         plain=rates[result["plain"]]["median"],
         bare=rates["bare"]["median"],

@@ -50,6 +50,7 @@ ENGINES_FOR_GPUS = (
 )
 """TensorRT-RTX builds engines for GPUs that are not here: accuracy and size are searched, nothing is timed."""
 PAIR = (*FEW, "teacher.train.epochs=2", "finetune.epochs=3")
+HINT = "--set distil.loss=hint --set distil.weight=100 --set distil.ce_weight=1"
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,19 @@ RECIPES = (
         Recipe(rule, f"{SPACES}/bit_allocation.yaml --set allocation.strategy={rule} --study {rule} --trials 20", trials=4)
         for rule in ("haq", "sqnr", "sdq")
     ),
-    Recipe("post_training", f"{SPACES}/post_training.yaml --trials 6"),
-    Recipe("order", f"{SPACES}/order.yaml --trials 8", trials=4),
+    Recipe("post_training", f"{SPACES}/post_training.yaml --sampler grid --trials 6"),
+    Recipe("order", f"{SPACES}/order.yaml --sampler grid --trials 8"),
     Recipe("teacher_only", f"{SPACES}/teacher_only.yaml --trials 40", trials=4),
     Recipe("deep_compression", f"{SPACES}/deep_compression.yaml --trials 15", trials=5),
-    Recipe("hybrids", f"{SPACES}/hybrids.yaml --trials 12", trials=6),
+    Recipe("hybrids", f"{SPACES}/hybrids.yaml --sampler grid --trials 12"),
     Recipe("microcontroller", "--space spaces/examples/microcontroller.yaml --trials 100", trials=5),
     Recipe("phone", "--space spaces/examples/phone.yaml --trials 100", trials=5),
     Recipe("resnet18_light_cnn", f"{SPACES}/resnet18_light_cnn.yaml --trials 1", RESNET18),
     Recipe("light_cnn_ce", f"{SPACES}/resnet18_light_cnn.yaml --set distil.loss=ce --study light_cnn_ce --trials 1", RESNET18),
-    Recipe("temperature_weight", f"{SPACES}/temperature_weight.yaml --trials 16", RESNET18, 6),
+    Recipe("temperature_weight", f"{SPACES}/temperature_weight.yaml --sampler grid --trials 16", RESNET18),
     Recipe("three_teachers", f"{SPACES}/three_teachers.yaml --trials 1", THREE),
     Recipe("soft_labels", f"{SPACES}/soft_labels.yaml --trials 1", RESNET18),
-    Recipe("hint", f"{SPACES}/soft_labels.yaml --set distil.loss=hint --study hint --trials 1", RESNET18),
+    Recipe("hint", f"{SPACES}/soft_labels.yaml {HINT} --study hint --trials 1", RESNET18),
     Recipe("server_gpu", "--space spaces/examples/server_gpu.yaml --trials 100", ENGINES_FOR_GPUS, 4),
     pair("wrn_40_2_vgg8", "wrn_40_2_cifar10"),
     pair("wrn_40_2_shufflenet_v1", "wrn_40_2_cifar10_light"),

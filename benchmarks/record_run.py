@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import exported_point, front_of, teacher_test  # noqa: E402
-from results.record import TrialRecord  # noqa: E402
+from results.front import complete  # noqa: E402
+from results.record import TrialRecord, read_records  # noqa: E402
 from search.study import CONTENT_KEY, load_study  # noqa: E402
 
 RUNS = Path("runs")
@@ -37,11 +38,14 @@ def main() -> None:
     study = load_study(f"sqlite:///{RUNS / args.study / 'study.db'}", args.study)
     content = dict(study.user_attrs[CONTENT_KEY])
     content["config"]["data"].pop("dir", None)  # a path of the machine it ran on
+    front = front_of(args.study)
+    on_front = {record.number for record in front}
     result = {
         "run": {key: value for key, value in run.items() if key not in ("command", "started", "starts")},
         "space_and_config": content,
         "teacher_test": teacher_test(args.study),
-        "front": [row(rank, record) for rank, record in enumerate(front_of(args.study))],
+        "front": [row(rank, record) for rank, record in enumerate(front)],
+        "dominated": [row(None, record) for record in complete(read_records(study)) if record.number not in on_front],
         "exported": [exported_point(args.study, rank) for rank in args.ranks],
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,7 @@ def main() -> None:
     print(f"written: {args.out}")
 
 
-def row(rank: int, record: TrialRecord) -> dict[str, object]:
+def row(rank: int | None, record: TrialRecord) -> dict[str, object]:
     assert record.measurement is not None
     measured = record.measurement
     return {

@@ -17,7 +17,7 @@ from core.config import Config
 from core.data import load_search_data
 from core.data.heldout import load_test_data
 from core.data.types import Images, SearchData
-from core.errors import UserError
+from core.errors import TrialError, UserError
 from core.files import write_atomically
 from core.teacher import Teacher, obtain_teacher
 from core.train import Device, open_device
@@ -77,6 +77,8 @@ class Table(Generic[R, B]):
     markdown: Callable[[dict[str, Any]], str]
     told: Callable[[dict[str, Any]], str] = lambda row: f"test {100 * row['test_accuracy']:.2f} %, {row['seconds']:.0f} s"
     """What is said when a row is finished."""
+    together: Callable[[R], object] = lambda row: row
+    """Rows with the same value go to one shard: what they share is made once."""
 
     def run(self, args: argparse.Namespace) -> int:
         """Make the rows that are missing, then print the table."""
@@ -98,19 +100,26 @@ class Table(Generic[R, B]):
         index, _, count = shard.partition("/")
         if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
             raise UserError(f"--shard must be i/n with 0 <= i < n, but got {shard!r}")
-        return [known[name] for name in asked][int(index) :: int(count)]
+        chosen = [known[name] for name in asked]
+        mine = list(dict.fromkeys(map(self.together, chosen)))[int(index) :: int(count)]
+        return [row for row in chosen if self.together(row) in mine]
 
     def _work(self, rows: Sequence[R], args: argparse.Namespace) -> None:
         with self.open_bench(args) as bench:
             for row in rows:
                 if row.name in finished(args.out):  # another process may have had it meanwhile
                     continue
-                result = self.make(row, bench)
-                self._append(result, self.shared(bench), args.out)
+                try:
+                    result = self.make(row, bench)
+                except TrialError as error:  # the next start tries it again
+                    self._write(row.name, self.shared(bench), args.out, reason=f"{type(error).__name__}: {error}")
+                    print(f"{row.name}: failed: {error}", flush=True)
+                    continue
+                self._write(row.name, self.shared(bench), args.out, result)
                 print(f"{row.name}: {self.told(result)}", flush=True)
 
-    def _append(self, row: dict[str, Any], same: dict[str, Any], path: Path) -> None:
-        """Add a finished row; other processes may be doing so too. Raises UserError where the file is of another set-up."""
+    def _write(self, name: str, same: dict[str, Any], path: Path, row: dict[str, Any] | None = None, reason: str = "") -> None:
+        """Add a finished row, or why one failed; other processes may be doing so too. UserError where the file is of another set-up."""
         order = [known.name for known in self.rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -118,8 +127,10 @@ class Table(Generic[R, B]):
             if differing := [key for key, value in same.items() if content[key] != value]:
                 law = f"rows of one table share {', '.join(same)}"
                 raise UserError(f"{law}, but {path} has another {', '.join(differing)}; give another --out")
-            rows = {old["row"]: old for old in content["rows"]} | {row["row"]: row}
+            failed = {key: why for key, why in content.pop("failed", {}).items() if key != name} | ({} if row else {name: reason})
+            rows = {old["row"]: old for old in content["rows"]} | ({name: row} if row else {})
             content["rows"] = sorted(rows.values(), key=lambda entry: order.index(entry["row"]))
+            content |= {"failed": failed} if failed else {}
             write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -138,7 +149,7 @@ def build_parser(description: str | None, form: str, result: Path) -> argparse.A
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="CIFAR-10: its archive's folder or an image folder")
     parser.add_argument("--rows", help=f"{form},... in place of all")
-    parser.add_argument("--shard", default="0/1", help="i/n: every n-th row from the i-th on")
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th row, or group of rows that share something, from the i-th on")
     parser.add_argument("--threads", type=int, help="default: all cores")
     parser.add_argument("--config", default="cifar10")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key of the config")

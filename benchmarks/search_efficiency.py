@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--space", type=Path, default=ROOT / "spaces" / "cifar10.yaml")
     parser.add_argument("--train-limit", type=int, default=5000, help="training images")
     parser.add_argument("--trials", type=int, default=12, help="of the plain arm")
-    parser.add_argument("--our-trials", type=int, default=24)
+    parser.add_argument("--our-trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=6, help="per network of the plain arm")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")

@@ -37,7 +37,7 @@ from objectives.evaluate import Evaluation
 from objectives.outlook import traits_of
 from results.analysis import reference_of
 from results.record import TeacherReport, TrialRecord
-from search.baselines import enqueue_baselines
+from search.baselines import all_baselines
 from search.progress import Progress
 from search.samplers import SAMPLERS, make_sampler
 from search.space import load_space
@@ -70,7 +70,8 @@ def simulate(
     """A study of `trials` in memory, below `folder`; its runner holds the records, and the seconds of sampler and loop."""
     space = load_space(ROOT / "spaces" / "cifar10.yaml", [f"quantise.positions={positions}"])
     study = optuna.create_study(directions=list(DIRECTIONS))
-    enqueue_baselines(study, space, CAPACITY)
+    for parameters in all_baselines(space, CAPACITY):
+        study.enqueue_trial(parameters)
     teacher = TeacherReport(accuracy=0.93, size_bytes=4 * 2_000_000, latency=latency_of(4.0))
     judge = Judge(stopping or StoppingConfig(), teacher.accuracy, IMAGES)
     with Progress(trials, quiet=True) as progress:

@@ -99,7 +99,7 @@ def _abilities(runtime: Runtime) -> list[str]:
     from core.runtimes import why_not_here
 
     if runtime.version is None:
-        return [f"pip install {runtime.pip_name}"]
+        return [f"python -m pip install {runtime.pip_name}"]
     reason = why_not_here(runtime)
     lines = [
         f"layers in INT8 or {', '.join(runtime.precisions)}; activations {runtime.activation_grid}; "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def score(engines: EngineHost, model: Path, graph: nn.Module, images: Iterable[T
     Raises EngineMismatch when more than 2 % of the images (at least 2 images) get another top-1 from `graph` in PyTorch, near
     ties apart. `Score.agreement` counts every difference.
     """
-    answers = [(*engines.predict(model, part.numpy()), simulate(graph, part)) for part in images]
+    answers = list(_answers(engines, model, graph, images))
     top1 = torch.cat([torch.from_numpy(np.asarray(logits)).argmax(1) for logits, _, _ in answers])
     expected = torch.cat([simulated for _, _, simulated in answers])
     differing = int((top1 != expected.argmax(1)).sum())
@@ -52,6 +53,19 @@ def score(engines: EngineHost, model: Path, graph: nn.Module, images: Iterable[T
     return Score(accuracy, 1.0 - differing / len(labels), len(labels), answers[0][1])
 
 
+def _answers(
+    engines: EngineHost, model: Path, graph: nn.Module, images: Iterable[Tensor]
+) -> Iterator[tuple[np.ndarray, EngineArtifact, Tensor]]:
+    """Engine's logits, what ran, and the simulation's logits of each part; both compute at the same time, the engine in its child."""
+    beside = ThreadPoolExecutor(1)
+    try:
+        for part in images:
+            simulated = beside.submit(simulate, graph, part)
+            yield (*engines.predict(model, part.numpy()), simulated.result())
+    finally:
+        beside.shutdown(wait=False, cancel_futures=True)
+
+
 def contradicts(expected: Tensor, top1: Tensor) -> Tensor:
     """Where the class `top1` (N,) is clearly not that of the logits `expected` (N, K); bool (N,).
 
@@ -62,6 +76,7 @@ def contradicts(expected: Tensor, top1: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def simulate(graph: nn.Module, images: Tensor, batch: int = 250) -> Tensor:
-    """Logits (N, K) of the quantised graph in PyTorch."""
-    return torch.cat([graph(part) for part in images.split(batch)])
+def simulate(graph: nn.Module, images: Tensor, batch: int = 64) -> Tensor:
+    """Logits (N, K) of the quantised graph in PyTorch. Small parts in channels-last stay in the processor's caches: half of the time."""
+    graph.to(memory_format=torch.channels_last)
+    return torch.cat([graph(part.contiguous(memory_format=torch.channels_last)) for part in images.split(batch)])

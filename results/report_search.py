@@ -75,13 +75,17 @@ def parallel(view: StudyView) -> go.Figure:
     known = [record for record in complete(view.records) if record.candidate is not None]
     lines = sorted(known, key=lambda record: view.rank(record) is not None)
     flags = [float(view.rank(record) is not None) for record in lines]
-    names = sorted({student_name(record) for record in lines})
-    student = [float(names.index(student_name(record))) for record in lines]
+    students = _named("student (width)", [student_name(record) for record in lines])
+    loss = _named("loss", [_candidate(record).distil.loss for record in lines])
+    temperature = [_candidate(record).distil.temperature for record in lines]
+    quantiser = _named("quantiser", [_candidate(record).quantiser for record in lines])
     pruned = [100 * mean_ratio(_candidate(record)) for record in lines]
     floats = [100 * float_share(_candidate(record)) for record in lines]
     points = [objectives(record) for record in lines]
     dimensions = [
-        {**_dimension("student (width)", student), "tickvals": list(range(len(names))), "ticktext": names},
+        students,
+        *(each for each in (loss, quantiser) if len(each["ticktext"]) > 1),
+        *([_dimension("temperature", temperature)] if len(set(temperature)) > 1 else []),
         _dimension("mean bits", [mean_bits(record) for record in lines]),
         _dimension("pruned, %", pruned),
         _dimension("in float, %", floats),
@@ -95,7 +99,7 @@ def parallel(view: StudyView) -> go.Figure:
             dimensions=dimensions, line=line, unselected={"line": {"opacity": 0.05}}, rangefont={"size": 1, "color": "rgba(0,0,0,0)"}
         )
     )
-    figure.update_layout(height=440, margin={"l": 30 + 7 * max(map(len, names)), "r": 50, "t": 80, "b": 30})
+    figure.update_layout(height=440, margin={"l": 30 + 7 * max(map(len, students["ticktext"])), "r": 50, "t": 80, "b": 30})
     return figure
 
 
@@ -172,6 +176,12 @@ def _dimension(label: str, values: Sequence[float]) -> dict[str, Any]:
     low, high = min(values), max(values)
     margin = 0.0 if high > low else 0.5  # an axis of one value has no length
     return {"label": label, "values": list(values), "range": [low - margin, high + margin], "tickformat": ".4~g"}
+
+
+def _named(label: str, names: Sequence[str]) -> dict[str, Any]:
+    """An axis of names in alphabetical order."""
+    known = sorted(set(names))
+    return {**_dimension(label, [float(known.index(name)) for name in names]), "tickvals": list(range(len(known))), "ticktext": known}
 
 
 def _logarithmic(label: str, values: Sequence[float]) -> dict[str, Any]:

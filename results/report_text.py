@@ -26,10 +26,13 @@ GLOSSARY = Table(
     ("word", "meaning"),
     (
         ("student", "the network that is made small; its width is a factor on the number of channels"),
+        ("engine", "a network as a runtime has built it for this device: what was timed and scored"),
         ("teacher", "the large FP32 network that students learn from, and that they are compared with"),
+        ("parent", "the dense network of a student, trained once; trials cut their channels and weights out of it"),
         ("front", "the models that no other model beats in all of accuracy, size and latency; every one is the best at some trade-off"),
         ("rank", "place on the front by accuracy; 0 is the most accurate. `python -m search.export_best --rank R` writes that model"),
         ("dominated", "measured, but another model is at least as good in everything and better in something"),
+        ("hypervolume", "one number for a whole front: what it dominates. It grows as the search finds better models"),
         ("pruned trial", "one that was given up, in one of the three ways below; not to be confused with pruned channels"),
         ("skipped", "given up before training: a model of the front is as small and as fast, and almost surely more accurate"),
         ("stopped", "given up in training, when it could no longer become accurate enough for the front"),
@@ -37,7 +40,10 @@ GLOSSARY = Table(
         ("reused", "the same network as an earlier trial, whose result it took over"),
         ("pruned channels", "channels removed from the network's layers, as a mean share over the depth"),
         ("mean bits", "bits that a stored weight takes, as a mean over the layers; fewer bits make the file smaller, not faster"),
-        ("INT8, float", "how a layer computes; this decides the latency"),
+        ("INT8, float, FP32", "how a layer computes: in integers of 8 bits, or in floats (of 32 bits); this decides the latency"),
+        ("MMACs", "millions of multiplications for one image"),
+        ("epoch", "one pass over the training images"),
+        ("seed", "the number that all chance follows from: the same seed gives the same search again, but for latencies"),
         ("agreement", "share of images on which the engine and PyTorch give the same answer"),
         ("interval", "the range that holds the true value with 95 % confidence"),
     ),
@@ -186,6 +192,7 @@ def device(view: StudyView) -> Table:
         ("seed", str(run.get("seed", ""))),
         ("command", "search.run " + " ".join(map(str, run["command"])) if "command" in run else ""),
         ("begun", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run["started"])) if "started" in run else ""),
+        ("took", f"{run['wall_seconds'] / 60:.0f} minutes" if "wall_seconds" in run else ""),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version != "not installed")),
     ]
     return Table(("what", "value"), tuple(row for row in rows if row[1]))

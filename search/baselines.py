@@ -16,32 +16,6 @@ ALLOCATED_KEY = "sqnr_baseline"
 """Study attribute: {"of": parameters of a trial} whose parent is to say the bits of one more; then {"queue": its parameters}; then {}."""
 
 
-def enqueue_baselines(
-    study: optuna.Study,
-    space: Space,
-    sizes: Mapping[str, int],
-    executions: Sequence[str] = EXECUTIONS,
-    float_first: Collection[str] = (),
-    teacher: str | None = None,
-    allocated: bool = False,
-) -> int:
-    """Queue every student, unpruned, at 4 bits in INT8, one also at 8, the smallest also at the narrowest width; how many.
-
-    `sizes` is the parameter count of each student name; those of `float_first` execute in float (search/prior.py). At 8 bits it is the
-    teacher's own network, if that is a student (`self`, or the name `teacher`), else the largest. `allocated`: when the largest has
-    finished at 4 bits, its trained parent says the bits of one more (search/allocated.py). Nothing is queued in a study that has trials.
-    """
-    if study.get_trials(deepcopy=False):
-        return 0
-    queued = baselines(space, sizes, executions, float_first, teacher)
-    for parameters in queued:
-        study.enqueue_trial(parameters)
-    uniform = _parameters(space, executions, float_first, _by_size(space, sizes)[0], max(options(space.student.width)), 4)
-    if allocated and _has_parent(space, uniform):
-        study.set_user_attr(ALLOCATED_KEY, {"of": uniform})
-    return len(queued)
-
-
 def enqueue_allocated(study: optuna.Study) -> None:
     """Queue what a finished baseline has left to be tried, once, when nothing else waits. Hold the study's lock, and take it at once."""
     parameters = study.user_attrs.get(ALLOCATED_KEY, {}).get("queue")
@@ -59,25 +33,44 @@ def enqueue_allocated(study: optuna.Study) -> None:
 def baselines(
     space: Space,
     sizes: Mapping[str, int],
+    student: str,
     executions: Sequence[str] = EXECUTIONS,
     float_first: Collection[str] = (),
     teacher: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The parameters of each baseline as the sampler would have chosen them, without repetition."""
-    students, widths = _by_size(space, sizes), options(space.student.width)
-    likest = next((name for name in (SELF, teacher) if name in students), students[0])
-    wanted = [(likest, max(widths), 8)] + [(name, max(widths), 4) for name in students] + [(students[-1], min(widths), 4)]
+    """The parameters of each baseline of `student` as the sampler would have chosen them, without repetition.
+
+    All are unpruned: the smallest student at its narrowest, every one at its widest at 4 bits, one also at 8. That is the teacher's own
+    network, if it is a student (`self`, or the name `teacher`), else the largest. Those of `float_first` execute in float.
+    """
+    students, widths = by_size(space, sizes), options(space.student.width)
+    likest = next((name for name in (SELF, teacher) if name in students), students[-1])
+    wanted = [(min(widths), 4)] * (student == students[0]) + [(max(widths), 4)] + [(max(widths), 8)] * (student == likest)
     found: list[dict[str, Any]] = []
-    for student, width, bits in wanted:
+    for width, bits in wanted:
         parameters = _parameters(space, executions, float_first, student, width, bits)
         if parameters not in found:
             found.append(parameters)
     return found
 
 
-def _by_size(space: Space, sizes: Mapping[str, int]) -> list[str]:
-    """The students, the largest first."""
-    return sorted(options(space.student.name), key=lambda name: -sizes[name])
+def all_baselines(space: Space, sizes: Mapping[str, int], **more: Any) -> list[dict[str, Any]]:
+    """Those of every student, the smallest first."""
+    return [parameters for student in by_size(space, sizes) for parameters in baselines(space, sizes, student, **more)]
+
+
+def allocated_from(space: Space, sizes: Mapping[str, int], float_first: Collection[str] = ()) -> dict[str, Any] | None:
+    """The baseline whose trained parent is to say the bits of one more (search/allocated.py): the largest student at 4 bits.
+
+    None where it has no such parent, or no bits for each position.
+    """
+    uniform = _parameters(space, EXECUTIONS, float_first, by_size(space, sizes)[-1], max(options(space.student.width)), 4)
+    return uniform if _has_parent(space, uniform) else None
+
+
+def by_size(space: Space, sizes: Mapping[str, int]) -> list[str]:
+    """The students, the smallest first."""
+    return sorted(options(space.student.name), key=lambda name: sizes[name])
 
 
 def _has_parent(space: Space, parameters: Mapping[str, Any]) -> bool:

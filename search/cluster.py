@@ -86,7 +86,7 @@ def _ray(place: Placement) -> Iterator[None]:
         import ray
         from ray.util.joblib import register_ray
     except ImportError as error:
-        raise UserError("--cluster ray needs the package ray, but it is not installed; run: pip install '.[ray]'") from error
+        raise UserError("--cluster ray needs the package ray, which is not installed; run: python -m pip install -e '.[ray]'") from error
     register_ray()
     try:
         ray.init(address=_address(place, "ray://"), include_dashboard=False, log_to_driver=True)
@@ -118,7 +118,9 @@ def _dask(place: Placement) -> Iterator[None]:
     try:
         from distributed import Client, KilledWorker, LocalCluster
     except ImportError as error:
-        raise UserError("--cluster dask needs the package distributed, but it is not installed; run: pip install '.[dask]'") from error
+        raise UserError(
+            "--cluster dask needs the package distributed, which is not installed; run: python -m pip install -e '.[dask]'"
+        ) from error
     address = _address(place, "tcp://")
     with ExitStack() as stack:
         # a thread each: torch takes its cores by itself

@@ -31,11 +31,15 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
     """
     failures, drawing = 0, False
     while (reason := goal.over(time.monotonic(), volumes_of(runner.records))) is None and take(study, runner, goal.trials, lock):
+        runner.first(study)
         start = time.perf_counter()
         enqueue_allocated(study)
         if not drawing:  # under the lock: no two workers find the same number begun, so no two draw the same candidates
             sampler, drawing = make_sampler(goal.sampler, goal.seed, count_begun(study), goal.trials), True
             study.sampler = sampler
+        if sampler.exhausted(study) and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            lock.release()
+            return "every combination of the space has been tried (--sampler grid)"
         try:
             study.optimize(runner, n_trials=1, catch=(TrialError,))
         except (KeyboardInterrupt, DiskRefused, OSError):  # none of them the candidate's fault
@@ -57,8 +61,6 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
             raise UserError(
                 f"{failures} trials in a row failed, the last because: {last.reason}; mend the cause and run the same command again"
             )
-        if sampler.exhausted and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            return "every combination of the space has been tried (--sampler grid)"
     return reason
 
 

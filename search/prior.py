@@ -6,7 +6,7 @@ every student are timed once (their structures are those of the first trials, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from core.candidate import BuildReport, Candidate, GroupPlan, LatencyReport
@@ -30,12 +30,12 @@ class Twins(NamedTuple):
         return self.float.ci_ms[1] < self.int8.ci_ms[0]
 
 
-def float_first(space: Space, bench: Workbench, tell: Callable[[str], None]) -> frozenset[str]:
-    """Students whose first trials should execute in float. None where the space leaves no choice, or where engines are only built."""
+def float_first(space: Space, bench: Workbench, tell: Callable[[str], None], students: Sequence[str] = ()) -> frozenset[str]:
+    """Which of `students` (by default all) should begin in float; none where the space leaves no choice, or engines are only built."""
     if set(options(space.quantise.execution)) != set(EXECUTIONS) or bench.engines.config.build_for:
         return frozenset()
     width, found = max(options(space.student.width)), set[str]()
-    for student in options(space.student.name):
+    for student in students or options(space.student.name):
         twins = timed_twins(student, width, bench)
         if twins is not None and twins.prefers_float:
             found.add(student)

@@ -11,9 +11,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, BruteForceSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers._brute_force import _TreeNode
 from optuna.trial import FrozenTrial, TrialState
 
 from core.tables import lookup
+from results.record import RECORD_KEY
 
 STARTUP = 10
 """Trials before a model is asked; the baselines are among them."""
@@ -47,14 +49,23 @@ class _Recent:
 
 
 class Grid(BruteForceSampler):
-    """Every combination once; `exhausted` when there is none left. Ranges must have steps."""
-
-    exhausted = False
+    """Every combination once. Ranges must have steps."""
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """As Optuna's, which then ends the call of `optimize`: here that is one trial."""
-        super().after_trial(study, trial, state, values)
-        self.exhausted = study._stop_flag
+        """Nothing: Optuna's stops the study here, which raises where a dead worker's trial is told. `exhausted` says when to."""
+
+    @staticmethod
+    def _populate_tree(tree: _TreeNode, trials: list[FrozenTrial], params: dict[str, Any]) -> None:
+        # A trial that was cut off while it asked has some parameters only, and comes again with them: it has tried nothing.
+        kept = [trial for trial in trials if trial.state != TrialState.FAIL or RECORD_KEY in trial.user_attrs]
+        BruteForceSampler._populate_tree(tree, kept, params)
+
+    def exhausted(self, study: optuna.Study) -> bool:
+        """Whether every combination was tried or is being tried."""
+        begun = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.FAIL)
+        tree = _TreeNode()
+        self._populate_tree(tree, study.get_trials(deepcopy=False, states=begun), {})
+        return not tree.is_any_expandable(exclude_running=True)
 
 
 class Clocked(BaseSampler):
@@ -63,10 +74,9 @@ class Clocked(BaseSampler):
     def __init__(self, sampler: BaseSampler) -> None:
         self.sampler, self.seconds = sampler, 0.0
 
-    @property
-    def exhausted(self) -> bool:
+    def exhausted(self, study: optuna.Study) -> bool:
         """Whether it has nothing new to propose."""
-        return isinstance(self.sampler, Grid) and self.sampler.exhausted
+        return isinstance(self.sampler, Grid) and self.sampler.exhausted(study)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._timed(self.sampler.infer_relative_search_space, study, trial)

@@ -32,11 +32,10 @@ from results.front import front
 from results.record import TeacherReport, read_records
 from results.table import conditions
 from results.view import read_view
-from search.baselines import enqueue_baselines
+from search.first_trials import FirstTrials
 from search.lock import StudyLock
 from search.methods import check_answers, check_networks, check_teachers, finest_grid
 from search.preflight import check_disk
-from search.prior import float_first
 from search.progress import Progress
 from search.showcase import show_study
 from search.space import Space, options
@@ -127,10 +126,7 @@ def open_session(
             teacher = measure_teacher(bench)
         progress.teacher = teacher
         sizes = {name: count_parameters(bench.network(name, 1.0)) for name in options(space.student.name)}
-        slow_in_int8 = float_first(space, bench, progress.message) if not study.get_trials(deepcopy=False) else frozenset[str]()
-        with lock:
-            own = None if config.teacher.model else config.teacher.name
-            enqueue_baselines(study, space, sizes, float_first=slow_in_int8, teacher=own, allocated=True)
+        own = None if config.teacher.model else config.teacher.name
         timed = [f"{median:.3f} ms in {engines.runtime.name}" for median in milliseconds(teacher.latency)]
         speed = timed[0] if timed else conditions(teacher.latency)
         judge = "" if bench.data.info.labelled else " (its own answers: nobody labelled them)"
@@ -143,6 +139,7 @@ def open_session(
         reference = fixed_reference(study, reference_of(teacher, len(bench.data.info.classes)))
         runner = TrialRunner(
             *(space, bench, progress, read_records(study)),
+            first=FirstTrials(space, bench, sizes, own, progress.message).queue,
             begun=lock.release,
             asked=lambda: bench.logits.forward_images,
             judge=keeper,

@@ -19,10 +19,16 @@ from core.tables import lookup
 from core.yaml_io import load_config
 from search.images import check_images
 from search.methods import check_methods
-from search.space import SELF, Range, Space, check_names, default_space, load_space, split_overrides
+from search.sample import genes
+from search.space import Range, Space, check_names, default_space, load_space, split_overrides
 from search.starts import check_starts
 
 ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = """examples:
+  python -m search.run --space spaces/digits.yaml --trials 20
+  python -m search.run --model my_net.py:build --weights w.safetensors --data-dir images/ --trials 30
+The same command goes on where it was stopped. Then: python -m search.report | explain | dashboard | export_best
+Spaces and configurations, key by key: docs/guide.md"""
 DEFAULT_TARGETS = ("80", "86", "89", "120")
 """Of --build-only: 7.5 computes INT8 layers in float."""
 
@@ -32,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m search.run",
         description="Search for the Pareto front of (accuracy, bytes, latency) of compressed versions of an image classifier.",
-        epilog="examples: --space spaces/digits.yaml --trials 20 | --model my_net.py:build --weights w.safetensors --data-dir images/. "
-        "The same command goes on where it was stopped. Afterwards: search.report, search.explain, search.dashboard, search.export_best.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
     )
     what = parser.add_argument_group("what to search")
     what.add_argument("--space", type=Path, metavar="YAML", help="what may vary (spaces/*.yaml); without it --model is pruned, quantised")
@@ -50,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data-dir",
         type=Path,
         metavar="FOLDER",
-        help="images: train/<class>/*, test/<class>/*, or <class>/*; or a download",
+        help="images: train/<class>/*, test/<class>/*, or <class>/*; or the folder that holds, or gets, a downloaded archive",
     )
     own.add_argument("--skip-bad", action="store_true", help="leave corrupt images out instead of stopping")
     own.add_argument(
@@ -63,6 +69,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--max-latency-ms", type=float, metavar="MS", help="hard limit: slower candidates are not trained")
     own.add_argument("--max-size-kb", type=float, metavar="KB", help="hard limit in KB of 1000 bytes")
+    _add_course(parser)
+    return parser
+
+
+def _add_course(parser: argparse.ArgumentParser) -> None:
+    """The flags of the run itself."""
     run = parser.add_argument_group("the run")
     run.add_argument("--runtime", metavar="NAME", help="inference runtime; default: the configuration's (auto)")
     run.add_argument(
@@ -89,7 +101,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check, measure for up to 30 s, foresee hours, sizes and latencies, train nothing"
     )
     run.add_argument("--quiet", action="store_true", help="print the front only")
-    return parser
 
 
 def load_plugins(paths: Sequence[Path]) -> None:
@@ -133,8 +144,6 @@ def check_course(sampler: str, hours: float | None, plateau: int | None) -> None
 
 def check_grid(space: Space) -> None:
     """Raises UserError where the space has more combinations than can be counted."""
-    from search.sample import genes  # late: it imports optuna
-
     for name, value in genes(space).items():
         if isinstance(value, Range) and value.step is None:
             raise UserError(
@@ -166,7 +175,7 @@ def _own_space(overrides: Sequence[str]) -> Space:
     """The space of a run without YAML: the user's network, pruned and quantised, by configs/own.yaml."""
     from core.yaml_io import apply_overrides, parse
 
-    data = default_space(SELF).model_dump(mode="json", exclude_defaults=True) | {"config": "own"}
+    data = default_space().model_dump(mode="json", exclude_defaults=True) | {"config": "own"}
     return parse(Space, apply_overrides(data, overrides), "the default space with --set")
 
 

@@ -7,7 +7,7 @@ canonical: choices sorted and distinct, one choice or an empty range is the scal
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from core.candidate import DENSE, SELF, Execution, Frozen, Importance, Order, Strategy, WeightBits
 from core.errors import UserError
 from core.students.zoo import check_zoo_name, in_zoo
-from core.tables import lookup, nearest
+from core.tables import nearest
 from core.yaml_io import apply_overrides, is_bare_name, load_yaml, parse, resolve_path
 
 T = TypeVar("T")
@@ -288,6 +288,9 @@ class Space(Frozen):
         strategy, bits = self.allocation.strategy, options(self.quantise.weight_bits)
         if not strategy.startswith("per_") and len(bits) < 2:
             raise ValueError(f"allocation {strategy} chooses among quantise.weight_bits, but that is {bits[0]} alone; give a list")
+        fixed = [name for name in options(self.quantise.quantiser) if name in ("nncf", "float")]
+        if strategy != "per_position" and fixed:
+            raise ValueError(f"allocation {strategy} chooses bits, but quantiser {fixed[0]} has its own; leave it out")
         if strategy == "sdq" and 16 in bits:
             raise ValueError("allocation sdq draws 2 to 8 bits, but quantise.weight_bits has 16; leave it out")
         if self.allocation.budget_ms is not None and len(options(self.quantise.execution)) < 2:
@@ -336,15 +339,8 @@ def split_overrides(assignments: Sequence[str]) -> tuple[list[str], list[str]]:
     return mine, [text for text in assignments if text not in mine]
 
 
-DEFAULTS: dict[str, Mapping[str, Any]] = {
-    SELF: {
-        "student": {"name": SELF},
-        "prune": {"positions": 4, "ratio": {"low": 0.0, "high": 0.6, "step": 0.1}},
-        "quantise": {"positions": 12, "weight_bits": [2, 3, 4, 5, 6, 8], "execution": ["int8", "float"]},
-    }
-}
-
-
-def default_space(kind: str = SELF) -> Space:
-    """The space of a run without YAML; `self`: the user's own network, pruned and quantised."""
-    return parse(Space, lookup(DEFAULTS, "default space", kind), f"the default space {kind!r}")
+def default_space() -> Space:
+    """The space of a run without YAML: the user's own network, pruned and quantised."""
+    prune = {"positions": 4, "ratio": {"low": 0.0, "high": 0.6, "step": 0.1}}
+    quantise = {"positions": 12, "weight_bits": [2, 3, 4, 5, 6, 8], "execution": ["int8", "float"]}
+    return parse(Space, {"student": {"name": SELF}, "prune": prune, "quantise": quantise}, "the default space")

@@ -54,12 +54,12 @@ def check_workers(url: str, workers: int, elsewhere: bool = False) -> None:
     if is_sqlite(url) and elsewhere:
         raise UserError(
             "a cluster elsewhere must reach the study's database, but SQLite is a file of this machine; "
-            "give --storage postgresql://user:password@host/database (pip install '.[postgres]')"
+            "give --storage postgresql://user:password@host/database (python -m pip install -e '.[postgres]')"
         )
     if is_sqlite(url) and workers > SQLITE_WORKERS:
         raise UserError(
             f"SQLite takes at most {SQLITE_WORKERS} workers, but --workers is {workers}; "
-            "give --storage postgresql://user:password@host/database (pip install '.[postgres]')"
+            "give --storage postgresql://user:password@host/database (python -m pip install -e '.[postgres]')"
         )
 
 
@@ -112,7 +112,7 @@ def _driver_errors(url: str) -> Iterator[None]:
             f"--storage must name a database that SQLAlchemy knows (sqlite, postgresql, mysql), but got {safe_url(url)}"
         ) from error
     except ImportError as error:
-        raise UserError(f"{safe_url(url)} needs a driver that is not installed; for PostgreSQL: pip install '.[postgres]'") from error
+        raise UserError(f"{safe_url(url)} needs its driver; for PostgreSQL: python -m pip install -e '.[postgres]'") from error
     except RuntimeError as error:  # how Optuna says that another version of it made the tables
         raise UserError(f"{safe_url(url)} was made by another version of Optuna; use another --study or --storage ({error})") from error
 

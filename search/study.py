@@ -30,7 +30,8 @@ REQUEUED_KEY = "requeued_from"
 WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin anew"
 MADE_BY_A_RUN = (
     *("candidates", "drafts", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json", "epochs.csv"),
-    *("refined", "refined.csv", "refined.json", "reexported", "artifacts", "tensorboard"),
+    *("refined", "refined.csv", "refined.json", "reexported", "artifacts", "tensorboard", "stages.csv", "sensitivity", "layer_times"),
+    *("engine-cache", "report.html", "report.md", "report.csv"),
 )
 
 

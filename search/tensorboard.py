@@ -1,7 +1,7 @@
 """TensorBoard: python -m search.tensorboard --study digits
 
 Shows every epoch of every training of a run, from the lines of its epochs.csv, and follows a search that is running. Needs
-`pip install '.[tensorboard]'`.
+`python -m pip install -e '.[tensorboard]'`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def main(argv: list[str]) -> int:
     if not 0 <= args.port < 2**16:
         raise UserError(f"--port must be between 0 and {2**16 - 1}, but got {args.port}")
     if installed_version("tensorboard") is None:
-        raise UserError("search.tensorboard needs the package tensorboard, but it is not installed; run: pip install '.[tensorboard]'")
+        raise UserError(
+            "search.tensorboard needs the package tensorboard, which is not installed; run: python -m pip install -e '.[tensorboard]'"
+        )
     source = _source(args.study)
     events = source.parent / "tensorboard"
     shutil.rmtree(events, ignore_errors=True)

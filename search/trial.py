@@ -45,6 +45,8 @@ class TrialRunner:
     progress: Progress
     records: list[TrialRecord]
     owner: dict[str, Any] = field(default_factory=current_owner)
+    first: Callable[[optuna.Study], None] = lambda study: None
+    """Called before a trial is taken, under the study's lock: queues what a study begins with."""
     begun: Callable[[], None] = lambda: None
     """Called when a trial is signed: from then on others know that it is taken."""
     shape: Callable[..., tuple[Any, ShapePlan]] = shape_of

@@ -8,6 +8,24 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+FIRST = (
+    *("faults/test_kills.py", "docs/test_tutorial.py", "docs/test_walk.py", "docs/test_recipes.py", "search/test_workers.py"),
+    *("search/test_methods.py", "search/test_export_best.py", "search/test_resume.py", "search/test_bad_input.py"),
+)
+"""Files of few long tests: two workers that take one file after the other end together when these come first."""
+LAST = ("results/", "contracts/")
+"""Many short tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order of files; within a file the order stays."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.as_posix().partition("/tests/")[2]
+        return FIRST.index(name) if name in FIRST else len(FIRST) + name.startswith(LAST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:

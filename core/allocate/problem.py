@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,11 +37,15 @@ class Free:
     index: int
     weights: int
     channels: int
+    shares: bool = False
+    """Whether its integers are indices of a codebook."""
 
     def bytes(self, bits: float) -> int:
-        """Of its integers in the bit-packed file; and of what scales of 16-bit layers take more, 2 bytes for each channel."""
+        """Of its integers in the bit-packed file; and of what scales of 16-bit layers take more, 2 bytes for each channel, or of 2 bytes
+        for each value of a codebook."""
         integers = -int(-self.weights * bits // 8)
-        return integers + (2 * self.channels if bits > 8 else 0)
+        values = min(2 ** math.ceil(bits), self.weights) if self.shares and bits <= 8 else 0
+        return integers + (2 * self.channels if bits > 8 else 2 * values + (values > 127))  # a length of two bytes
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class Problem:
 def problem_of(candidate: Candidate, infos: Sequence[LayerInfo], file_bytes: Callable[[Mapping[str, int]], int]) -> Problem:
     """The choice that the candidate leaves open. `file_bytes`: bits of the free layers -> bytes of the whole file."""
     edges = (0, len(infos) - 1) if candidate.edge_bits is not None else ()
-    free = tuple(Free(info.name, index, info.weights, info.out_channels) for index, info in enumerate(infos) if index not in edges)
+    shares = candidate.quantiser == "codebook"
+    free = tuple(Free(info.name, index, info.weights, info.out_channels, shares) for index, info in enumerate(infos) if index not in edges)
     problem = Problem(free, candidate.allocation.choices, len(infos))
     budget, stated = _budget(problem, candidate.allocation, file_bytes)
     return replace(problem, budget=budget, stated=stated)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.allocate.haq import clamped
 from core.allocate.problem import Evidence, Losses, Problem
 from core.candidate import AllocationPlan
 from core.config import RangeConfig
@@ -39,10 +40,12 @@ def cheapest(problem: Problem, losses: Losses) -> dict[str, int]:
     rules = [LinearConstraint(one_each, 1, 1), LinearConstraint(size.reshape(1, -1), -np.inf, problem.budget)]
     # costs may be tiny, and the solver's tolerances are absolute; among equals the smaller file
     scaled = cost / max(float(cost.max()), 1e-30) + 1e-9 * size / size.max()
-    solved = milp(scaled.ravel(), constraints=rules, integrality=np.ones(count * options), bounds=Bounds(0, 1))
+    exact = {"mip_rel_gap": 0.0}
+    solved = milp(scaled.ravel(), constraints=rules, integrality=np.ones(count * options), bounds=Bounds(0, 1), options=exact)
     assert solved.success, solved.message  # check_feasible has found a solution
     chosen = solved.x.reshape(count, options).argmax(1)
-    return {layer.name: problem.choices[index] for layer, index in zip(problem.free, chosen, strict=True)}
+    bits = {layer.name: problem.choices[index] for layer, index in zip(problem.free, chosen, strict=True)}
+    return clamped(problem, bits)  # the solver keeps the budget to its own tolerance
 
 
 @torch.no_grad()

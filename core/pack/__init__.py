@@ -4,13 +4,13 @@ Layout (integers are unsigned LEB128 varints unless stated, floats little-endian
 
     magic "PPAK" | version u8 | coding u8 | number of tensors | tensor ... | stream | CRC-32 of all before it, u32 little-endian
     tensor = name | kind u8 | rank, dimensions | guesses (coding 1) | scales (integers only) | values
-    name   = bytes shared with the name before | length of the rest, UTF-8 rest
+    name   = bytes shared with the name before | length of the rest, UTF-8 rest; a last byte from 1 to 8 stands for a usual end (LEAVES)
     kind   = bits 0-4: 0 for floats, else the integers' bits (2-8, 16); bit 5: a centre follows; bit 6: the values are
              entropy-coded; bit 7: the floats are fp32, else fp16
     coding = 0 `packed`: two's complement, most significant bit first, without gaps, padded with zeros to whole bytes
              1 `coded`: values of 2-8 bits stand in the common stream (core/pack/context.py), 32-bit words, little-endian;
                guesses = mean u8 | centre i8, if any
-               version 2 has that stream without core/pack/experts.py, and is read too
+               version 2 has that stream without core/pack/experts.py, and full names, and is read too
              2 `huffman`: values of 2-8 bits by a code per tensor (core/pack/huffman.py) where that is smaller than packed
 
 There is one scale per output channel (the first dimension). A float array is stored as fp16 only when every value comes

@@ -18,7 +18,9 @@ from core.pack.types import BITS, CODINGS, Coding, PackError, QTensor, Tensor, c
 MAGIC = b"PPAK"
 VERSION = 3
 VERSIONS = (2, VERSION)
-"""What is read. In version 2 the common stream of `coded` was of contexts alone; nothing else has changed."""
+"""What is read. In version 2 the common stream of `coded` was of contexts alone, and names had no short ends."""
+LEAVES = tuple(f".{leaf}".encode() for leaf in ("weight", "bias", "scale", "indices", "codebook", "zero", "running_mean", "running_var"))
+"""Ends of names that a file writes as one byte: 1 for the first."""
 MAX_RANK = 8
 MAX_NAME = 255  # names share their beginnings: without it few bytes could claim many long names
 MAX_ELEMENTS = 2**40  # empty arrays too: numpy refuses shapes whose non-zero dimensions overflow
@@ -143,12 +145,10 @@ def _body(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> tuple[
     values: list[np.ndarray] = []
     before = b""
     for name, tensor in tensors.items():
-        utf8 = _utf8(name)
-        if len(utf8) > MAX_NAME:
-            raise PackError(f"the name of a packed tensor has at most {MAX_NAME} bytes, but {name[:40]!r}... has {len(utf8)}")
-        shared = _common(before, utf8)
-        parts += [varint(shared), varint(len(utf8) - shared), utf8[shared:]]
-        before = utf8
+        written = _shortened(_utf8(name), version)
+        shared = _common(before, written)
+        parts += [varint(shared), varint(len(written) - shared), written[shared:]]
+        before = written
         if not isinstance(tensor, QTensor):
             parts.append(_encode_array(name, tensor))
         elif coding == "coded" and is_codable(tensor):
@@ -164,9 +164,29 @@ def _body(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> tuple[
 
 def _utf8(name: str) -> bytes:
     try:
-        return name.encode()
+        utf8 = name.encode()
     except UnicodeEncodeError as error:
         raise PackError(f"tensor names are UTF-8, but {name!r} has no such bytes") from error
+    if len(utf8) > MAX_NAME:
+        raise PackError(f"the name of a packed tensor has at most {MAX_NAME} bytes, but {name[:40]!r}... has {len(utf8)}")
+    if _leaf(utf8) is not None:
+        raise PackError(f"the name of a packed tensor ends in no control character, but {name!r} does; rename it")
+    return utf8
+
+
+def _leaf(written: bytes) -> bytes | None:
+    """The end that the last byte of a written name stands for, if any."""
+    return LEAVES[written[-1] - 1] if written and 1 <= written[-1] <= len(LEAVES) else None
+
+
+def _shortened(utf8: bytes, version: int) -> bytes:
+    """A name as version 3 writes it: a known end is one byte."""
+    known = [number for number, leaf in enumerate(LEAVES, 1) if utf8.endswith(leaf)] if _has_short_ends(version) else []
+    return utf8[: -len(LEAVES[known[0] - 1])] + bytes(known) if known else utf8
+
+
+def _has_short_ends(version: int) -> bool:
+    return version > 2
 
 
 def _common(first: bytes, second: bytes) -> int:
@@ -241,15 +261,16 @@ class _Reader(Cursor):
     def entries(self) -> list[Entry]:
         """All tensors of the file."""
         found: list[Entry] = []
-        seen: set[bytes] = set()
-        name = b""
+        seen: set[str] = set()
+        written = b""
         for index in range(self.varint()):  # the number may lie: the end of the data ends the loop
             start = self.position
-            name = self.name(name)
+            written = self.name(written)
+            name = self.full(written)
             if name in seen:
-                raise PackError(f"tensor names are unique, but {name.decode()!r} appears twice in this packed weight file")
+                raise PackError(f"tensor names are unique, but {name!r} appears twice in this packed weight file")
             seen.add(name)
-            found.append(Entry(name.decode(), self.tensor(index), start, self.position))
+            found.append(Entry(name, self.tensor(index), start, self.position))
         stream = self.take(self.end - self.position)
         if stream and (not self.layers or len(stream) % 4):
             raise PackError(f"a packed weight file ends after its tensors, but {len(stream)} bytes follow")
@@ -259,8 +280,13 @@ class _Reader(Cursor):
             found[index] = Entry(entry.name, QTensor(values, scales, layer.bits), entry.start, entry.end)
         return found
 
+    def full(self, written: bytes) -> str:
+        """The name that was written so."""
+        leaf = _leaf(written) if _has_short_ends(self.data[len(MAGIC)]) else None
+        return (written if leaf is None else written[:-1] + leaf).decode()
+
     def name(self, before: bytes) -> bytes:
-        """The next name: so many bytes of the one before, then its own."""
+        """The next name as written: so many bytes of the one before, then its own."""
         shared = self.varint()
         raw = before[:shared] + self.take(self.varint())
         if len(raw) > MAX_NAME:

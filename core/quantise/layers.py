@@ -147,7 +147,7 @@ class ActivationQuantiser(nn.Module):
             values = torch.onnx.ops.symbolic("QuantizeLinear", (x, self.scale, self.zero), {}, dtype=kind, shape=x.shape, version=OPSET)
             return _dequantise(values, self.scale, self.zero)
         # the division of the ONNX operator, not a multiplication by the reciprocal: ties fall on the same side
-        return torch.round(x / self.scale).clamp(self.low, self.high) * self.scale
+        return (x / self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
 
     def fit_scale(self, rule: RangeConfig = LEAST_ERROR) -> None:
         """Choose the scale over the sample, as `rule` says."""

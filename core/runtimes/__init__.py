@@ -70,7 +70,7 @@ def why_not_here(runtime: Runtime) -> str | None:
     """None where the runtime can run engines on this machine, else the reason and the remedy, in one line."""
     name = runtime.name
     if runtime.version is None:
-        return f"the runtime {name} must be installed to be used, but it is not; run: pip install {runtime.pip_name or name}"
+        return f"the runtime {name} must be installed to be used, but it is not; run: python -m pip install {runtime.pip_name or name}"
     if runtime.device == "cpu":
         return None
     found = gpu()

@@ -65,7 +65,7 @@ def check_zoo_name(name: str, where: str = "") -> None:
         kinds = " or ".join(f"{zoo}:<name>" for zoo in ZOOS)
         raise UserError(f"a library's network must be named {kinds}, but got {name!r}{nearest(prefix, ZOOS)}{place}")
     if find_spec(prefix) is None:
-        raise UserError(f"{name} needs the package {prefix}, but it is not installed; run: pip install {prefix}{place}")
+        raise UserError(f"{name} needs the package {prefix}, but it is not installed; run: python -m pip install {prefix}{place}")
     # timm names published weights after a dot; which there are, only timm itself knows
     known, model = zoo_names(prefix), inner.partition(".")[0]
     if model not in known:

@@ -20,7 +20,7 @@ from tests.image_layouts import noise
 TINY = [
     *("teacher.name=resnet8", "teacher.train.epochs=1", "teacher.train.batch_size=16", "parent.train.batch_size=16"),
     *("quantise.train.batch_size=16", "quantise.calibration_images=16", "views.number=2", "views.shift=1"),
-    *("data.search_fraction=0.25", "hardware.device=cpu", "hardware.amp=off", "runtime.max_s=0.05", "runtime.warmup_s=0"),
+    *("data.search_fraction=0.25", "hardware.device=cpu", "hardware.amp=off", "runtime.max_s=0.02", "runtime.warmup_s=0"),
 ]
 
 
@@ -57,7 +57,7 @@ def test_rows_share_their_float_network_and_are_kept(
     assert compression.main(["--markdown", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "| resnet20 | haq-w3 | 1 |" in printed
-    assert "`sdq`, `codebook` and `chain` take two trainings of 0.5 epochs" in printed
+    assert "`codebook` and `chain` take two trainings of 0.5 epochs" in printed
     assert "| engine and simulation, float layers in bf16: equal top-1 on at least 99 % of the images | " in printed
 
 
@@ -76,7 +76,7 @@ def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place(
 def row(student: str, kind: str, seed: int, test: float, size: int, **more: object) -> dict[str, object]:
     common = {"threads": 1, "runtime": "r", "device": {"cpu": "c"}, "mean_bits": 3.0, "coded_bytes": size // 2, "parameters": 10}
     named = {"row": f"{student}:{kind}:{seed}", "student": student, "kind": kind, "seed": seed}
-    return {**common, **named, "test_accuracy": test, "packed_bytes": size, **more}
+    return {**common, **named, "test_accuracy": test, "search_accuracy": test, "teacher_test_accuracy": 0.9, "packed_bytes": size, **more}
 
 
 def result_of(rows: list[dict[str, object]]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def judged(rows: list[dict[str, object]]) -> dict[str, tuple[str, bool | None]]:
     table: dict[tuple[str, str], Rows] = defaultdict(dict)
     for each in rows:
         table[str(each["student"]), str(each["kind"])][int(str(each["seed"]))] = each
-    return {bar.claim.partition(": ")[2]: (bar.figure, bar.met) for bar in bars(result_of(rows), table)}
+    return {bar.claim.partition(": ")[2]: (bar.figure, bar.met) for bar in bars(table)}
 
 
 def of_seeds(kinds: dict[str, tuple[tuple[float, float], int]]) -> list[dict[str, object]]:
@@ -136,9 +136,26 @@ def test_mixed_bits_of_one_seed_leave_their_bar_open() -> None:
     assert found["the best mixed bits beat uniform ones at W3's bytes by more than a standard error"] == ("sdq: +5.00 points (n = 1)", None)
 
 
+def test_what_is_best_is_chosen_on_the_search_split_and_judged_on_the_test_split() -> None:
+    def seeds(kind: str, test: float, search: float) -> list[dict[str, object]]:
+        return [row("s", kind, seed, test, 1000, search_accuracy=search) for seed in range(2)]
+
+    found = judged([*seeds("w3", 0.80, 0.80), *seeds("haq-w3", 0.79, 0.83), *seeds("sqnr-w3", 0.82, 0.81)])
+    mixed = found["the best mixed bits beat uniform ones at W3's bytes by more than a standard error"]
+    assert mixed == ("haq: -1.00 ± 0.00 points (n = 2)", False)
+
+
+def test_a_claim_about_several_seeds_stays_open_until_all_are_there() -> None:
+    rows = [row("resnet20", kind, seed, test, 1000) for kind, test in (("fp32", 0.90), ("w4", 0.90)) for seed in range(2)]
+    claim = "lsq W4A8 loses at most 0.5 point"
+    assert judged(rows)[claim] == ("+0.00 ± 0.00 points (n = 2)", None)
+    assert judged([*rows, *(row("resnet20", kind, 2, 0.9, 1000) for kind in ("fp32", "w4"))])[claim][1] is True
+
+
 def test_rate_is_held_against_lsq_s_bytes_at_its_accuracy() -> None:
     line = [row("s", "w2", 0, 0.70, 400), row("s", "w3", 0, 0.80, 600), row("s", "w4", 0, 0.82, 800)]  # 200, 300, 400 coded bytes
     assert [bytes_for(accuracy, line) for accuracy in (0.70, 0.75, 0.80, 0.81, 0.90)] == pytest.approx([200, 250, 300, 350, 400])
+    assert bytes_for(0.90, [*line, row("s", "w4", 0, 0.79, 1000)]) == 400  # the best of them, not the largest
     found = judged([*line, row("s", "rate-0.1", 0, 0.75, 400), row("s", "rate-0.3", 0, 0.81, 500)])
     assert found["rate has 1.3x smaller coded files than lsq at equal accuracy"] == ("rate-0.3: 1.40x (n = 1)", True)
     collapsed = judged([*line, row("s", "rate-1", 0, 0.10, 40)])
@@ -157,9 +174,9 @@ def test_of_the_chains_that_lose_little_the_smallest_counts() -> None:
 def test_small_files_are_judged_by_their_limit_of_bytes() -> None:
     small = row("resnet8", "w4", 0, 0.85, 40_000, search_accuracy=0.886)
     found = judged([row("resnet8", "fp32", 0, 0.84, 300_000, search_accuracy=0.9), small])
-    assert found["the FP32 accuracy in 24 KB"] == ("w4: +1.00 points (n = 1), 20.0 KB", True)
-    names = [bar.claim for bar in bars(result_of([small]), {("resnet8", "w4"): {0: small}})]
-    assert "within 1.5 points of a teacher of 89.5 % in 80 KB, on the search split" in names
+    assert found["the FP32 accuracy in 24 KB"] == ("resnet8 w4: +1.00 points (n = 1), 20.0 KB", True)
+    names = [bar.claim for bar in bars({("resnet8", "w4"): {0: small}})]
+    assert "within 1.5 points of a teacher of 89.5 % in 80 KB, on the test split" in names
 
 
 def test_the_worst_row_decides_whether_engines_agree_with_their_simulation() -> None:
@@ -171,6 +188,6 @@ def test_the_worst_row_decides_whether_engines_agree_with_their_simulation() -> 
         row("s", "w4", seed, 0.9, 10, openvino=engines(*found)) for seed, found in enumerate([(1.0, 0.995, 0.001), (0.9995, 0.98, 0.003)])
     ]
     table: dict[tuple[str, str], Rows] = {("s", "w4"): dict(enumerate(rows))}
-    found = [(bar.figure, bar.met) for bar in bars(result_of(rows), table)][-3:]
+    found = [(bar.figure, bar.met) for bar in bars(table)][-3:]
     worst = "(s:w4:1, worst of 2)"
     assert found == [(f"99.95 % {worst}", True), (f"98.00 % {worst}", False), (f"0.30 points {worst}", True)]

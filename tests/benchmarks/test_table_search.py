@@ -18,7 +18,15 @@ from results.record import read_records
 from search.study import REQUEUED_KEY
 from tests.search.studies import DOT, EPOCHS, SPACE, Dot, load
 
-SETTINGS = [*EPOCHS, *DOT, "runtime.max_s=0.05", "runtime.warmup_s=0.0", "distil.temperature=4", "finetune.epochs=2"]
+SETTINGS = [
+    *EPOCHS,
+    *DOT,
+    "quantise.execution=[int8, float]",
+    "runtime.max_s=0.02",
+    "runtime.warmup_s=0",
+    "distil.temperature=4",
+    "finetune.epochs=2",
+]
 RUNGS = [["start", 0.0], ["distil", 1.0], ["distil", 2.0], ["quantise", 1.0]]
 
 

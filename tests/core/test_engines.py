@@ -223,7 +223,7 @@ def test_who_waits_too_long_is_told_who_measures(host: EngineHost, model: Path) 
 
 
 def test_stable_measurements_alone_leave_the_quiet_time_of_the_reference_to_the_next(tmp_path: Path, model: Path) -> None:
-    with EngineHost(QUICK.model_copy(update={"max_s": 20.0}), tmp_path) as host:
+    with EngineHost(QUICK.model_copy(update={"max_s": 4.0}), tmp_path) as host:
         report = host.latency(model)
     file = tmp_path / "latency.json"
     kept = json.loads(file.read_text()).get("quiet_ms", {}) if file.exists() else {}

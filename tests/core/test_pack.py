@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 from core.candidate import WEIGHT_BITS
 from core.errors import UserError
 from core.pack import BITS, CODINGS, MAGIC, VERSION, VERSIONS, Coding, PackError, QTensor, Tensor, coding_of, main, pack, unpack, version_of
+from core.pack.file import LEAVES
 from tests.core.pack_mutations import outcome, with_checksum
 
 ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine fails no law
@@ -35,7 +36,9 @@ def quantised(draw: st.DrawFn) -> QTensor:
 
 
 EVERY_CODING = st.sampled_from(CODINGS)
-TENSORS = st.dictionaries(st.text(max_size=8), st.one_of(FLOATS, quantised()), max_size=4)
+NAMES = st.text(max_size=8).filter(lambda name: not 1 <= ord(name[-1:] or "x") <= len(LEAVES))
+"""A control character at the end is no name: it stands for a usual end."""
+TENSORS = st.dictionaries(NAMES, st.one_of(FLOATS, quantised()), max_size=4)
 
 
 def assert_same(left: Tensor, right: Tensor) -> None:
@@ -112,7 +115,7 @@ def test_the_weights_take_their_bits_and_little_more(bits: int) -> None:
     tensors = example(bits)
     floats = 8 * 4 * 2  # scales and biases that need fp32
     frame = len(MAGIC) + 1 + 1 + 1 + 4
-    weight, bias = 2 + len("conv.weight") + 1 + 1 + 4, 2 + len("bias") + 1 + 1 + 1
+    weight, bias = 2 + len("conv") + 1 + 1 + 1 + 4, 2 + 1 + 1 + 1 + 1  # a usual end is one byte, and the bias shares the rest
     assert len(pack(tensors)) == (8 * 27 * bits + 7) // 8 + floats + frame + weight + bias
 
 
@@ -194,6 +197,24 @@ def test_non_contiguous_values_are_packed_in_logical_order() -> None:
 def test_a_long_name_is_refused() -> None:
     with pytest.raises(PackError, match="at most 255 bytes"):
         pack({"x" * 256: np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_usual_end_of_a_name_is_one_byte_and_a_name_that_ends_in_such_a_byte_is_refused(leaf: bytes) -> None:
+    values = np.zeros(1, np.float32)
+    name = "layer" + leaf.decode()
+    short, full = pack({name: values}), pack({name: values}, version=2)
+    assert len(full) - len(short) == len(leaf) - 1
+    assert list(unpack(short)) == list(unpack(full)) == [name]
+    with pytest.raises(PackError, match="ends in no control character"):
+        pack({f"layer{chr(LEAVES.index(leaf) + 1)}": values})
+
+
+def test_a_name_that_is_written_in_full_where_it_has_a_usual_end_is_not_canonical() -> None:
+    data = bytearray(pack({"a.weight": np.zeros(1, np.float32)}, version=2)[:-4])
+    data[len(MAGIC)] = VERSION
+    with pytest.raises(PackError, match="one canonical form"):
+        unpack(with_checksum(bytes(data)))
 
 
 def test_inspecting_a_missing_file_is_a_user_error(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ raise SystemExit(bool({"torch", "torchvision", "timm"} & set(sys.modules)))
 
 def test_a_library_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.students.zoo.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="timm:resnet18 needs the package timm, but it is not installed; run: pip install timm"):
+    with pytest.raises(UserError, match="timm:resnet18 needs the package timm, but it is not installed; run: python -m pip install timm"):
         check_zoo_name("timm:resnet18")
 
 

@@ -37,6 +37,7 @@ def make_home(folder: Path) -> Path:
     own = load_own_model(f"{folder}/my_net.py:build", classes=3, channels=3, image_size=16)
     for name in ("weights.safetensors", "my_net.safetensors"):
         save_weights(own, folder / name)
+    torch.save(own.state_dict(), folder / "weights.pt")
     save_weights(STUDENTS["resnet20"](classes=10, channels=3, image_size=32), folder / "teacher.safetensors")
     (folder / "resnet18-f37072fd.pth").touch()
     (folder / "CUB_200_2011.tgz").touch()

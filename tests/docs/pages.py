@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", "benchmarks/README.md"]
+PAGES = ["README.md", "README.zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 PAGES += sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))
 SHELL = ("", "bash", "sh")
 COMMAND = re.compile(r"(\.venv/bin/)?(python|optuna-dashboard|make|pip|ssh|export|npm|paretopress|ls|git|cd|for|sudo|python3)\b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import PurePosixPath
 from urllib.parse import unquote
@@ -23,6 +24,14 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page:
         file = (ROOT / page).parent / path if path else ROOT / page
         assert file.exists(), f"{page} links to {target}, which is not there"
         assert not anchor or anchor in anchors(str(file.resolve().relative_to(ROOT))), f"{page} links to {target}: no such heading"
+
+
+def test_every_link_of_the_notebook_leads_to_a_file_that_is_there() -> None:
+    cells = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    targets = re.findall(r"\]\(([^)#]+)", text)
+    assert targets
+    assert not [target for target in targets if not (ROOT / "docs" / target).exists()]
 
 
 @pytest.mark.parametrize("page", PAGES)

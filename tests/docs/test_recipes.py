@@ -20,7 +20,7 @@ SPACES = sorted(str(path.relative_to(ROOT)) for folder in ("recipes", "examples"
 IMAGES = {"digits": [], "cifar10": ["--data-dir", "ten"], "cifar100": ["--data-dir", "cifar"], "cub200": ["--data-dir", "CUB_200_2011"]}
 IMAGES |= {"imagenet": ["--data-dir", "imagenet"]}
 EPOCHS = ["teacher.train.epochs=0.3", "parent.train.epochs=0.3", "finetune.epochs=0.3", "quantise.train.epochs=0.3"]
-ENGINE = ["quantise.calibration_images=8", "runtime.max_s=0.05", "runtime.warmup_s=0.02"]
+ENGINE = ["quantise.calibration_images=8", "runtime.max_s=0.02", "runtime.warmup_s=0"]
 SMALL = [
     *EPOCHS,
     *ENGINE,
@@ -82,7 +82,8 @@ def test_a_recipe_runs_on_a_small_stand_in_of_its_data(name: str, home: Path, mo
 def foreseen(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What a dry run says of a space below spaces/ with so many more arguments; it must succeed."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr("search.foresee.DRAWS_S", 1.0)  # not all that it can measure in a quarter of a minute
+    monkeypatch.setattr("search.foresee.DRAWS_S", 1.0)  # not all that it can measure in half a minute
+    monkeypatch.setattr("search.dry_run.MEASURING_S", 6.0)
 
     def say(space: str, *more: str) -> str:
         path = str(ROOT / "spaces" / space)
@@ -92,7 +93,7 @@ def foreseen(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     return say
 
 
-@pytest.mark.parametrize("name", ["resnet32x4_resnet8x4", "cub200_vgg13_vgg8", "imagenet_resnet34_resnet18"])
+@pytest.mark.parametrize("name", ["cub200_vgg13_vgg8", "imagenet_resnet34_resnet18"])
 def test_a_recipe_for_a_gpu_can_be_foreseen_before_it_is_begun(name: str, foreseen: Callable[..., str]) -> None:
     assert "hours" in foreseen(f"recipes/{name}.yaml", *sets([*SMALL, *RUNS[name]]), "--trials", "1")
 

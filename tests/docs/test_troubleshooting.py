@@ -9,7 +9,7 @@ from tests.docs.pages import ROOT, tokens
 
 RUN_OF_WORDS = 4
 """So many words in a row are taken from a message's fixed text, not found by chance."""
-SHORT = re.compile(r"unknown \w+( \w+)? |[\w.]+, line \d+, column \d+: |[\w.]+:\d+ raised |[\w.]+ has no function ")
+SHORT = re.compile(r"unrecognized \w+: |unknown \w+( \w+)? |[\w.]+, line \d+, column \d+: |[\w.]+:\d+ raised |[\w.]+ has no function ")
 """Messages with little text of their own."""
 
 

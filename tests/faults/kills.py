@@ -32,13 +32,13 @@ VICTIMS = ("run", "worker", "all", "stop")
 """The parent alone; one worker, and the parent a little later; everything at once; SIGTERM to the parent."""
 
 
-def kill_rounds(folder: Path, kills: int, seed: int) -> list[dict[str, Any]]:
+def kill_rounds(folder: Path, kills: int, seed: int, latest_s: float = LATEST_S) -> list[dict[str, Any]]:
     """Start a run, kill it at a random moment, look at what is left, `kills` times over: a row each."""
     chance = random.Random(seed)
     rows: list[dict[str, Any]] = []
     for number in range(kills):
         before = finished(folder)
-        row = {"kill": number, "victim": chance.choice(VICTIMS), "after_s": round(chance.uniform(0.0, LATEST_S), 2), "before": len(before)}
+        row = {"kill": number, "victim": chance.choice(VICTIMS), "after_s": round(chance.uniform(0.0, latest_s), 2), "before": len(before)}
         row["stopped_in_s"] = _kill(folder, row["victim"], row["after_s"], chance)
         after = finished(folder)
         row |= {

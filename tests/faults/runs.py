@@ -17,7 +17,7 @@ from search.summary import versions
 from tests.search.studies import DOT, ROOT, command
 
 PLUGIN = str(Path(__file__).with_name("dot_plugin.py"))
-QUICK = [*DOT, "teacher.train.epochs=1", "parent.train.epochs=1", "runtime.max_s=0.05", "runtime.warmup_s=0.01"]
+QUICK = [*DOT, "teacher.train.epochs=1", "parent.train.epochs=1", "runtime.max_s=0.02", "runtime.warmup_s=0"]
 WORKER = "popen_loky"
 """In the command line of a loky worker."""
 

@@ -56,7 +56,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workbench]:
         parent=ParentConfig(train=short),
         finetune=short,
         quantise=QuantiseConfig(train=short.model_copy(update={"lr": 0.01}), calibration_images=64),
-        runtime=RuntimeConfig(warmup_s=0.0, max_s=0.05, timeout_s=60.0),
+        runtime=RuntimeConfig(warmup_s=0.0, max_s=0.02, timeout_s=60.0),
     )
     data = search_data()
     teacher = obtain_teacher(config, data, CPU, folder / "cache")

@@ -45,6 +45,12 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def _short_dry_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They measure fewer candidates than there is time for in half a minute."""
+    monkeypatch.setattr("search.foresee.DRAWS_S", 1.0)
+
+
 @pytest.fixture
 def dot(monkeypatch: pytest.MonkeyPatch) -> None:
     """The student `dot` is registered."""

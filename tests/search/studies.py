@@ -19,7 +19,7 @@ from search import export_best, run
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = str(ROOT / "spaces" / "digits.yaml")
 EPOCHS = ["teacher.train.epochs=4", "parent.train.epochs=4", "finetune.epochs=2", "quantise.train.epochs=1"]
-SMALL = [*EPOCHS, "teacher.name=resnet8", "runtime.max_s=0.1", "runtime.warmup_s=0.02"]
+SMALL = [*EPOCHS, "teacher.name=resnet8", "runtime.max_s=0.02", "runtime.warmup_s=0"]
 NARROW = ["student.name=resnet8", "student.width=[0.25, 0.5]"]
 
 
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
     err: str
 
 
-DOT = ["student.name=dot", "student.width=1", "teacher.name=dot", "data.train_limit=100", "finetune.epochs=1"]
+DOT = ["student.name=dot", "student.width=1", "teacher.name=dot", "data.train_limit=100", "finetune.epochs=1", "quantise.execution=int8"]
 """Settings for studies that are about something else than networks: a student that exports in no time (fixture `dot`)."""
 ONE_NETWORK = [*DOT, "prune.ratio=0.3", "quantise.weight_bits=4", "quantise.execution=int8", "distil.temperature=4"]
 """The same, with no more to choose than a loss weight."""

@@ -21,7 +21,7 @@ from objectives.bench import Stages, Workbench
 from objectives.evaluate import shape_of
 from results.record import read_records
 from search.allocated import allocated
-from search.baselines import ALLOCATED_KEY, baselines, enqueue_allocated, enqueue_baselines
+from search.baselines import ALLOCATED_KEY, all_baselines, allocated_from, enqueue_allocated
 from search.sample import sample
 from search.space import Space
 from tests.objectives.test_evaluate import bench
@@ -40,7 +40,7 @@ def space(positions: int, **sections: Any) -> Space:
 
 def uniform(of: Space) -> dict[str, Any]:
     """The baseline of the largest student at 4 bits."""
-    return next(each for each in baselines(of, SIZES) if each["student"] == "light_cnn" and each["bits_0"] == BITS.index(4))
+    return next(each for each in all_baselines(of, SIZES) if each["student"] == "light_cnn" and each["bits_0"] == BITS.index(4))
 
 
 def weight_bits(of: Space, parameters: dict[str, Any], bench: Workbench) -> dict[str, int]:
@@ -97,7 +97,7 @@ def test_layers_that_round_unequally_share_the_very_bytes_of_four_bits(bench: Wo
 
 def test_sixteen_bits_are_left_out_and_a_single_choice_is_no_other_trial(bench: Workbench) -> None:
     wide = space(10, quantise={"weight_bits": [4, 6, 16]})
-    base = next(each for each in baselines(wide, SIZES) if each["student"] == "light_cnn" and each["bits_0"] == 0)
+    base = next(each for each in all_baselines(wide, SIZES) if each["student"] == "light_cnn" and each["bits_0"] == 0)
     found = allocated(wide, base, bench, Stages()) or base
     assert {found[f"bits_{p}"] for p in range(10)} <= {0, 1}
     alone = space(10, quantise={"weight_bits": [4, 16]})
@@ -106,7 +106,7 @@ def test_sixteen_bits_are_left_out_and_a_single_choice_is_no_other_trial(bench: 
 
 def test_a_network_of_edges_alone_has_no_bits_to_share_out(bench: Workbench, dot: None) -> None:
     of = parse(Space, {"student": {"name": "dot"}, "quantise": {"positions": 3, "weight_bits": BITS}}, "x.yaml")
-    assert allocated(of, baselines(of, {"dot": 1})[1], bench, Stages()) is None
+    assert allocated(of, all_baselines(of, {"dot": 1})[0], bench, Stages()) is None
 
 
 # --- once, in its turn -----------------------------------------------------------------------------------------------
@@ -120,22 +120,18 @@ def study() -> optuna.Study:
     "sections", [{"distil": {"init": "scratch"}}, {"allocation": "haq"}, {"quantise": {"weight_bits": 4}}], ids=["init", "haq", "fixed"]
 )
 def test_nothing_follows_without_a_parent_or_bits_per_position(sections: dict[str, Any]) -> None:
-    made = study()
-    assert enqueue_baselines(made, space(4, **sections), SIZES, allocated=True) > 0
-    assert ALLOCATED_KEY not in made.user_attrs
+    assert allocated_from(space(4, **sections), SIZES) is None
 
 
 def test_a_study_says_from_whose_parent_the_bits_will_come() -> None:
-    made, of = study(), space(4)
-    enqueue_baselines(made, of, SIZES, allocated=True)
-    assert made.user_attrs[ALLOCATED_KEY] == {"of": uniform(of)}
-    assert uniform(of) in baselines(of, SIZES)
+    of = space(4)
+    assert allocated_from(of, SIZES) == uniform(of)
+    assert uniform(of) in all_baselines(of, SIZES)
 
 
 def test_a_study_that_began_without_it_goes_on_without_it() -> None:
     made = study()
     made.add_trial(optuna.trial.create_trial(values=[0.5, 1.0, 1.0]))
-    enqueue_baselines(made, space(4), SIZES, allocated=True)
     enqueue_allocated(made)
     assert ALLOCATED_KEY not in made.user_attrs
     assert states(made) == ["COMPLETE"]

@@ -95,6 +95,8 @@ def test_a_strategy_states_what_it_lacks_and_what_it_does_not_look_at() -> None:
         allocation={"strategy": "sdq", "budget_bits": 3}, quantise={"weight_bits": [4, 16], "execution": ["int8", "float"]}
     )
     assert "strategy" in message(allocation="best")
+    own = message(allocation="haq", quantise=BITS | {"quantiser": ["lsq", "nncf"]})
+    assert "allocation haq chooses bits, but quantiser nncf has its own; leave it out" in own
     assert "budget_bits" in message(allocation={"strategy": "sdq", "budget_bits": 0})
 
 

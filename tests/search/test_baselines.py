@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
-from optuna.trial import FixedTrial
+from optuna.trial import FixedTrial, TrialState
 
 from core.allocate.haq import bits_of
 from core.candidate import Candidate
 from core.yaml_io import parse
-from search.baselines import baselines, enqueue_baselines
+from objectives.bench import Workbench
+from search.baselines import ALLOCATED_KEY, all_baselines, baselines, by_size
+from search.first_trials import LEFT_KEY, FirstTrials
 from search.sample import sample
 from search.space import Space, load_space
 
@@ -29,37 +31,72 @@ def study() -> optuna.Study:
 
 
 def test_every_student_starts_unpruned_at_four_bits(space: Space) -> None:
-    made = study()
-    assert enqueue_baselines(made, space, SIZES) == len(baselines(space, SIZES))
-    drawn = [sample(space, made.ask()) for _ in baselines(space, SIZES)]
+    drawn = [sample(space, FixedTrial(parameters)) for parameters in all_baselines(space, SIZES)]
     for name in SIZES:
         assert any(
             c.student == name and {g.weight_bits for g in c.groups} == {4} and {g.prune_ratio for g in c.groups} == {0.0} for c in drawn
         )
 
 
-def test_the_largest_student_is_also_tried_at_eight_bits(space: Space) -> None:
-    made = study()
-    enqueue_baselines(made, space, SIZES)
-    first = sample(space, made.ask())
-    assert first.student == "resnet8x4"
-    assert {group.weight_bits for group in first.groups} == {8}
-    assert {group.execution for group in first.groups} == {"int8"}
+def test_the_smallest_come_first_and_the_largest_is_also_tried_at_eight_bits(space: Space) -> None:
+    drawn = [sample(space, FixedTrial(parameters)) for parameters in all_baselines(space, SIZES)]
+    assert [(each.student, each.width) for each in drawn] == [
+        *(("resnet8", 0.5), ("resnet8", 1.0), ("resnet14", 1.0), ("resnet20", 1.0), ("resnet8x4", 1.0), ("resnet8x4", 1.0))
+    ]
+    assert [{group.weight_bits for group in each.groups} for each in drawn] == [{4}] * 5 + [{8}]
+    assert {group.execution for each in drawn for group in each.groups} == {"int8"}
 
 
 def test_the_baselines_stay_in_the_space(space: Space) -> None:
     made = study()
-    for parameters in baselines(space, SIZES):
+    for parameters in all_baselines(space, SIZES):
         made.enqueue_trial(parameters)
         trial = made.ask()
         sample(space, trial)
         assert trial.params == parameters
 
 
-def test_a_study_with_trials_gets_no_baselines(space: Space) -> None:
+# --- student by student ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def first(space: Space) -> FirstTrials:
+    """Without a choice of execution no engine is timed, so no workbench is asked."""
+    fixed = space.model_copy(update={"quantise": space.quantise.model_copy(update={"execution": "int8"})})
+    return FirstTrials(fixed, cast(Workbench, None), SIZES, None, pytest.fail)
+
+
+def test_a_student_is_queued_when_those_before_it_were_taken(first: FirstTrials) -> None:
     made = study()
-    sample(space, made.ask())
-    assert enqueue_baselines(made, space, SIZES) == 0
+    for number, student in enumerate(by_size(first.space, SIZES)):
+        for _ in range(2):
+            first.queue(made)
+        waiting = made.get_trials(states=(TrialState.WAITING,))
+        assert {trial.system_attrs["fixed_params"]["student"] for trial in waiting} == {student}
+        assert made.user_attrs[LEFT_KEY] == by_size(first.space, SIZES)[number + 1 :]
+        assert (ALLOCATED_KEY in made.user_attrs) == (number + 1 == len(SIZES))
+        for _ in waiting:
+            made.tell(made.ask(), state=TrialState.PRUNED)
+    first.queue(made)
+    assert [trial.system_attrs["fixed_params"] for trial in made.trials] == all_baselines(first.space, SIZES)
+
+
+def test_a_process_that_died_before_it_said_what_is_left_queues_nothing_twice(first: FirstTrials) -> None:
+    made = study()
+    first.queue(made)
+    while made.get_trials(states=(TrialState.WAITING,)):
+        made.tell(made.ask(), state=TrialState.PRUNED)
+    made.set_user_attr(LEFT_KEY, by_size(first.space, SIZES))
+    first.queue(made)
+    assert len(made.trials) == len(baselines(first.space, SIZES, "resnet8"))
+
+
+def test_a_study_that_began_without_gets_no_baselines(first: FirstTrials) -> None:
+    made = study()
+    sample(first.space, made.ask())
+    first.queue(made)
+    assert len(made.trials) == 1
+    assert LEFT_KEY not in made.user_attrs
 
 
 # --- what a baseline answers to questions that it does not care for ----------------------------------------------------------------
@@ -70,7 +107,7 @@ def small(**sections: Any) -> Space:
 
 
 def drawn(space: Space, **more: Any) -> list[Candidate]:
-    return [sample(space, FixedTrial(parameters)) for parameters in baselines(space, {"resnet8": 1, "resnet20": 2, "self": 3}, **more)]
+    return [sample(space, FixedTrial(parameters)) for parameters in all_baselines(space, {"resnet8": 1, "resnet20": 2, "self": 3}, **more)]
 
 
 def test_what_is_usual_is_preferred_where_it_is_offered() -> None:
@@ -99,7 +136,7 @@ def test_actions_of_haq_mean_the_bits_that_a_baseline_wants(choices: list[int]) 
     space = small(allocation="haq", quantise={"weight_bits": choices, "positions": 3, "execution": ["int8", "float"]})
     found = [{bits_of(action, choices) for action in candidate.allocation.actions} for candidate in drawn(space)]
     four = min(choices, key=lambda bits: abs(bits - 4))
-    assert found == [{8}, {four}, {four}]
+    assert found == [{four}, {four}, {8}]
 
 
 @pytest.mark.parametrize(

@@ -52,12 +52,12 @@ def test_every_shipped_space_of_a_large_set_passes_the_dry_run(
 ) -> None:
     from core.data.cifar import CIFAR100
 
-    monkeypatch.setattr("search.foresee.DRAWS_S", 1.0)  # not all that it can measure in a quarter of a minute
+    monkeypatch.setattr("search.dry_run.MEASURING_S", 6.0)  # not all that it can measure in half a minute
     root = Path("images")
     root.mkdir()
     {"cifar100": lambda: cifar(root, CIFAR100), "cub200": lambda: cub200(root), "imagenet": lambda: imagenet(root)}[name]()
     settings = ["teacher.pretrained=false"] * (name == "imagenet") + ["data.image_size=64"] * (name != "cifar100")
-    quick = ["runtime.max_s=0.1", "runtime.warmup_s=0.02"]
+    quick = ["runtime.max_s=0.02", "runtime.warmup_s=0"]
     answer = search(
         capfd, "--space", str(ROOT / "spaces" / f"{name}.yaml"), "--data-dir", "images", *sets(settings), *sets(quick), "--dry-run"
     )

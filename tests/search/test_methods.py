@@ -223,7 +223,7 @@ def test_a_trial_learns_by_it_from_beginning_to_end(loss: str, settings: list[st
 @pytest.mark.parametrize(("scheme", "parent"), [("b", False), ("c", True)])
 def test_apprentice_is_a_recipe_that_runs_in_which_nothing_varies(scheme: str, parent: bool, empty: Path, capfd: Capture) -> None:
     space = str(ROOT / "spaces" / "recipes" / f"apprentice_{scheme}.yaml")
-    few = [*FEW[:-1], "teacher.name=resnet8", "quantise.train.epochs=2", "runtime.max_s=0.1", "runtime.warmup_s=0.02", "finetune.epochs=0"]
+    few = [*FEW[:-1], "teacher.name=resnet8", "quantise.train.epochs=2", "runtime.max_s=0.02", "runtime.warmup_s=0", "finetune.epochs=0"]
     answer = search(capfd, "--space", space, "--trials", "1", *sets(few))
     assert answer.code == 0, answer
     found = record(f"apprentice_{scheme}")
@@ -265,7 +265,7 @@ def test_a_published_pair_trains_its_student_as_published(name: str) -> None:
 
 def test_a_published_pair_runs_in_float_and_unpruned_on_few_images(empty: Path, capfd: Capture) -> None:
     space = str(ROOT / "spaces" / "recipes" / "resnet32x4_resnet8x4.yaml")
-    few = [*FEW[:-1], "teacher.name=resnet8", "quantise.train.epochs=0", "runtime.max_s=0.1", "runtime.warmup_s=0.02", "finetune.epochs=1"]
+    few = [*FEW[:-1], "teacher.name=resnet8", "quantise.train.epochs=0", "runtime.max_s=0.02", "runtime.warmup_s=0", "finetune.epochs=1"]
     answer = search(capfd, "--space", space, "--config", "digits", "--trials", "1", *sets([*few, "data.image_size=16"]))
     assert answer.code == 0, answer
     found = record("resnet32x4_resnet8x4")

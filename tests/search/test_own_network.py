@@ -35,7 +35,7 @@ class Net(nn.Module):
 def build(classes, channels=3):
     return Net(classes, channels)
 """
-QUICK = sets(["finetune.epochs=2", "quantise.train.epochs=1", "runtime.max_s=0.1", "runtime.warmup_s=0.02", "prune.ratio=[0, 0.3]"])
+QUICK = sets(["finetune.epochs=2", "quantise.train.epochs=1", "runtime.max_s=0.02", "runtime.warmup_s=0", "prune.ratio=[0, 0.3]"])
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ teacher: {name: plugin_dot, train: {epochs: 4}}
 parent: {train: {epochs: 4}}
 finetune: {epochs: 2}
 quantise: {train: {epochs: 1}}
-runtime: {max_s: 0.1, warmup_s: 0.02}
+runtime: {max_s: 0.02, warmup_s: 0}
 """
 
 

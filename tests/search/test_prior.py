@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core.candidate import LatencyReport
 from objectives.bench import Workbench
-from search.baselines import baselines
+from search.baselines import all_baselines
 from search.prior import Twins, float_first, timed_twins
 from search.space import Space
 from tests.objectives.test_evaluate import bench
@@ -42,7 +42,7 @@ def test_float_is_preferred_only_where_it_is_faster_beyond_both_intervals(a: flo
 
 
 def test_students_that_are_slower_in_int8_begin_in_float_and_the_others_in_int8() -> None:
-    for parameters in baselines(SPACE, SIZES, float_first={"resnet8"}):
+    for parameters in all_baselines(SPACE, SIZES, float_first={"resnet8"}):
         wanted = "float" if parameters["student"] == "resnet8" else "int8"
         assert {parameters["exec_0"], parameters["exec_1"]} == {wanted}
 
@@ -58,6 +58,7 @@ def test_both_twins_are_timed_once_in_the_runtime_of_the_study(bench: Workbench)
         assert pair.int8.runtime == pair.float.runtime == bench.engines.runtime.name
         assert pair.int8 != pair.float
         assert (student in slow) == pair.prefers_float
+    assert float_first(SPACE, bench, lambda line: None, ["resnet8"]) == slow & {"resnet8"}
     assert len(told) == len(slow)
     assert all("INT8 is slower than float (f32)" in line for line in told)
 

@@ -123,4 +123,4 @@ def test_what_cannot_be_shown_is_refused_in_a_line(argv: list[str], law: str, re
 
 def test_without_the_package_the_extra_is_named(recorded: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorboard, "installed_version", lambda name: None)
-    assert "run: pip install '.[tensorboard]'" in refused(told(capfd))
+    assert "run: python -m pip install -e '.[tensorboard]'" in refused(told(capfd))

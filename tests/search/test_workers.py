@@ -96,9 +96,25 @@ def test_a_grid_has_every_combination_once_and_ends_the_study_whatever_the_numbe
     assert workers[0].end is None
     workers[1].run(50, "grid")  # a study that continues
     assert workers[1].end == "every combination of the space has been tried (--sampler grid)"
+    workers[0].run(50, "grid")  # the same command again
+    assert workers[0].end == workers[1].end
     assert sorted((trial.params["width"], trial.params["weight"]) for trial in workers[0].study.trials) == [
         *((0.5, 0.5), (0.5, 0.9), (1.0, 0.5), (1.0, 0.9))
     ]
+
+
+def test_a_grid_goes_on_after_a_trial_that_died_while_it_asked(study_folder: Path) -> None:
+    worker = Worker(url_in(study_folder), study_folder, settings=FOUR)
+    worker.run(1, "grid")
+    with worker.lock:
+        worker.study.ask().set_user_attr(OWNER_KEY, GONE)  # before its first parameter
+        half = worker.study.ask()
+        half.set_user_attr(OWNER_KEY, GONE)
+    half.suggest_categorical("width", [0.5, 1.0])
+    worker.run(50, "grid")
+    assert worker.end == "every combination of the space has been tried (--sampler grid)"
+    done = [trial for trial in worker.study.trials if trial.state.name == "COMPLETE"]
+    assert len({(trial.params["width"], trial.params["weight"]) for trial in done}) == 4
 
 
 def test_a_worker_takes_up_the_trial_of_a_dead_one_with_its_parameters(study_folder: Path) -> None:

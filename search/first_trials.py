@@ -1,0 +1,47 @@
+"""The first trials of a study, student by student, the smallest first: a front is there after the first minute, and grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import optuna
+from optuna.trial import TrialState
+
+from objectives.bench import Workbench
+from search.baselines import ALLOCATED_KEY, allocated_from, baselines, by_size
+from search.prior import float_first
+from search.space import Space
+
+LEFT_KEY = "students_to_begin_with"
+"""Study attribute: students whose baselines are still to be queued, in that order."""
+
+
+@dataclass(frozen=True)
+class FirstTrials:
+    """`sizes` is the parameter count of each student name, `teacher` the name of the teacher's network, `tell` takes messages."""
+
+    space: Space
+    bench: Workbench
+    sizes: Mapping[str, int]
+    teacher: str | None
+    tell: Callable[[str], None]
+
+    def queue(self, study: optuna.Study) -> None:
+        """Queue the baselines of the next student when nothing else waits; none in a study that began without. Hold the study's lock.
+
+        Both twins of the student are timed first: its baselines execute as is faster (search/prior.py).
+        """
+        trials = study.get_trials(deepcopy=False)
+        left = study.user_attrs.get(LEFT_KEY) if trials else by_size(self.space, self.sizes)
+        if not left or any(trial.state == TrialState.WAITING for trial in trials):
+            return
+        student, *rest = left
+        slow = float_first(self.space, self.bench, self.tell, [student])
+        for parameters in baselines(self.space, self.sizes, student, float_first=slow, teacher=self.teacher):
+            # a process may have died before it said what is left
+            if all(parameters not in (trial.params, trial.system_attrs.get("fixed_params")) for trial in trials):
+                study.enqueue_trial(parameters)
+        if not rest and (uniform := allocated_from(self.space, self.sizes, slow)) is not None:
+            study.set_user_attr(ALLOCATED_KEY, {"of": uniform})
+        study.set_user_attr(LEFT_KEY, rest)
