@@ -168,12 +168,24 @@ def parts(home: dict[str, Any], words: dict[str, str]) -> list[str]:
     first, *rest = latency(zoo, words)
     timed = [first + elsewhere(zoo["rows"][0]["device"], home, words), *rest]
     repeated = repeatability(repeat, words) + elsewhere(zoo["rows"][0]["device"], home, words)  # of the same fingerprint
-    return [words["parts_title"], speeds, *timed, repeated, gpu(matrix, words)]
+    return [words["parts_title"], efficiency(home, words), speeds, *timed, repeated, gpu(matrix, words)]
 
 
 def read(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return content
+
+
+def efficiency(home: dict[str, Any], words: dict[str, str]) -> str:
+    """How much sooner than a loop written by hand, with latencies timed again by one host."""
+    from benchmarks.efficiency_result import LATENCIES
+
+    content = read("search_efficiency")
+    shared, told = content["shared"], content["result"][LATENCIES[True]]
+    sooner = [float(seed["speedup"]) for seed in told["seeds"].values()]
+    facts = {"trials": shared["trials"], "epochs": shared["epochs"], "images": shared["train_limit"], "seeds": len(sooner)}
+    said = words["efficiency"].format(low=min(sooner), high=max(sooner), median=told["median"], **facts)
+    return said + elsewhere(shared["device"], home, words)
 
 
 def throughput(result: dict[str, Any], words: dict[str, str]) -> str:
