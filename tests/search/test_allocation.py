@@ -16,7 +16,7 @@ from core.config import Config, TeacherConfig, TeacherTrainConfig
 from core.errors import UserError
 from core.yaml_io import parse
 from results.record import read_records
-from search.baselines import baselines
+from search.baselines import all_baselines
 from search.digest import portable, space_digest
 from search.foresee import corners
 from search.sample import live_parameters, sample
@@ -106,7 +106,7 @@ TIMED = {"strategy": "haq", "budget_kb": 40, "budget_ms": {"low": 0.1, "high": 0
 def test_a_latency_budget_goes_beside_one_of_bytes_and_first_trials_have_the_loosest() -> None:
     of = space(allocation=TIMED)
     assert live_parameters(of) == live_parameters(space(allocation="haq")) + 1
-    drawn = [sample(of, FixedTrial(parameters)).allocation for parameters in baselines(of, {"resnet8": 1, "resnet20": 2})]
+    drawn = [sample(of, FixedTrial(parameters)).allocation for parameters in all_baselines(of, {"resnet8": 1, "resnet20": 2})]
     assert {(plan.budget_kb, plan.budget_ms) for plan in drawn} == {(40.0, 0.5)}
     assert {candidate.allocation.budget_ms for candidate in corners(of)} == {0.1, 0.5}
 
@@ -160,13 +160,13 @@ def test_the_criterion_may_be_searched() -> None:
 @pytest.mark.parametrize("strategy", TAKES)
 def test_baselines_and_corners_lie_in_the_space(strategy: str) -> None:
     of = space(allocation=STATED[strategy])
-    for parameters in baselines(of, {"resnet8": 1, "resnet20": 2}):
+    for parameters in all_baselines(of, {"resnet8": 1, "resnet20": 2}):
         assert sample(of, FixedTrial(parameters)).allocation.strategy == strategy
     assert len(corners(of)) >= 4
 
 
 def test_baselines_ask_for_four_bits_where_there_is_a_budget_in_bits() -> None:
-    found = baselines(space(allocation=STATED["sensitivity"]), {"resnet8": 1, "resnet20": 2})
+    found = all_baselines(space(allocation=STATED["sensitivity"]), {"resnet8": 1, "resnet20": 2})
     assert {parameters["budget_bits"] for parameters in found} == {4.0, 6.0}  # 6.0: the largest student, nearest to 8
 
 
