@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -78,9 +78,14 @@ def _told(values: Sequence[float]) -> str:
 
 def _lost(table: Grid, student: str, kind: str, most: float, claim: str) -> Bar:
     found = differences(table.get((student, kind), {}), table.get((student, "fp32"), {}))
+    return _held(claim, student, found, lambda mean: mean >= -most - EPS)
+
+
+def _held(claim: str, student: str, found: Sequence[float], holds: Callable[[float], bool]) -> Bar:
+    """By the mean of differences in pairs, once all seeds are there."""
     if not found:
         return Bar(claim, "", None)
-    return Bar(claim, _told(found), statistics.fmean(found) >= -most - EPS if all_seeds(student, found) else None)
+    return Bar(claim, _told(found), holds(statistics.fmean(found)) if all_seeds(student, found) else None)
 
 
 def _mixed(table: Grid, student: str) -> Bar:
@@ -100,9 +105,7 @@ def _mixed(table: Grid, student: str) -> Bar:
 def _nncf(table: Grid, student: str) -> Bar:
     claim = f"{student}: NNCF's INT8 is better than ours by at most 0.2 point"
     found = differences(table.get((student, "int8-nncf"), {}), table.get((student, "int8"), {}))
-    if not found:
-        return Bar(claim, "", None)
-    return Bar(claim, _told(found), statistics.fmean(found) <= 0.2 + EPS if all_seeds(student, found) else None)
+    return _held(claim, student, found, lambda mean: mean <= 0.2 + EPS)
 
 
 def _rate(table: Grid, student: str) -> Bar:

@@ -50,11 +50,11 @@ def compare(content: Mapping[str, Any], seed: int, again: bool = False) -> dict[
     `plain_seconds` is the plain arm's last trial, `plain_first_seconds` when it first had its final hypervolume. Where ours never gets
     there, `our_seconds` and `our_trials` are None and both speed-ups 0.
     """
-    rows = content["rows"]
-    if not {f"plain:{seed}", f"ours:{seed}", *([f"retimed:{seed}"] if again else [])} <= rows.keys():
+    both = grown(content, seed, again)
+    if both is None:
         return None
-    ours, reference = rows[f"ours:{seed}"], reference_of(TeacherReport.model_validate(rows[f"ours:{seed}"]["teacher"]), CLASSES)
-    theirs, own = (volumes(points_of(rows, arm, seed, again), reference) for arm in ("plain", "ours"))
+    theirs, own = both
+    ours = content["rows"][f"ours:{seed}"]
     plain_seconds, goal = theirs[-1]
     first = next(seconds for seconds, volume in theirs if volume >= goal)
     there = next((seconds for seconds, volume in own if volume >= goal), None)
@@ -69,6 +69,15 @@ def compare(content: Mapping[str, Any], seed: int, again: bool = False) -> dict[
         "speedup": plain_seconds / there if there else 0.0,
         "speedup_of_first": first / there if there else 0.0,
     }
+
+
+def grown(content: Mapping[str, Any], seed: int, again: bool) -> tuple[list[tuple[float, float]], list[tuple[float, float]]] | None:
+    """(seconds, hypervolume) after each point of the plain arm, and of ours; None while a row is missing."""
+    rows = content["rows"]
+    if not {f"plain:{seed}", f"ours:{seed}", *([f"retimed:{seed}"] if again else [])} <= rows.keys():
+        return None
+    reference = reference_of(TeacherReport.model_validate(rows[f"ours:{seed}"]["teacher"]), CLASSES)
+    return volumes(points_of(rows, "plain", seed, again), reference), volumes(points_of(rows, "ours", seed, again), reference)
 
 
 def points_of(rows: Mapping[str, Any], arm: str, seed: int, again: bool) -> Points:

@@ -17,12 +17,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from benchmarks.efficiency_result import CLASSES, points_of, seeds_of, volumes
+from benchmarks.efficiency_result import grown, seeds_of
 from benchmarks.replay_text import gates_of
 from core.cli import run_main
 from core.errors import UserError
-from results.analysis import reference_of
-from results.record import TeacherReport
 from results.web import ACCENT, DIM, STAR, template
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,18 +57,16 @@ def front(content: Mapping[str, Any]) -> go.Figure:
 
 def efficiency(content: Mapping[str, Any]) -> go.Figure:
     """Hypervolume over seconds of both arms, a panel per seed; the dotted line is where the plain arm ends. From search_efficiency.json."""
-    rows = content["rows"]
-    seeds = [seed for seed in seeds_of(content) if {f"plain:{seed}", f"ours:{seed}"} <= rows.keys()]
+    found = {seed: grown(content, seed, True) or grown(content, seed, False) for seed in seeds_of(content)}
+    seeds = [seed for seed, arms in found.items() if arms]
     figure = make_subplots(cols=len(seeds), shared_yaxes=True, subplot_titles=[f"seed {seed}" for seed in seeds], horizontal_spacing=0.03)
     for column, seed in enumerate(seeds, 1):
-        reference = reference_of(TeacherReport.model_validate(rows[f"ours:{seed}"]["teacher"]), CLASSES)
-        again = f"retimed:{seed}" in rows
-        for arm, (name, colour) in ARMS.items():
-            seconds, grown = zip(*volumes(points_of(rows, arm, seed, again), reference), strict=True)
+        for (arm, (name, colour)), line in zip(ARMS.items(), found[seed] or (), strict=True):
+            seconds, volumes = zip(*line, strict=True)
             style = {"line": {"color": colour, "width": 2.5, "shape": "hv"}, "marker": {"size": 6}, "mode": "lines+markers"}
-            figure.add_scatter(x=seconds, y=grown, name=name, legendgroup=arm, showlegend=column == 1, row=1, col=column, **style)
+            figure.add_scatter(x=seconds, y=volumes, name=name, legendgroup=arm, showlegend=column == 1, row=1, col=column, **style)
             if arm == "plain":
-                figure.add_hline(y=grown[-1], line={"color": DIM, "dash": "dot", "width": 1.5}, row=1, col=column)
+                figure.add_hline(y=volumes[-1], line={"color": DIM, "dash": "dot", "width": 1.5}, row=1, col=column)
     figure.update_xaxes(type="log", title="seconds since the start", dtick=1)
     figure.update_yaxes(title="hypervolume of the front", col=1)
     return figure.update_layout(height=420)

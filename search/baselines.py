@@ -21,13 +21,22 @@ def enqueue_allocated(study: optuna.Study) -> None:
     parameters = study.user_attrs.get(ALLOCATED_KEY, {}).get("queue")
     if parameters is None:
         return
-    trials = study.get_trials(deepcopy=False)
-    if any(trial.state == TrialState.WAITING for trial in trials):
+    if something_waits(study):
         return
-    # a process may have died between the two writes
-    if all(parameters not in (trial.params, trial.system_attrs.get("fixed_params")) for trial in trials):
-        study.enqueue_trial(parameters)
+    enqueue_once(study, parameters)
     study.set_user_attr(ALLOCATED_KEY, {})
+
+
+def something_waits(study: optuna.Study) -> bool:
+    """Whether a trial is queued."""
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+
+def enqueue_once(study: optuna.Study, parameters: dict[str, Any]) -> None:
+    """Queue a trial unless it is there: a process may have died before it wrote that it had queued it."""
+    known = ((trial.params, trial.system_attrs.get("fixed_params")) for trial in study.get_trials(deepcopy=False))
+    if all(parameters not in each for each in known):
+        study.enqueue_trial(parameters)
 
 
 def baselines(

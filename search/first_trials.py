@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import optuna
-from optuna.trial import TrialState
 
 from objectives.bench import Workbench
-from search.baselines import ALLOCATED_KEY, allocated_from, baselines, by_size
+from search.baselines import ALLOCATED_KEY, allocated_from, baselines, by_size, enqueue_once, something_waits
 from search.prior import float_first
 from search.space import Space
 
@@ -32,16 +31,13 @@ class FirstTrials:
 
         Both twins of the student are timed first: its baselines execute as is faster (search/prior.py).
         """
-        trials = study.get_trials(deepcopy=False)
-        left = study.user_attrs.get(LEFT_KEY) if trials else by_size(self.space, self.sizes)
-        if not left or any(trial.state == TrialState.WAITING for trial in trials):
+        left = study.user_attrs.get(LEFT_KEY) if study.get_trials(deepcopy=False) else by_size(self.space, self.sizes)
+        if not left or something_waits(study):
             return
         student, *rest = left
         slow = float_first(self.space, self.bench, self.tell, [student])
         for parameters in baselines(self.space, self.sizes, student, float_first=slow, teacher=self.teacher):
-            # a process may have died before it said what is left
-            if all(parameters not in (trial.params, trial.system_attrs.get("fixed_params")) for trial in trials):
-                study.enqueue_trial(parameters)
+            enqueue_once(study, parameters)
         if not rest and (uniform := allocated_from(self.space, self.sizes, slow)) is not None:
             study.set_user_attr(ALLOCATED_KEY, {"of": uniform})
         study.set_user_attr(LEFT_KEY, rest)

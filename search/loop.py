@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
 
 from core.errors import DiskRefused, TrialError, UserError
-from search.baselines import enqueue_allocated
+from search.baselines import enqueue_allocated, something_waits
 from search.goal import Goal, volumes_of
 from search.lock import StudyLock
 from search.samplers import make_sampler
@@ -37,7 +36,7 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
         if not drawing:  # under the lock: no two workers find the same number begun, so no two draw the same candidates
             sampler, drawing = make_sampler(goal.sampler, goal.seed, count_begun(study), goal.trials), True
             study.sampler = sampler
-        if sampler.exhausted(study) and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if sampler.exhausted(study) and not something_waits(study):
             lock.release()
             return "every combination of the space has been tried (--sampler grid)"
         try:

@@ -1,4 +1,4 @@
-"""What is measured of this device before the first trial: which students it computes more slowly in INT8 than in float.
+"""What is measured of this device before a student's first trials: whether it computes that one more slowly in INT8 than in float.
 
 INT8 is not always faster: requantisation between small or depthwise layers can cost more than their arithmetic saves. So both twins of
 every student are timed once (their structures are those of the first trials, which need not measure again).
@@ -30,12 +30,12 @@ class Twins(NamedTuple):
         return self.float.ci_ms[1] < self.int8.ci_ms[0]
 
 
-def float_first(space: Space, bench: Workbench, tell: Callable[[str], None], students: Sequence[str] = ()) -> frozenset[str]:
-    """Which of `students` (by default all) should begin in float; none where the space leaves no choice, or engines are only built."""
+def float_first(space: Space, bench: Workbench, tell: Callable[[str], None], students: Sequence[str]) -> frozenset[str]:
+    """Which of `students` should begin in float; none where the space leaves no choice, or engines are only built."""
     if set(options(space.quantise.execution)) != set(EXECUTIONS) or bench.engines.config.build_for:
         return frozenset()
     width, found = max(options(space.student.width)), set[str]()
-    for student in students or options(space.student.name):
+    for student in students:
         twins = timed_twins(student, width, bench)
         if twins is not None and twins.prefers_float:
             found.add(student)

@@ -242,6 +242,8 @@ TAKES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "sdq": (1, 1, ("budget_bits", "budget_kb")),
 }
 """Strategy -> how many of which keys it takes: fewest, most, names."""
+OWN_BITS = ("nncf", "float")
+"""Quantisers whose bits are what they are, whatever a candidate says."""
 BESIDE: dict[str, tuple[str, ...]] = {"haq": ("budget_ms",)}
 """Strategy -> keys that it takes beside those."""
 
@@ -288,7 +290,7 @@ class Space(Frozen):
         strategy, bits = self.allocation.strategy, options(self.quantise.weight_bits)
         if not strategy.startswith("per_") and len(bits) < 2:
             raise ValueError(f"allocation {strategy} chooses among quantise.weight_bits, but that is {bits[0]} alone; give a list")
-        fixed = [name for name in options(self.quantise.quantiser) if name in ("nncf", "float")]
+        fixed = [name for name in options(self.quantise.quantiser) if name in OWN_BITS]
         if strategy != "per_position" and fixed:
             raise ValueError(f"allocation {strategy} chooses bits, but quantiser {fixed[0]} has its own; leave it out")
         if strategy == "sdq" and 16 in bits:
@@ -298,7 +300,7 @@ class Space(Frozen):
             raise ValueError(f"allocation.budget_ms makes INT8 of float layers, but quantise.execution is {only}; give it [int8, float]")
         if "quantise, prune" in options(self.order):
             without = {"distil.init scratch": "scratch" in options(self.distil.init), "allocation sdq": strategy == "sdq"}
-            without |= {f"quantiser {name}": name in options(self.quantise.quantiser) for name in ("nncf", "float")}
+            without |= {f"quantiser {name}": name in options(self.quantise.quantiser) for name in OWN_BITS}
             if wrong := [what for what, present in without.items() if present]:
                 raise ValueError(f"order [quantise, prune] begins with a dense network on its grids, but there is {wrong[0]}; leave it out")
         return self

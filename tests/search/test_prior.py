@@ -49,7 +49,7 @@ def test_students_that_are_slower_in_int8_begin_in_float_and_the_others_in_int8(
 
 def test_both_twins_are_timed_once_in_the_runtime_of_the_study(bench: Workbench) -> None:
     told: list[str] = []
-    slow = float_first(SPACE, bench, told.append)
+    slow = float_first(SPACE, bench, told.append, list(SIZES))
     timed = json.loads((bench.folder / "latency.json").read_text())
     twins = {student: timed_twins(student, 0.5, bench) for student in SIZES}
     assert json.loads((bench.folder / "latency.json").read_text()).keys() == timed.keys()  # equal structure is measured once
@@ -68,5 +68,5 @@ def test_nothing_is_timed_where_the_space_leaves_no_choice(execution: str, bench
     fixed = SPACE.model_copy(update={"quantise": SPACE.quantise.model_copy(update={"execution": execution})})
     before = bench.folder / "latency.json"
     content = before.read_bytes() if before.exists() else b""
-    assert float_first(fixed, bench, pytest.fail) == frozenset()
+    assert float_first(fixed, bench, pytest.fail, list(SIZES)) == frozenset()
     assert (before.read_bytes() if before.exists() else b"") == content
