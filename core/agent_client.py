@@ -19,7 +19,8 @@ from core.candidate import EngineArtifact, LatencyReport
 from core.config import RuntimeConfig
 from core.engine_process import one_line
 from core.errors import EngineBuildError, MeasurementError, UserError
-from core.runtimes import RUNTIMES
+from core.hardware import exact_int8_bits
+from core.runtimes import RUNTIMES, Runtime
 from core.tables import lookup
 
 TOKEN_VARIABLE = "PARETOPRESS_AGENT_TOKEN"
@@ -45,8 +46,8 @@ class AgentConnection:
             raise UserError(f"runtime.agent needs the token that core.agent printed, but {TOKEN_VARIABLE} is not set; export it")
         try:
             facts = self._ask("device", b"", 2 * GRACE_S)
-            self.runtime = replace(lookup(RUNTIMES, "runtime", facts["runtime"])(), version=facts["version"])
             self.device: dict[str, Any] = facts["device"]
+            self.runtime = _there(lookup(RUNTIMES, "runtime", facts["runtime"])(), facts["version"], self.device)
             self.fingerprint: str = facts["fingerprint"]
             self._max_bytes: int = facts["max_bytes"]
         except (EngineBuildError, MeasurementError, KeyError) as error:
@@ -98,6 +99,12 @@ class AgentConnection:
             return answer
         message = f"the agent {self._url} refuses: {one_line(str(answer.get('message', status)))}"
         raise {"user": UserError, "measurement": MeasurementError}.get(answer.get("error"), EngineBuildError)(message)
+
+
+def _there(entry: Runtime, version: str, device: dict[str, Any]) -> Runtime:
+    """The table's entry as it is on the agent's machine."""
+    exact = exact_int8_bits(device) if entry.device == "cpu" else entry.int8_bits
+    return replace(entry, version=version, int8_bits=exact)
 
 
 def _post(url: str, path: str, body: bytes, headers: dict[str, str], limit_s: float) -> tuple[int, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from core.errors import EngineMismatch, UserError
 from core.export import check_rebuilds, export_onnx, load_packed, packed_tensors, structure_key, with_weights
 from core.files import write_atomically
 from core.importance import Scores
-from core.layers import count_macs, count_parameters, layer_infos
-from core.pack import Coding, floor_bytes, pack, unpack
+from core.layers import LayerInfo, count_macs, count_parameters, layer_infos
+from core.pack import Coding, QTensor, floor_bytes, pack, unpack
 from core.pack import Tensor as PackedTensor
 from core.plan import prune_ratios, shape_plan
 from core.prune import prune_channels
@@ -81,8 +81,7 @@ def prune(dense: nn.Module, candidate: Candidate, input_shape: Shape, scores: Sc
 def resolve(dense: nn.Module, candidate: Candidate, input_shape: Shape, runtime: Runtime) -> tuple[nn.Module, ShapePlan]:
     """The pruned copy of `dense` and its exact plan. Shapes do not depend on the weights, so `dense` need not be trained."""
     pruned = prune(dense, candidate, input_shape)
-    plan = shape_plan(candidate, layer_infos(pruned, input_shape), depthwise_int8=runtime.depthwise_int8)
-    return pruned, as_stored(plan, candidate.quantiser)
+    return pruned, plan_of(candidate, layer_infos(pruned, input_shape), runtime)
 
 
 def check_compressible(model: nn.Module, input_shape: Shape) -> None:
@@ -93,6 +92,20 @@ def check_compressible(model: nn.Module, input_shape: Shape) -> None:
 def check_prunable(model: nn.Module, input_shape: Shape) -> None:
     """Raises UserError or TrialError for a network whose channels cannot be cut."""
     prune_channels(model, {info.name: 0.5 for info in layer_infos(model, input_shape)}, input_shape)
+
+
+def plan_of(candidate: Candidate, infos: Sequence[LayerInfo], runtime: Runtime) -> ShapePlan:
+    """The exact plan of a network of those layers: what the candidate asks for, as its quantiser stores it and the runtime executes it.
+
+    A layer that executes in INT8 has no more bits than the runtime's kernels are exact with; who makes whole files sees to that alone.
+    """
+    plan = as_stored(shape_plan(candidate, infos, depthwise_int8=runtime.depthwise_int8), candidate.quantiser)
+    most = 8 if candidate.quantiser in MODEL_QUANTISERS else runtime.int8_bits
+    capped = [
+        layer.model_copy(update={"weight_bits": most}) if layer.execution == "int8" and layer.weight_bits > most else layer
+        for layer in plan.layers
+    ]
+    return plan.model_copy(update={"layers": tuple(capped)})
 
 
 def as_stored(plan: ShapePlan, quantiser: str) -> ShapePlan:
@@ -189,8 +202,20 @@ def _points(model: nn.Module, plan: ShapePlan, images: Tensor, runtime: Runtime,
 
 def _whole(model: nn.Module, plan: ShapePlan, quantiser: str, images: Tensor, runtime: Runtime) -> tuple[onnx.ModelProto, bytes, nn.Module]:
     """File, packed weights and simulation by a quantiser that makes them all."""
-    made = MODEL_QUANTISERS[quantiser](model, plan, images, runtime.activation_grid)
+    made = MODEL_QUANTISERS[quantiser](model, plan, images, runtime)
     return made.model, pack(made.tensors), made.simulation
+
+
+def _as_packed(plan: ShapePlan, tensors: Mapping[str, PackedTensor], runtime: Runtime) -> ShapePlan:
+    """The plan with the bits of the packed weights, which another runtime may have chosen."""
+
+    def kept(layer: LayerPlan) -> LayerPlan:
+        packed = tensors.get(f"{layer.name}.weight")
+        if layer.execution == "float" or not isinstance(packed, QTensor):
+            return layer
+        return layer.model_copy(update={"weight_bits": packed.bits, "execution": "int8" if packed.bits <= runtime.int8_bits else "float"})
+
+    return plan.model_copy(update={"layers": tuple(map(kept, plan.layers))})
 
 
 def refit(
@@ -199,13 +224,14 @@ def refit(
     """A finished candidate for another runtime: its packed weights on that one's grid and plan, activations calibrated anew.
 
     `pruned` is the untrained network of its shapes, `plan` what the candidate resolves to there, `calibration` as in `quantise`.
-    Raises UserError for a candidate of a quantiser that places Q/DQ itself.
+    Weights keep their bits; a layer of more than the runtime's INT8 kernels are exact with executes in float there. Raises UserError for
+    a candidate of a quantiser that places Q/DQ itself.
     """
     if quantiser in MODEL_QUANTISERS:
         raise UserError(
             f"a model goes to another runtime by its packed weights, but {quantiser} made this file whole; search on that runtime"
         )
-    shape = _shape_of(calibration)
+    shape, plan = _shape_of(calibration), _as_packed(plan, tensors, runtime)
     drafted = draft(pruned, plan, shape, runtime, quantiser)
     graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, shape)
     load_packed(graph, tensors)

@@ -11,9 +11,10 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from core.runtimes import Runtime
@@ -24,7 +25,8 @@ ISA_FLAGS = {
 }
 """Instruction sets that decide which kernels a runtime picks."""
 INT8_FLAGS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
-"""Those that multiply INT8 directly; without one, INT8 layers are often slower than float ones, and sums may saturate."""
+"""Those that multiply INT8 directly; without one, INT8 layers are often slower than float ones, and an x86 CPU's sums saturate."""
+X86 = {"x86_64", "amd64", "i386", "i686"}
 GPU_FIELDS = ("name", "compute_cap", "driver_version")
 SMI_LIMIT_S = 20
 
@@ -42,6 +44,22 @@ def device_facts() -> dict[str, Any]:
     """CPU model, the instruction sets that matter, machine type and cores of this device."""
     model, flags = _cpu(_read_cpuinfo())
     return {"cpu": model, "isa": sorted(ISA_FLAGS & flags), "machine": platform.machine(), "cores": os.cpu_count() or 1}
+
+
+def exact_int8_bits(device: Mapping[str, Any]) -> Literal[7, 8]:
+    """The most bits of a weight with which INT8 kernels on `device` (`device_facts`) compute what they should: 8, or 7.
+
+    x86 without an INT8 flag adds pairs of u8 x s8 products in 16 signed bits (`vpmaddubsw`): 2 * 255 * 127 is beyond their 32,767 and is
+    clipped, 2 * 255 * 63 is not. A CPU whose flags cannot be read counts as one without.
+    """
+    saturates = str(device["machine"]).lower() in X86 and not INT8_FLAGS & set(device["isa"])
+    return 7 if saturates else 8
+
+
+@lru_cache(maxsize=1)
+def int8_bits_here() -> Literal[7, 8]:
+    """`exact_int8_bits` of this machine."""
+    return exact_int8_bits(device_facts())
 
 
 @lru_cache(maxsize=1)
@@ -82,9 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     facts, card = device_facts(), gpu()
     print(f"cpu      {facts['cpu']}, {facts['cores']} cores, {facts['machine']}")
     print(f"isa      {' '.join(facts['isa']) or 'none of those that matter here'}")
-    print(
-        f"int8     {' '.join(sorted(INT8_FLAGS & {*facts['isa']})) or 'no instructions for it: INT8 layers may be slower than float ones'}"
-    )
+    without = "no instructions for it: INT8 layers may be slower than float ones, and their weights have at most 7 bits"
+    print(f"int8     {' '.join(sorted(INT8_FLAGS & {*facts['isa']})) or without}")
     print(f"gpu      {', '.join(card.values()) if card else 'none that nvidia-smi shows'}")
     for make in RUNTIMES.values():
         runtime = make()

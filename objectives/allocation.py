@@ -22,12 +22,12 @@ from core.allocate.problem import Evidence, Losses, problem_of
 from core.allocate.sdq import learned_bits
 from core.allocate.sensitivity import expected_losses, measure_losses
 from core.candidate import Candidate, ShapePlan, fingerprint
-from core.compress import Shape, as_stored, calibration_indices, prune, rough_bytes
+from core.compress import Shape, calibration_indices, plan_of, prune, rough_bytes
 from core.config import PtqConfig
 from core.files import made_once, write_atomically
 from core.importance import Scores, taylor_scores
 from core.layers import LayerInfo, layer_infos
-from core.plan import genes, shape_plan
+from core.plan import genes
 from core.prune_global import global_ratios
 from core.quantise.setting import Finetune
 from core.runtimes.types import Runtime
@@ -169,7 +169,7 @@ def _file_bytes(pruned: nn.Module, infos: Sequence[LayerInfo], shape: Shape, run
 
 
 def _plan_of(infos: Sequence[LayerInfo], runtime: Runtime, settled: Candidate) -> ShapePlan:
-    return as_stored(shape_plan(settled, infos, depthwise_int8=runtime.depthwise_int8), settled.quantiser)
+    return plan_of(settled, infos, runtime)
 
 
 def _in_time(settled: Candidate, pruned: nn.Module, bench: Workbench) -> Candidate:

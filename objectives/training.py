@@ -11,11 +11,10 @@ from torch import nn
 
 from core.candidate import Candidate, ShapePlan
 from core.checkpoint import SUFFIX
-from core.compress import as_stored, prune
+from core.compress import plan_of, prune
 from core.config import TrainConfig
 from core.distil import distil
 from core.layers import layer_infos
-from core.plan import shape_plan
 from core.quantise import QUANTISERS
 from core.quantise.setting import Finetune, Penalty, plain_layer, setting_of, weight_of
 from core.tables import lookup
@@ -49,7 +48,7 @@ def start(candidate: Candidate, pruned: nn.Module, bench: Workbench, stages: Sta
 def quantise_dense(parent: nn.Module, candidate: Candidate, bench: Workbench, stages: Stages, folder: Path, journal: Journal) -> None:
     """Train the dense network in place with its weights on their grids, where they stay: `quantise.train` is the recipe."""
     infos = layer_infos(parent, bench.input_shape)
-    plan = as_stored(shape_plan(candidate, infos, depthwise_int8=bench.engines.runtime.depthwise_int8), candidate.quantiser)
+    plan = plan_of(candidate, infos, bench.engines.runtime)
     setting = replace(setting_of(candidate, bench.config.quantise), images=images_of(bench))
     with stages("quantise dense") as on_epoch:
         finetune = finetune_of(candidate, bench, None, on_epoch, folder, bench.config.quantise.train, "quantise dense")

@@ -116,6 +116,8 @@ def _execution(
     if isinstance(ran, int):
         differs = f"; the graph asks for {asked}, so the engine decided otherwise for the rest" if layers and ran != asked else ""
         lines.append(f"The engine itself reports {ran} of {artifact.get('layers')} compute layers in INT8{differs}.")
+    if max((layer.bits for layer in layers if layer.execution == "int8"), default=8) == 7:
+        lines.append("Layers in INT8 have at most 7 bits where the CPU's sums of 8-bit products saturate (x86 without VNNI).")
     return lines
 
 

@@ -55,7 +55,7 @@ def reexport(
         scored = score(engines, model, graph, map(normalise, data.search.chunks()), labels)
         latency = engines.latency(model, key=compressed.structure)
     changed = {"accuracy": scored.accuracy, "agreement": scored.agreement, "size_bytes": len(compressed.packed), "latency": latency}
-    return record.measurement.model_copy(update=changed | {"mean_bits": plan.mean_bits})
+    return record.measurement.model_copy(update=changed | {"mean_bits": compressed.plan.mean_bits})
 
 
 def time_twins(record: TrialRecord, config: Config, data: SearchData, engines: EngineHost, model: Path) -> list[dict[str, Any]]:

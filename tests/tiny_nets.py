@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from core.candidate import Execution, LayerPlan, ShapePlan, WeightBits
 from core.compress import calibrate
+from core.hardware import int8_bits_here
 from core.layers import layer_infos
 from core.quantise.graph import Grid, build_graph
 from core.quantise.ptq import ptq
@@ -61,6 +62,7 @@ def plan_of(
     for info in layer_infos(model, shape):
         depth = bits.get(info.name, 8) if isinstance(bits, Mapping) else bits
         how = execution.get(info.name, "int8") if isinstance(execution, Mapping) else execution
+        depth = min(depth, int8_bits_here()) if how == "int8" and depth == 8 else depth
         layers.append(LayerPlan(name=info.name, out_channels=info.out_channels, weight_bits=depth, execution="float" if depth > 8 else how))
     return ShapePlan(student="tiny", width=1.0, layers=tuple(layers))
 

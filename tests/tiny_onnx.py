@@ -9,6 +9,8 @@ import onnx
 from numpy.lib.stride_tricks import sliding_window_view
 from onnx import TensorProto, helper, numpy_helper
 
+from core.hardware import int8_bits_here
+
 CHANNELS, SIZE, FILTERS, CLASSES = 3, 8, 16, 5
 INPUT_SCALE, HIDDEN_SCALE, POOLED_SCALE = 0.03125, 0.0625, 0.03125
 IMAGES = np.random.default_rng(1).standard_normal((7, CHANNELS, SIZE, SIZE)).astype(np.float32)
@@ -17,16 +19,17 @@ IMAGES = np.random.default_rng(1).standard_normal((7, CHANNELS, SIZE, SIZE)).ast
 class Classifier:
     """conv 3x3, ReLU, conv 3x3, ReLU, global average pool, 1x1 conv as classifier; float, or Q/DQ on the UINT8 grid.
 
-    `signed`: on the symmetric INT8 grid, with half as many levels above zero.
+    `signed`: on the symmetric INT8 grid, with half as many levels above zero. `bits` of the weights.
     """
 
-    def __init__(self, quantised: bool = False, seed: int = 0, signed: bool = False) -> None:
+    def __init__(self, quantised: bool = False, seed: int = 0, signed: bool = False, bits: int | None = None) -> None:
+        top = np.float32(2 ** ((bits or int8_bits_here()) - 1) - 1)
         rng = np.random.default_rng(seed)
         shapes = [(FILTERS, CHANNELS, 3, 3), (FILTERS, FILTERS, 3, 3), (CLASSES, FILTERS, 1, 1)]
         self.quantised = quantised
         self.kind, self.low, self.high = (np.int8, -128, 127) if signed else (np.uint8, 0, 255)
         self.weights = [rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:])).astype(np.float32) for shape in shapes]
-        self.scales = [np.abs(weight).max(axis=(1, 2, 3)) / np.float32(127) for weight in self.weights]
+        self.scales = [np.abs(weight).max(axis=(1, 2, 3)) / top for weight in self.weights]
         self.integers = [np.round(w / s[:, None, None, None]).astype(np.int8) for w, s in zip(self.weights, self.scales, strict=True)]
         self.biases = [rng.standard_normal(shape[0]).astype(np.float32) for shape in shapes]
 
@@ -56,7 +59,9 @@ class Classifier:
         def conv(index: int, x: str, out: str) -> None:
             weight = f"w{index}"
             if self.quantised:
+                zeros = np.zeros(len(self.scales[index]), np.int8)
                 inputs = [constant(f"{weight}_q", self.integers[index]), constant(f"{weight}_s", self.scales[index])]
+                inputs.append(constant(f"{weight}_z", zeros))
                 nodes.append(helper.make_node("DequantizeLinear", inputs, [weight], axis=0))
             else:
                 constant(weight, self.weights[index])

@@ -9,7 +9,7 @@
     rate       experimental  lsq with the coded bits in the loss, for `objectives.size: coded`; with sparsity as lsq
     codebook   experimental  2^b shared values per layer, trained; computes in float; with sparsity Deep Compression's chain
 
-`MODEL_QUANTISERS`: name -> fn(model, plan, images, grid) -> a whole ONNX file, for quantisers that place Q/DQ themselves:
+`MODEL_QUANTISERS`: name -> fn(model, plan, images, runtime) -> a whole ONNX file, for quantisers that place Q/DQ themselves:
 
     nncf       experimental  INT8 by NNCF, for comparison
 """

@@ -25,6 +25,7 @@ from core.pack import Tensor as Packed
 from core.quantise.graph import Grid, build_graph
 from core.quantise.ptq import keep_float
 from core.quantise.setting import untrained
+from core.runtimes.types import Runtime
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Int8Model:
     simulation: nn.Module
 
 
-def nncf(model: nn.Module, plan: ShapePlan, images: Tensor, grid: Grid) -> Int8Model:
+def nncf(model: nn.Module, plan: ShapePlan, images: Tensor, runtime: Runtime) -> Int8Model:
     """Quantise the layers of `plan` that execute in INT8; the others stay in float32. `images`: float32 (N, C, H, W)."""
     from core.export import INPUT, export_onnx  # late: export imports this package
 
-    shape = (images.shape[1], images.shape[2], images.shape[3])
+    shape, grid = (images.shape[1], images.shape[2], images.shape[3]), runtime.activation_grid
     names = {layer.name: layer.weight_bits for layer in plan.layers}
     in_float = plan.model_copy(update={"layers": tuple(layer.model_copy(update={"execution": "float"}) for layer in plan.layers)})
     # a trained network is channels-last, and exports other reshapes than its draft did
@@ -48,15 +49,20 @@ def nncf(model: nn.Module, plan: ShapePlan, images: Tensor, grid: Grid) -> Int8M
     graph = build_graph(model, keep_float(model, names, untrained), in_float, grid, shape)
     exported = export_onnx(graph, shape)
     batches = [{INPUT: part.numpy()} for part in images.split(1)]
-    quantised = _quantised(exported, batches, [layer.name for layer in plan.layers if layer.execution != "int8"])
+    float_layers = [layer.name for layer in plan.layers if layer.execution != "int8"]
+    quantised = _quantised(exported, batches, float_layers, halved=runtime.int8_bits < 8)
     tensors = _named_as_packed(quantised, grid)
     return Int8Model(quantised, tensors, Literally(quantised))
 
 
-def _quantised(exported: onnx.ModelProto, batches: list[dict[str, np.ndarray]], float_layers: list[str]) -> onnx.ModelProto:
+def _quantised(
+    exported: onnx.ModelProto, batches: list[dict[str, np.ndarray]], float_layers: list[str], *, halved: bool
+) -> onnx.ModelProto:
+    """`halved`: weights in -64..64, whose products with 8-bit activations no INT8 kernel clips."""
     import nncf as library  # late: it takes seconds
 
     weights = {f"{name}.weight" for name in float_layers}
+    advanced = library.AdvancedQuantizationParameters(overflow_fix=library.OverflowFix.ENABLE) if halved else None
     ignored = [node.name for node in exported.graph.node if weights & set(node.input)]
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -69,6 +75,7 @@ def _quantised(exported: onnx.ModelProto, batches: list[dict[str, np.ndarray]], 
                 preset=library.QuantizationPreset.PERFORMANCE,
                 subset_size=len(batches),
                 ignored_scope=library.IgnoredScope(names=ignored),
+                advanced_parameters=advanced,
             )
     finally:
         logging.disable(level)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from core.hardware import int8_bits_here
 from core.runtimes.types import Artifact, EngineOptions, Runtime, fixed_shape, installed_version
 
 COUNTED_ENGINES, COUNTED_CALLS, COUNTED_S = 5, 20, 0.05
@@ -31,6 +32,7 @@ def runtime() -> Runtime:
         layer_times=_layer_times,
         precisions=("f32", "bf16"),
         pip_name="openvino",
+        int8_bits=int8_bits_here(),
     )
 
 

@@ -100,6 +100,8 @@ class Runtime:
     pip_name: str = ""
     device: Literal["cpu", "cuda"] = "cpu"
     """What it computes on. A CUDA runtime that is installed can still be without a GPU: `core.hardware.gpu` tells."""
+    int8_bits: Literal[7, 8] = 8
+    """The most bits of a weight with which its INT8 kernels are exact on the machine that computes (`core.hardware.exact_int8_bits`)."""
     channel_multiple: int = 1
     """Channel counts that INT8 kernels want; others are padded. A hint for `prune.round_to`, no law."""
     compute_capabilities: tuple[str, ...] = ()

@@ -42,6 +42,15 @@ def classifier(runtime: Runtime) -> Classifier:
     return Classifier(quantised=True, signed=runtime.activation_grid == "int8")
 
 
+def largest(runtime: Runtime, bits: int) -> Classifier:
+    """Every weight the largest of its bits: with the largest activations, no sum of products can be larger."""
+    model = Classifier(quantised=True, signed=runtime.activation_grid == "int8", bits=bits)
+    top = 2 ** (bits - 1) - 1
+    model.integers = [np.full_like(values, top) for values in model.integers]
+    model.scales = [np.full_like(scales, per_sum / top) for scales, per_sum in zip(model.scales, (0.15, 0.0026, 0.1), strict=True)]
+    return model
+
+
 @pytest.mark.parametrize("name", sorted(RUNTIMES))
 def test_an_entry_describes_itself(name: str) -> None:
     entry = RUNTIMES[name]()
@@ -69,6 +78,15 @@ def test_what_is_no_whole_model_is_refused_by_an_error_that_commands_expect(runt
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises((RuntimeError, EngineBuildError)):
         runtime.load(str(path), ONE)
+
+
+def test_an_int8_engine_clips_no_sum(runtime: Runtime, tmp_path: Path) -> None:
+    """x86 without VNNI adds pairs of products in 16 bits."""
+    images = np.full_like(IMAGES, 127 / 32)
+    for bits in {runtime.int8_bits, 8 if runtime.name == "onnxruntime" else runtime.int8_bits}:
+        model = largest(runtime, bits)
+        engine = runtime.load(str(model.save(tmp_path / "m.onnx")), EngineOptions(batch=len(images), threads=1, precision="f32"))
+        np.testing.assert_allclose(engine.run(images), model.logits(images), rtol=0.01)
 
 
 def test_an_int8_engine_computes_the_simulated_grid(runtime: Runtime, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import MissingRuntime
-from core.hardware import _cpu, device_facts, device_fingerprint, gpu, main
+from core.hardware import _cpu, device_facts, device_fingerprint, exact_int8_bits, gpu, main
 from core.runtimes import RUNTIMES, resolve_runtime
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 avx512f\n\nprocessor\t: 1\nmodel name\t: Other\nflags\t\t: fpu\n"
@@ -47,6 +47,21 @@ def test_both_styles_of_cpuinfo_are_read(text: str, model: str, flag: str) -> No
     found, flags = _cpu(text)
     assert found == model
     assert flag in flags
+
+
+@pytest.mark.parametrize(
+    ("machine", "isa", "bits"),
+    [
+        ("x86_64", ["avx2"], 7),
+        ("x86_64", ["avx2", "avx512f"], 7),
+        ("AMD64", [], 7),
+        ("x86_64", ["avx2", "avx_vnni"], 8),
+        ("x86_64", ["avx2", "avx512f", "avx512_vnni"], 8),
+        ("aarch64", ["asimd"], 8),
+    ],
+)
+def test_int8_kernels_of_x86_are_exact_with_eight_bits_where_it_multiplies_int8(machine: str, isa: list[str], bits: int) -> None:
+    assert exact_int8_bits({"machine": machine, "isa": isa}) == bits
 
 
 def test_a_machine_without_cpuinfo_still_has_a_name() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from core.compress import draft, quantise, refit, resolve
 from core.config import BrecqConfig, QuantiseConfig
 from core.errors import EngineMismatch, UserError
 from core.layers import evaluating
-from core.pack import unpack
+from core.pack import QTensor, unpack
 from core.quantise import MODEL_QUANTISERS, QUANTISERS
 from core.quantise.setting import Setting
 from core.runtimes import RUNTIMES, EngineOptions
@@ -85,6 +87,33 @@ def test_packed_weights_go_to_another_grid_bit_for_bit(name: str) -> None:
         assert torch.isfinite(graph(images(4))).all()
 
 
+@pytest.mark.parametrize("name", ["lsq", "codebook"])
+def test_where_sums_of_eight_bits_saturate_a_layer_in_int8_has_seven_or_takes_its_eight_to_float(name: str) -> None:
+    exact, saturating = replace(RUNTIME, int8_bits=8), replace(RUNTIME, int8_bits=7)
+    model = student()
+    pruned, plan = resolve(model, candidate(name), SHAPE, exact)
+    _, capped = resolve(model, candidate(name), SHAPE, saturating)
+    for wanted, got in zip(plan.layers, capped.layers, strict=True):
+        assert got.weight_bits == (min(7, wanted.weight_bits) if wanted.execution == "int8" else wanted.weight_bits)
+        assert got.execution == wanted.execution
+    for layers, source, target in ((plan, exact, saturating), (capped, saturating, exact)):
+        made, _ = quantise(model, draft(pruned, layers, SHAPE, source, name), name, untrained, images(64), source, SETTING)
+        again, graph = refit(pruned, layers, unpack(made.packed), images(64), target, name)
+        assert [layer.weight_bits for layer in again.plan.layers] == [layer.weight_bits for layer in layers.layers]
+        assert all(layer.execution == "float" or layer.weight_bits <= target.int8_bits for layer in again.plan.layers)
+        with torch.no_grad():
+            assert torch.isfinite(graph(images(4))).all()
+
+
+def test_nncf_takes_half_of_the_range_where_sums_saturate() -> None:
+    model = student()
+    pruned, plan = resolve(model, candidate("nncf"), SHAPE, RUNTIME)
+    made = MODEL_QUANTISERS["nncf"](pruned, plan, images(8), replace(RUNTIME, int8_bits=7))
+    weights = [tensor.values for tensor in made.tensors.values() if isinstance(tensor, QTensor)]
+    assert weights
+    assert max(np.abs(values.astype(int)).max() for values in weights) == 64
+
+
 def test_a_whole_file_goes_to_no_other_runtime() -> None:
     pruned, plan = resolve(student(), candidate("nncf"), SHAPE, RUNTIME)
     with pytest.raises(UserError, match="nncf made this file whole"):
@@ -95,7 +124,7 @@ def test_nncf_keeps_the_signed_grid_where_a_runtime_wants_it() -> None:
     import onnx
 
     pruned, plan = resolve(student(), candidate("nncf"), SHAPE, RUNTIME)
-    made = MODEL_QUANTISERS["nncf"](pruned, plan, images(8), "int8")
+    made = MODEL_QUANTISERS["nncf"](pruned, plan, images(8), replace(RUNTIME, activation_grid="int8"))
     zeros = [each.data_type for each in made.model.graph.initializer if each.name.endswith(".zero")]
     assert zeros
     assert set(zeros) == {onnx.TensorProto.INT8}
