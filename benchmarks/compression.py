@@ -9,7 +9,9 @@ split OpenVINO, with float layers in f32 and in bf16, agrees with the simulation
 
 A row is written as soon as it is finished, and a finished row is not made again: start the command again after an interruption, or start
 two with --shard 0/2 and --shard 1/2. --markdown prints the table of the rows that there are, and whether the project's bars are met.
-A row that fails says why, and the next start tries it again. Nothing is chosen by the test split; it is scored once per row. Writes
+Rows of one network and seed stand on one teacher and one precision of training; other networks and seeds may be made in another session,
+on another machine, with a teacher of the same recipe. A row that fails says why, and the next start tries it again. Nothing is chosen by
+the test split; it is scored once per row. Writes
 benchmarks/results/compression.json.
 """
 
@@ -297,7 +299,16 @@ def shared(bench: Bench) -> dict[str, Any]:
     return bench.facts() | recipes
 
 
-TABLE = Table(ROWS, "network:kind:seed", open_bench, shared, compress, markdown, together=lambda row: (row.student, row.seed))
+TABLE = Table(
+    ROWS,
+    "network:kind:seed",
+    open_bench,
+    shared,
+    compress,
+    markdown,
+    together=lambda row: f"{row.student}:{row.seed}",
+    own=("teacher", "precision"),
+)
 
 
 if __name__ == "__main__":

@@ -28,17 +28,20 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    parent, finetune, teacher = result["parent"]["train"], result["finetune"], result["teacher"]
+    parent, finetune = result["parent"]["train"], result["finetune"]
+    teachers = [each["teacher"] for each in result["together"].values()]
+    reached = sorted({f"{100 * each['search_accuracy']:.2f}" for each in teachers})
+    computers = ", ".join(sorted({row["device"]["cpu"] for row in rows}))
     threads = "/".join(str(count) for count in sorted({row["threads"] for row in rows}))
     engines = ", ".join(sorted({row["runtime"] for row in rows}))
     return (
         f"FP32 networks: {parent['epochs']:g} epochs on {result['data']['train']:,} images ({result['data']['name']}), taught by "
-        f"{teacher['name']} ({100 * teacher['search_accuracy']:.2f} % on the search split); fine-tunes: {finetune['epochs']:g} epochs. "
+        f"{teachers[0]['name']} ({', '.join(reached)} % on the search split); fine-tunes: {finetune['epochs']:g} epochs. "
         f"Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the seeds. 1 KB is "
         f"1000 bytes; `smaller`: FP32's packed file over the coded one. `codebook` and `chain` take two trainings of {finetune['epochs']:g}"
         f" epochs (with the mask, then for the weights), `sdq` two of half as many (for the bits, then for the weights). "
         "The draws of `haq` stand for `per_layer` and `per_position`: there too Optuna chooses the bits, without a rule. "
-        f"{rows[0]['device']['cpu']}, {threads} thread(s) per process."
+        f"{computers}, {threads} thread(s) per process."
     )
 
 

@@ -77,8 +77,10 @@ class Table(Generic[R, B]):
     markdown: Callable[[dict[str, Any]], str]
     told: Callable[[dict[str, Any]], str] = lambda row: f"test {100 * row['test_accuracy']:.2f} %, {row['seconds']:.0f} s"
     """What is said when a row is finished."""
-    together: Callable[[R], object] = lambda row: row
+    together: Callable[[R], str] = lambda row: row.name
     """Rows with the same value go to one shard: what they share is made once."""
+    own: tuple[str, ...] = ()
+    """Which of the shared facts may differ between rows that are not together: they are never compared with each other."""
 
     def run(self, args: argparse.Namespace) -> int:
         """Make the rows that are missing, then print the table."""
@@ -112,25 +114,29 @@ class Table(Generic[R, B]):
                 try:
                     result = self.make(row, bench)
                 except TrialError as error:  # the next start tries it again
-                    self._write(row.name, self.shared(bench), args.out, reason=f"{type(error).__name__}: {error}")
+                    self._write(row, self.shared(bench), args.out, reason=f"{type(error).__name__}: {error}")
                     print(f"{row.name}: failed: {error}", flush=True)
                     continue
-                self._write(row.name, self.shared(bench), args.out, result)
+                self._write(row, self.shared(bench), args.out, result)
                 print(f"{row.name}: {self.told(result)}", flush=True)
 
-    def _write(self, name: str, same: dict[str, Any], path: Path, row: dict[str, Any] | None = None, reason: str = "") -> None:
+    def _write(self, of: R, same: dict[str, Any], path: Path, row: dict[str, Any] | None = None, reason: str = "") -> None:
         """Add a finished row, or why one failed; other processes may be doing so too. UserError where the file is of another set-up."""
+        name, group = of.name, self.together(of)
         order = [known.name for known in self.rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            content = read(path) or {**same, "rows": []}
-            if differing := [key for key, value in same.items() if content[key] != value]:
+            common = {key: value for key, value in same.items() if key not in self.own}
+            content = read(path) or {**common, **({"together": {}} if self.own else {}), "rows": []}
+            own = {group: {key: same[key] for key in self.own}} if self.own and row else {}
+            known = content | content.get("together", {}).get(group, {})
+            if differing := [key for key, value in same.items() if known.get(key, value) != value]:
                 law = f"rows of one table share {', '.join(same)}"
                 raise UserError(f"{law}, but {path} has another {', '.join(differing)}; give another --out")
             failed = {key: why for key, why in content.pop("failed", {}).items() if key != name} | ({} if row else {name: reason})
             rows = {old["row"]: old for old in content["rows"]} | ({name: row} if row else {})
             content["rows"] = sorted(rows.values(), key=lambda entry: order.index(entry["row"]))
-            content |= {"failed": failed} if failed else {}
+            content |= ({"together": content["together"] | own} if own else {}) | ({"failed": failed} if failed else {})
             write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks.rows import Table
-from core.errors import TrainingDiverged
+from core.errors import TrainingDiverged, UserError
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,26 @@ def made(row: Plain, bad: set[str]) -> dict[str, Any]:
 
 
 TABLE = Table(ROWS, "group:number", opened, lambda bad: {"same": 1}, made, json.dumps, together=lambda row: row.group)
+
+
+def test_what_is_not_compared_may_stand_on_another_teacher_and_what_is_may_not(tmp_path: Path) -> None:
+    facts = {"teacher": 1, "data": 1}
+    table = Table(ROWS, "group:number", opened, lambda bad: dict(facts), made, json.dumps, together=lambda row: row.group, own=("teacher",))
+
+    def run_rows(names: str) -> dict[str, Any]:
+        table.run(argparse.Namespace(rows=names, shard="0/1", markdown=False, out=tmp_path / "t.json", bad=set()))
+        content: dict[str, Any] = json.loads((tmp_path / "t.json").read_text())
+        return content
+
+    run_rows("a:0")
+    facts["teacher"] = 2
+    content = run_rows("b:0")
+    assert (content["data"], content["together"]) == (1, {"a": {"teacher": 1}, "b": {"teacher": 2}})
+    with pytest.raises(UserError, match="has another teacher"):
+        run_rows("a:1")
+    facts["data"] = 2
+    with pytest.raises(UserError, match="has another data"):
+        run_rows("b:1")
 
 
 def run(out: Path, bad: set[str]) -> dict[str, Any]:
