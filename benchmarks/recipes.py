@@ -3,7 +3,8 @@
 A recipe is the page's own command with a few settings in place of its own, all of which are in the result. Its trials go to
 runs/recipe-<name>; a finished recipe is not run again, and teachers and parents are shared on disk as in any study. The figures say
 that a recipe runs here, in how long, and what so little training gives; they say nothing of what a method can do with its own budget.
-All accuracies are of the search split. Writes benchmarks/results/recipes.json, from which benchmarks/readme.py fills the page.
+All accuracies are of the search split. Recipes may be run on several machines; each says on which. Writes
+benchmarks/results/recipes.json, from which benchmarks/readme.py fills the page.
 """
 
 from __future__ import annotations
@@ -182,6 +183,13 @@ def cell(row: dict[str, Any]) -> str:
     return f"{on}{_network(best(row))} (teacher {_network(row['teacher'])}); {cost}"
 
 
+def machine(device: dict[str, Any]) -> str:
+    """The processor, with the instructions that say most of how fast INT8 and bfloat16 are on it."""
+    kinds = {"amx_int8": "AMX", "avx512_vnni": "AVX-512 VNNI", "avx512f": "AVX-512", "avx2": "AVX2"}
+    best_of = next((name for flag, name in kinds.items() if flag in device["isa"]), device["machine"])
+    return f"{device['cpu']}, {best_of}"
+
+
 def _network(facts: dict[str, Any]) -> str:
     speed = "not timed" if facts["p50_ms"] is None else f"{facts['p50_ms']:.3f}{'' if facts.get('stable', True) else '*'} ms"
     return f"{100 * facts['search_accuracy']:.1f} %, {facts['size_bytes'] / 1000:,.1f} KB, {speed}"
@@ -194,8 +202,9 @@ def listed(result: dict[str, Any]) -> str:
 
 def with_measured(page: str) -> str:
     """docs/recipes.md with what was measured in the last cell of every recipe's line."""
-    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
-    cells = {f"`python -m search.run {row['arguments']}`": cell(row) for row in rows}
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    on = {row: machine(facts["device"]) for row, facts in result["together"].items()}
+    cells = {f"`python -m search.run {row['arguments']}`": f"{cell(row)}; {on[row['row']]}" for row in result["rows"]}
 
     def line(text: str) -> str:
         parts = text.split(" | ")
@@ -205,7 +214,7 @@ def with_measured(page: str) -> str:
     return "\n".join(map(line, page.split("\n")))
 
 
-TABLE = Table(RECIPES, "a recipe's name", open_bench, shared, run, listed, cell)
+TABLE = Table(RECIPES, "a recipe's name", open_bench, shared, run, listed, cell, own=("device",))
 
 
 if __name__ == "__main__":
