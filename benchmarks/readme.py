@@ -16,12 +16,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+SHOWN = 6
+"""Points of a front that a README lists, beside those that were exported."""
+MARKS = "<!-- measured{}: begin -->", "<!-- measured{}: end -->"
+"""A page with several sections has names in them, after a blank."""
 
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from benchmarks import walk  # late: as a script this file is in no package
+    from benchmarks import library_networks, walk  # late: as a script this file is in no package
     from benchmarks.readme_text import PAGES
     from benchmarks.recipes import with_measured
 
@@ -35,6 +38,8 @@ def main() -> None:
     }
     changes: dict[str, Callable[[str], str]] = {page: partial(with_section, text=text) for page, text in sections.items()}
     changes["docs/recipes.md"] = with_measured
+    networks, walked = library_networks.markdown(read("library_networks")), changes["docs/guide.md"]
+    changes["docs/guide.md"] = lambda page: with_section(walked(page), networks, " networks")
     for page, change in changes.items():
         path = ROOT / page
         old = path.read_text(encoding="utf-8")
@@ -71,10 +76,11 @@ def teacher_text(result: dict[str, Any]) -> str:
     )
 
 
-def with_section(page: str, text: str) -> str:
+def with_section(page: str, text: str, name: str = "") -> str:
     """The page with `text` between its marks."""
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
+    begin, end = (mark.format(name) for mark in MARKS)
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def section(words: dict[str, str]) -> str:
@@ -101,6 +107,8 @@ def elsewhere(device: dict[str, Any], home: dict[str, Any], words: dict[str, str
 
 def cifar_text(result: dict[str, Any], words: dict[str, str]) -> str:
     run, test, config, teacher = result["run"], result["teacher_test"], result["space_and_config"]["config"], result["run"]["teacher"]
+    front, exported = result["front"], {point["rank"] for point in result["exported"]}
+    chosen = [row for row in front if row["rank"] in exported | set(spread(len(front)))]
     facts = {
         "train": run["data"]["train"],
         "search": run["data"]["search"],
@@ -117,8 +125,10 @@ def cifar_text(result: dict[str, Any], words: dict[str, str]) -> str:
         "exported": "; ".join(f"rank {point['rank']} {percent(point['test'])}" for point in result["exported"]),
         "batch": teacher["latency"]["batch"],
         "threads": teacher["latency"]["threads"],
+        "shown": len(chosen),
+        "front": len(front),
     }
-    rows = "\n".join(front_row(row, teacher) for row in result["front"])
+    rows = "\n".join(front_row(row, teacher) for row in chosen)
     last = (
         f"| - | {words['teacher']} | 32 | {100 * teacher['accuracy']:.2f} % | {teacher['size_bytes'] / 1000:,.0f} "
         f"| {teacher['latency']['p50_ms']:.3f} | 1 | 1 |"
@@ -126,6 +136,11 @@ def cifar_text(result: dict[str, Any], words: dict[str, str]) -> str:
     table = f"{words['front_head']}\n|---|---|---|---|---|---|---|---|\n{rows}\n{last}"
     lines = [words["cifar_title"], words["cifar"].format(**facts), table, words["cifar_foot"].format(**facts)]
     return "\n\n".join([*lines, *([words["changed"]] if has_changed(config) else [])])
+
+
+def spread(count: int) -> list[int]:
+    """At most SHOWN of `count` ranks, the first and the last among them, evenly apart."""
+    return sorted({round(place * (count - 1) / (SHOWN - 1)) for place in range(SHOWN)})
 
 
 def has_changed(recorded: dict[str, Any]) -> bool:

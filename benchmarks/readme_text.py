@@ -18,6 +18,7 @@ ENGLISH = {
     "front_head": "| rank | student (width) | mean bits | search accuracy | KB | ms | x smaller | x faster |",
     "teacher": "teacher, FP32",
     "cifar_foot": (
+        "{shown} of the front's {front} points; all are in `benchmarks/results/cifar10_front.csv`. "
         "On the test split: {exported} (n = {test:,}, 95 % intervals). ms: median of the OpenVINO engine, f32 for float "
         "layers, batch {batch}, {threads} thread. KB: 1000 bytes of packed weights."
     ),
@@ -77,6 +78,7 @@ CHINESE = {
     "front_head": "| rank | 学生（宽度） | 平均位数 | 搜索集准确率 | KB | 毫秒 | 缩小倍数 | 加速倍数 |",
     "teacher": "教师，FP32",
     "cifar_foot": (
+        "此处列出前沿 {front} 个点中的 {shown} 个，全部见 `benchmarks/results/cifar10_front.csv`。"
         "测试集：{exported}（n = {test:,}，95 % 区间）。毫秒：OpenVINO 引擎的中位数，浮点层为 f32，"
         "batch {batch}，{threads} 个线程。KB：打包后的权重，以 1000 字节为单位。"
     ),

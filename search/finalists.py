@@ -10,12 +10,14 @@ import numpy as np
 import optuna
 
 from core.bundle import Preprocessing
-from core.candidate import LatencyReport, Measurement, milliseconds
+from core.candidate import DENSE, LatencyReport, Measurement, milliseconds
 from core.config import Config
 from core.engines import EngineHost
 from core.errors import UserError
 from core.files import write_atomically
+from core.quantise import MODEL_QUANTISERS, QUANTISERS
 from core.runtimes import building_runtime
+from core.tables import lookup
 from core.yaml_io import parse
 from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
@@ -35,12 +37,30 @@ MEASURED = "measurement.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do with each point; `epochs` None: as many as in the search."""
+    """What to do with each point; None: as in the search."""
 
     epochs: float | None
     seeds: int
     rounds: int
+    quantiser: str | None
     command: tuple[str, ...]
+
+
+def by_quantiser(point: TrialRecord, name: str | None) -> TrialRecord:
+    """The point with its weights rounded by the quantiser `name`, at the same bits; None: by its own.
+
+    Raises UserError for an unknown name, and where that quantiser cannot do what the point asks for.
+    """
+    candidate = point.candidate
+    assert candidate is not None
+    if name is None:
+        return point
+    lookup(QUANTISERS | MODEL_QUANTISERS, "quantiser", name)
+    dense, trained = candidate.sparsity > 0, candidate.order == "quantise, prune"
+    if name in DENSE and (dense or trained):
+        why = "keeps weights at zero" if dense else "is quantised before it is pruned"
+        raise UserError(f"a quantiser must do what the point asks for, but trial {point.number} {why} and {name} does not; leave it out")
+    return point.model_copy(update={"candidate": candidate.model_copy(update={"quantiser": name})})
 
 
 def retime(points: Sequence[TrialRecord], folder: Path, plan: Plan, config: Config) -> Refinement:
@@ -115,19 +135,19 @@ def combined(reports: Sequence[LatencyReport]) -> LatencyReport:
 def _best_seed(point: TrialRecord, bench: Workbench, plan: Plan, progress: Progress) -> tuple[TrialRecord, dict[int, float]]:
     """The record of the seed that is best on the search split, and every seed's accuracy there."""
     seeds = range(bench.config.seed, bench.config.seed + plan.seeds)
-    trained = {seed: _train(point, replace(bench, config=bench.config.model_copy(update={"seed": seed})), progress) for seed in seeds}
+    trained = {seed: _train(point, replace(bench, config=bench.config.model_copy(update={"seed": seed})), plan, progress) for seed in seeds}
     accuracies = {seed: measurement.accuracy for seed, measurement in trained.items()}
     best = max(accuracies, key=lambda seed: (accuracies[seed], -seed))
-    place = _place(point, bench, best)
+    place = _place(point, bench, best, plan)
     files = {"path": str(place.relative_to(bench.folder)), "files": file_digests(place)}
     record = point.model_copy(update={**files, "measurement": trained[best]})
     return record, accuracies
 
 
-def _train(point: TrialRecord, bench: Workbench, progress: Progress) -> Measurement:
+def _train(point: TrialRecord, bench: Workbench, plan: Plan, progress: Progress) -> Measurement:
     """One candidate trained with one seed; kept where an earlier refinement has finished it."""
     assert point.candidate is not None
-    place = _place(point, bench, bench.config.seed)
+    place = _place(point, bench, bench.config.seed, plan)
     done = place / MEASURED
     if done.exists():
         return Measurement.model_validate_json(done.read_text(encoding="utf-8"))
@@ -138,9 +158,10 @@ def _train(point: TrialRecord, bench: Workbench, progress: Progress) -> Measurem
     return measurement
 
 
-def _place(point: TrialRecord, bench: Workbench, seed: int) -> Path:
-    """One folder per point, runtime, budget and seed."""
-    how = f"{bench.engines.runtime.name}-e{bench.config.finetune.epochs:g}-s{seed}"
+def _place(point: TrialRecord, bench: Workbench, seed: int, plan: Plan) -> Path:
+    """One folder per point, quantiser, runtime, budget and seed."""
+    rounded = "" if plan.quantiser is None else f"-{plan.quantiser}"
+    how = f"{bench.engines.runtime.name}-e{bench.config.finetune.epochs:g}-s{seed}{rounded}"
     return bench.folder / "refined" / f"{point.fingerprint}-{how}"
 
 

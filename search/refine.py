@@ -2,7 +2,8 @@
 
 Retrains the best points of a study's front with more epochs and several seeds, builds their engines anew, times them in turn, scores them
 on the test split, and writes the refined front beside the searched one: refined.json, refined.csv. Points that the images or the clock
-cannot tell apart are marked. `--remeasure` only times the stored models on this machine; `--runtime` refines for another runtime.
+cannot tell apart are marked. `--quantiser` rounds by another one than the search did: brecq takes longer than a trial should.
+`--remeasure` only times the stored models on this machine; `--runtime` refines for another runtime.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--top", type=int, default=5, metavar="K", help="ranks 0 to K - 1 of the front (default %(default)s)")
     parser.add_argument("--epochs", type=float, metavar="E", help="of the training after pruning; default: as in the search")
     parser.add_argument("--seeds", type=int, metavar="S", help="train S networks per point, keep the best on the search split (default 1)")
+    parser.add_argument("--quantiser", metavar="NAME", help="round by another quantiser, such as brecq, at the same bits")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="time every point N times, in turn (default %(default)s)")
     parser.add_argument("--runtime", metavar="NAME", help="refine for another runtime")
     parser.add_argument("--remeasure", action="store_true", help="train nothing: time the stored models on this machine")
@@ -68,7 +70,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"{flag} must be at least 1, but got {value}")
     if args.epochs is not None and not 0 < args.epochs < float("inf"):
         raise UserError(f"--epochs must be a number above 0, but got {args.epochs:g}")
-    given = (("--epochs", args.epochs), ("--seeds", args.seeds), ("--runtime", args.runtime))
+    given = (("--epochs", args.epochs), ("--seeds", args.seeds), ("--quantiser", args.quantiser), ("--runtime", args.runtime))
     training = [flag for flag, value in given if value is not None]
     if args.remeasure and training:
         raise UserError(f"--remeasure trains nothing and keeps the runtime, but {' and '.join(training)} is given; leave one out")
@@ -80,12 +82,12 @@ def _refine(study: optuna.Study, folder: Path, args: argparse.Namespace, argv: l
     from results.record import read_records
     from results.refined import write_refined
     from search.export_best import config_of
-    from search.finalists import Plan, retime, retrain
+    from search.finalists import Plan, by_quantiser, retime, retrain
 
     records = read_records(study)
     at_rank(records, 0)  # refuses an empty front
-    points = front(records)[: args.top]
-    plan = Plan(epochs=args.epochs, seeds=args.seeds or 1, rounds=args.rounds, command=("search.refine", *argv))
+    points = [by_quantiser(point, args.quantiser) for point in front(records)[: args.top]]
+    plan = Plan(epochs=args.epochs, seeds=args.seeds or 1, rounds=args.rounds, quantiser=args.quantiser, command=("search.refine", *argv))
     config = config_of(study, args, needs_images=not args.remeasure)
     if args.remeasure:
         refinement = retime(points, folder, plan, config)

@@ -53,6 +53,19 @@ def test_a_point_trained_with_two_seeds_is_timed_in_turn_scored_once_and_exporte
     assert Path("exported/tiny-refined-rank0/model.onnx").read_bytes() == model.read_bytes()
 
 
+def test_finalists_may_be_rounded_by_a_quantiser_that_takes_longer(again: Path, capfd: Capture) -> None:
+    answer = refined(capfd, "--top", "1", "--epochs", "1", "--rounds", "1", "--quantiser", "brecq")
+    assert answer.code == 0, answer
+    record = read_refined(Path("runs/tiny")).records[0]
+    assert record.candidate is not None
+    assert record.candidate.quantiser == "brecq"
+    assert Path(str(record.path)).name.endswith("-e1-s0-brecq")
+    searched = {each.number: each for each in read_records(load())}[record.number]
+    assert record.measurement is not None
+    assert searched.measurement is not None
+    assert record.measurement.size_bytes == searched.measurement.size_bytes
+
+
 def test_a_front_is_timed_again_without_training_or_images(again: Path, capfd: Capture) -> None:
     answer = refined(capfd, "--remeasure", "--rounds", "2")
     assert answer.code == 0, answer
@@ -73,6 +86,8 @@ def test_a_front_is_timed_again_without_training_or_images(again: Path, capfd: C
         (["--top", "0"], "--top must be at least 1, but got 0"),
         (["--epochs", "-1"], "--epochs must be a number above 0, but got -1"),
         (["--remeasure", "--seeds", "2"], "--remeasure trains nothing and keeps the runtime, but --seeds is given"),
+        (["--remeasure", "--quantiser", "ptq"], "--remeasure trains nothing and keeps the runtime, but --quantiser is given"),
+        (["--quantiser", "brecc"], "unknown quantiser 'brecc', did you mean 'brecq'"),
         (["--study", "absent"], "there is no study 'absent'"),
     ],
 )
