@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib.metadata
 import json
+import platform
 import statistics
 import sys
 import time
@@ -34,6 +35,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+X86 = {"x86_64", "amd64", "i386", "i686"}
 LATENCY_SLACK = 0.15
 """On the same kind of machine a median may differ by this share: another day, another load."""
 BATCH = 50
@@ -180,7 +182,10 @@ def load(manifest: dict[str, Any], batch: int, threads: int) -> tuple[Run, str, 
         core = openvino.Core()
         network = core.read_model(model)
         network.reshape({network.input(0): [batch, *list(network.input(0).partial_shape)[1:]]})
-        request = core.compile_model(network, "CPU", openvino_properties(core, manifest, threads)).create_infer_request()
+        properties = openvino_properties(core, manifest, threads)
+        if clips_sums() and any(map(beyond_seven_bits, network.get_ordered_ops())):
+            properties["LP_TRANSFORMS_MODE"] = False  # as written, in float
+        request = core.compile_model(network, "CPU", properties).create_infer_request()
         return lambda x: np.array(next(iter(request.infer([x]).values()))), "openvino", openvino.__version__.split("-")[0]
     import onnxruntime
 
@@ -190,6 +195,32 @@ def load(manifest: dict[str, Any], batch: int, threads: int) -> tuple[Run, str, 
     options.add_session_config_entry("session.x64quantprecision", "1")  # exact also where sums of 8-bit products saturate
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(["logits"], {"images": x})[0], "onnxruntime", onnxruntime.__version__
+
+
+def clips_sums() -> bool:
+    """Whether this is x86 without VNNI, where pairs of u8 x s8 products are added in 16 bits."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(errors="replace").split() if cpuinfo.is_file() else []
+    return platform.machine().lower() in X86 and not {"avx_vnni", "avx512_vnni", "amx_int8"} & set(flags)
+
+
+def beyond_seven_bits(op: Any) -> bool:
+    """Whether OpenVINO's operation would run in INT8 with weights whose sums are clipped there."""
+    if op.get_type_name() not in ("Convolution", "GroupConvolution", "MatMul"):
+        return False
+    image, weight = (integers(op.input_value(place)) for place in (0, 1))
+    stored = image is not None and weight is not None and weight.get_type_name() == "Constant"
+    return bool(stored and np.abs(weight.data.astype(np.int16)).max() > 64)
+
+
+def integers(value: Any) -> Any:
+    """The operation whose 8-bit integers a dequantisation turns into `value`, or None."""
+    op = value.get_node()
+    while op.get_output_element_type(0).to_string() not in ("i8", "u8"):
+        if op.get_type_name() not in ("Convert", "Subtract", "Multiply", "Reshape"):
+            return None
+        op = op.input_value(0).get_node()
+    return op
 
 
 def openvino_properties(core: Any, manifest: dict[str, Any], threads: int) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from core.hardware import int8_bits_here
 from core.runtimes.types import Artifact, EngineOptions, Runtime, fixed_shape, installed_version
 
 COUNTED_ENGINES, COUNTED_CALLS, COUNTED_S = 5, 20, 0.05
+DEQUANTISING = ("Convert", "Subtract", "Multiply", "Reshape")
+IN_FLOAT = {"LP_TRANSFORMS_MODE": False}
+"""Computes Q/DQ as it is written, no layer in INT8: for models from elsewhere whose sums INT8 kernels would clip on this CPU."""
 COMPUTE_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 """Of an execution graph; a counted one has them with endings, as FullyConnectedCompressed."""
 COMPUTE_OPS = ("Convolution", "GroupConvolution", "MatMul")
@@ -50,7 +53,8 @@ class OpenVinoEngine:
         self._read = [_node(op.get_friendly_name()) for op in ops if op.get_type_name() in COMPUTE_OPS]
         model.reshape({model.input(0): ov.PartialShape(list(self.input_shape))})
         supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
-        self._model = core.compile_model(model, "CPU", _properties(options, supported) | {"PERF_COUNT": counted})
+        exact = IN_FLOAT if int8_bits_here() < 8 and _beyond_seven_bits(model) else {}
+        self._model = core.compile_model(model, "CPU", _properties(options, supported) | exact | {"PERF_COUNT": counted})
         self._request = self._model.create_infer_request()
 
     def exported(self) -> bytes:
@@ -136,6 +140,27 @@ def _properties(options: EngineOptions, supported: Any) -> dict[str, Any]:
     if "CPU_DENORMALS_OPTIMIZATION" in supported:  # denormals in untrained weights cost time that trained ones do not
         properties["CPU_DENORMALS_OPTIMIZATION"] = True
     return properties
+
+
+def _beyond_seven_bits(model: Any) -> bool:
+    """Whether a layer that would run in INT8 has weights whose sums of products may be clipped (`core.hardware.exact_int8_bits`)."""
+    for op in model.get_ordered_ops():
+        if op.get_type_name() in COMPUTE_OPS:
+            image, weight = (_integers(op.input_value(place)) for place in (0, 1))
+            known = image is not None and weight is not None and weight.get_type_name() == "Constant"
+            if known and np.abs(weight.data.astype(np.int16)).max() > 64:
+                return True
+    return False
+
+
+def _integers(value: Any) -> Any:
+    """The operation whose 8-bit integers a dequantisation turns into `value`; None where that is no dequantisation."""
+    op = value.get_node()
+    while op.get_output_element_type(0).to_string() not in ("i8", "u8"):
+        if op.get_type_name() not in DEQUANTISING:
+            return None
+        op = op.input_value(0).get_node()
+    return op
 
 
 def _node(name: str) -> str:

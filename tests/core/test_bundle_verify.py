@@ -19,8 +19,10 @@ from core.data.images import decode_image
 from core.engines import EngineHost
 from core.errors import UserError
 from core.hardware import device_facts
+from core.runtimes.openvino import _beyond_seven_bits, _core
 from core.runtimes.types import installed_version
 from tests.core.bundle_samples import COLOURS, colour_model, make_bundle, save_image
+from tests.tiny_onnx import Classifier
 
 MEASURED = {
     "search": {
@@ -175,3 +177,12 @@ def test_the_manifest_lists_the_script_and_the_card(tmp_path: Path) -> None:
     assert "Test: 100.00 % of 30 images, 95 % interval 89.00 to 100.00." in card
     assert "`light_cnn` at width 0.5" in card
     assert "not stated training images" in card
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_a_bundle_knows_as_the_engine_does_which_sums_a_processor_without_vnni_clips(bits: int, tmp_path: Path) -> None:
+    path = Classifier(quantised=True, bits=bits).save(tmp_path / "m.onnx")
+    network = _core().read_model(str(path))
+    assert any(map(bundle_verify.beyond_seven_bits, network.get_ordered_ops())) == _beyond_seven_bits(network) == (bits == 8)
+    float_layers = _core().read_model(str(Classifier(quantised=False).save(tmp_path / "f.onnx")))
+    assert not _beyond_seven_bits(float_layers)
