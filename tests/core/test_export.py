@@ -116,6 +116,16 @@ def test_one_changed_weight_is_noticed(graph: fx.GraphModule, model: onnx.ModelP
         check_rebuilds(model, {name: tensor for name, tensor in tensors.items() if name != "head.bias"})
 
 
+def test_a_tensor_of_one_value_belongs_to_the_graph_and_any_other_to_the_packed_file(graph: fx.GraphModule, model: onnx.ModelProto) -> None:
+    tensors, with_mask = packed_tensors(graph), onnx.ModelProto()
+    with_mask.CopyFrom(model)
+    with_mask.graph.initializer.append(numpy_helper.from_array(np.zeros((4, 4), np.float32), "mask"))
+    check_rebuilds(with_mask, tensors)
+    with_mask.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.eye(4, dtype=np.float32), "mask"))
+    with pytest.raises(EngineMismatch, match=r"'mask' differs"):
+        check_rebuilds(with_mask, tensors)
+
+
 def test_another_network_of_the_same_shape_is_filled_in_not_exported_again(model: onnx.ModelProto) -> None:
     other = graph_of(seed=7)
     tensors = packed_tensors(other)
