@@ -47,7 +47,7 @@ def test_rows_share_their_float_network_and_are_kept(
     assert all(0 <= row["test_accuracy"] <= 1 and row["agreement"] >= 0.5 for row in rows.values())
     for row in rows.values():
         for precision, found in row["openvino"].items():
-            assert found["precision"] == precision
+            assert found["precision"] in (precision, "f32")  # a CPU without bfloat16 computes in float32, and says so
             assert found["images"] == json.loads(out.read_text())["search_images"]
             assert found["agreement"] >= (0.9 if precision == "f32" else 0.5)  # near ties of a network that has learnt nothing
             assert abs(found["accuracy"] - found["simulated_accuracy"]) <= 1 - found["agreement"] + 1e-9
@@ -84,7 +84,7 @@ def result_of(rows: list[dict[str, object]]) -> dict[str, Any]:
         "rows": rows,
         "parent": {"train": {"epochs": 1}},
         "finetune": {"epochs": 3},
-        "teacher": {"name": "t", "search_accuracy": 0.9},
+        "together": {"resnet20:0": {"teacher": {"name": "t", "search_accuracy": 0.9}}},
         "data": {"name": "d", "train": 10},
         "test_images": 10,
     }

@@ -21,6 +21,7 @@ from core.quantise.graph import build_graph
 from core.quantise.integer import IntegerWeight, limits
 from core.quantise.setting import Finetune, Penalty, Setting
 from core.quantise.stored import CodebookWeight, FloatWeight, StoredWeight, half
+from core.runtimes import RUNTIMES
 from tests.tiny_nets import SHAPE, Residual, images, plan_of, settled, train
 
 every_quantiser = pytest.mark.parametrize("name", QUANTISERS)
@@ -180,7 +181,7 @@ def test_a_quantiser_without_zeros_leaves_sparsity_aside(name: str) -> None:
 def test_a_quantiser_of_whole_files_keeps_eight_bit_integers_near_the_weights(name: str) -> None:
     model, x = network(), images(32)
     plan = plan_of(model, bits=8)
-    made = MODEL_QUANTISERS[name](model, plan, images(64, seed=1), "uint8_relu")
+    made = MODEL_QUANTISERS[name](model, plan, images(64, seed=1), RUNTIMES["onnxruntime"]())
     folded = {layer.name: made.tensors[f"{layer.name}.weight"] for layer in plan.layers}
     for weight in folded.values():
         assert isinstance(weight, QTensor)

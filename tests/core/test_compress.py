@@ -151,7 +151,7 @@ def test_calibration_does_not_depend_on_the_batch_it_is_done_in() -> None:
     for batch in (16, 48):
         calibrate(graph, images(48), batch=batch)
         scales.append([float(point.scale) for point in activation_quantisers(graph)])
-    assert scales[0] == pytest.approx(scales[1], rel=0.02)
+    assert scales[0] == pytest.approx(scales[1], rel=0.03)  # a step of the grid of scales is 2 %
 
 
 def test_more_images_than_a_sample_holds_are_calibrated_within_bounds() -> None:

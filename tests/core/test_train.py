@@ -214,7 +214,11 @@ def test_logits_come_back_on_the_cpu_whatever_the_batch_size() -> None:
     assert (predict(model, images, view_set().normalise, BF16, amp=True) - whole).norm() < 0.05 * whole.norm()
 
 
-@pytest.mark.parametrize(("amp", "dtype"), [("off", None), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("auto", torch.bfloat16)])
+BF16_HERE = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+"""What oneDNN itself says of this CPU."""
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("off", None), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("auto", BF16_HERE)])
 def test_the_precision_of_this_cpu(amp: str, dtype: torch.dtype | None) -> None:
     assert open_device(HardwareConfig(device="cpu", amp=amp, threads=1)) == Device(torch.device("cpu"), dtype)  # type: ignore[arg-type]
 

@@ -123,8 +123,10 @@ def test_the_parent_is_distilled_once_and_the_teacher_asked_once_per_view(done: 
 
 def test_the_own_network_is_its_own_student(bench: Workbench, tmp_path: Path) -> None:
     before = copy.deepcopy(bench.teacher.model.state_dict())
-    stages = Stages()
-    result = run(Candidate(student=SELF, groups=(GroupPlan(prune_ratio=0.5),), round_to=4), bench, tmp_path, stages=stages)
+    gentle = TrainConfig(epochs=4.0, batch_size=16, lr=0.005)  # it begins with trained weights
+    recipes = {"finetune": gentle, "quantise": bench.config.quantise.model_copy(update={"train": gentle})}
+    pruned = Candidate(student=SELF, groups=(GroupPlan(prune_ratio=0.5),), round_to=4)
+    result = run(pruned, replace(bench, config=bench.config.model_copy(update=recipes)), tmp_path)
     assert result.measurement.accuracy > 0.5
     assert all(torch.equal(before[name], value) for name, value in bench.teacher.model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in bench.teacher.model.parameters())
