@@ -29,7 +29,8 @@ from core.candidate import Candidate, GroupPlan  # noqa: E402
 from core.cli import run_main  # noqa: E402
 from core.compress import check_compressible, draft, quantise, resolve  # noqa: E402
 from core.errors import ParetopressError  # noqa: E402
-from core.quantise.setting import untrained  # noqa: E402
+from core.layers import layer_infos  # noqa: E402
+from core.quantise.setting import untrained, weight_of  # noqa: E402
 from core.runtimes import EngineOptions, running_runtime  # noqa: E402
 from core.students.zoo import find_student  # noqa: E402
 from core.students.zoo_net import RegionalNetwork  # noqa: E402
@@ -83,8 +84,8 @@ def tried(row: Row, _: None) -> dict[str, Any]:
     """One row: `student`, `pruned` and why not, `map_cells` (None: no map), and how far the engine is from the simulation."""
     torch.manual_seed(0)
     shape, start = (3, row.image_size, row.image_size), time.perf_counter()
-    model = find_student(row.network)(classes=CLASSES, channels=3, image_size=row.image_size).eval()
     noise = torch.randn(COUNT, *shape, generator=torch.Generator().manual_seed(1))
+    model = settled(find_student(row.network)(classes=CLASSES, channels=3, image_size=row.image_size), noise)
     cells = None
     if isinstance(model, RegionalNetwork):
         with torch.no_grad():
@@ -103,6 +104,21 @@ def tried(row: Row, _: None) -> dict[str, Any]:
             pruned, why = False, str(error)
     found = found or compressed(model, row, noise, 0.0)
     return facts | {"student": True, "pruned": pruned, "reason": why, **found, "seconds": round(time.perf_counter() - start, 1)}
+
+
+@torch.no_grad()
+def settled(model: nn.Module, noise: torch.Tensor) -> nn.Module:
+    """With batch statistics of what passes through, and a last layer that says something: fresh ones answer nothing, or always the same."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the mean over all passes
+    model.train()
+    model(noise)
+    for norm in norms:
+        norm.momentum = 0.1
+    last = layer_infos(model, (3, *noise.shape[2:]))[-1].name
+    nn.init.normal_(weight_of(model, last), std=0.1)
+    return model.eval()
 
 
 def compressed(model: nn.Module, row: Row, noise: torch.Tensor, ratio: float) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from search.sample import sample
 from search.showcase import show_trial
 from search.space import Space
 from search.stopping import Gatekeeper, Judge
+from search.storage import write_parameters
 
 VOLUME_KEY = "hypervolume"
 """Trial attribute, for the dashboard."""
@@ -96,6 +97,7 @@ class TrialRunner:
     def _evaluate(self, trial: optuna.Trial, stages: Stages, known: dict[str, Any]) -> TrialRecord:
         """The COMPLETE record. `known` collects what is known of the trial so far, for the record of a failure."""
         known["candidate"] = sample(self.space, trial)
+        write_parameters(trial.study)
         candidate = settle(known["candidate"], self.bench, stages)
         with stages("shape"):
             pruned, plan = self.shape(candidate, self.bench)
