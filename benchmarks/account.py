@@ -1,8 +1,9 @@
 """What does a whole study spend beside its trials? python -m benchmarks.account --trials 200
 
 Runs one search from the command line and reads the account that it writes itself (`run.json`): seconds of the teacher, of parents, of
-every stage of the trials, of sampler and storage, and of all else (imports, checks, timing of the first trials, the final summary).
-`bookkeeping` is the share of sampler, storage and all else in the wall-clock. Digits have the shortest trials, so the largest share.
+every stage of the trials, of the sampler, of `storage` (all that the loop does beside: database, records, notes), and of all else that
+happens once (imports, checks, timing of students, the final summary). `bookkeeping` is the share of sampler and storage in the wall-clock.
+Digits have the shortest trials, so the largest share.
 Writes benchmarks/results/account.json.
 """
 
@@ -23,7 +24,7 @@ from search.summary import versions
 
 OUT = Path(__file__).parent / "results" / "account.json"
 STUDY = "account"
-BESIDE = ("sampler", "storage", "other")
+BESIDE = ("sampler", "storage")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,9 +61,9 @@ def text(content: dict[str, Any]) -> str:
     device = content["device"]
     command = f"python -m search.run {' '.join(content['command'][:2])} --trials {content['command'][5]}"
     return (
-        f"`{command}`, {ends}, took {wall / 60:.1f} minutes: {shares}. `other` is all that is no trial: imports, checks, the timing of "
-        f"students, the summary. Sampler, storage and other together are {100 * content['bookkeeping']:.1f} %. Digits have the shortest "
-        f"trials, so the largest share. {device['cpu']}, {device['cores']} cores ({', '.join(device['isa'])})."
+        f"`{command}`, {ends}, took {wall / 60:.1f} minutes: {shares}. `storage` is all that the loop does beside trials and sampler: "
+        f"database, records, notes; with the sampler {100 * content['bookkeeping']:.1f} %. `other` happens once: imports, checks, the "
+        f"timing of students, the summary. Digits have the shortest trials, so the largest share. {device['cpu']}, {device['cores']} cores ({', '.join(device['isa'])})."
     )
 
 
