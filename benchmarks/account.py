@@ -63,7 +63,8 @@ def text(content: dict[str, Any]) -> str:
     return (
         f"`{command}`, {ends}, took {wall / 60:.1f} minutes: {shares}. `storage` is all that the loop does beside trials and sampler: "
         f"database, records, notes; with the sampler {100 * content['bookkeeping']:.1f} %. `other` happens once: imports, checks, the "
-        f"timing of students, the summary. Digits have the shortest trials, so the largest share. {device['cpu']}, {device['cores']} cores ({', '.join(device['isa'])})."
+        f"timing of students, the summary. Digits have the shortest trials, so the largest share. {device['cpu']}, "
+        f"{device['cores']} cores ({', '.join(device['isa'])})."
     )
 
 

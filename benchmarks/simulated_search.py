@@ -181,6 +181,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+ENDINGS = {"limit": "refused"}
+
+
 def once(sampler: str, trials: int, seed: int, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """What one run says, and the digest of its records."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # here, for it may be another process
@@ -199,10 +202,10 @@ def made(sampler: str, trials: int, seed: int, settings: Mapping[str, Any], jobs
 def section(result: Mapping[str, Mapping[str, Any]]) -> str:
     """The table of docs/protocol.md: what became of the trials of every sampler and case."""
     held = sum(row["survived"] and row["reproduced"] for row in result.values())
-    lines = []
-    for key, row in result.items():
+    lines, samplers = [], list(dict.fromkeys(key.partition(",")[0] for key in result))
+    for key, row in sorted(result.items(), key=lambda item: samplers.index(item[0].partition(",")[0])):
         sampler, case, trials, _ = key.split(", ")
-        ends = ", ".join(f"{count:,} {ending}" for ending, count in row["trials"].items())
+        ends = ", ".join(f"{count:,} {ENDINGS.get(ending, ending)}" for ending, count in row["trials"].items())
         lines.append(f"| {sampler} | {case} | {trials.partition(' ')[0]} | {ends} | {100 * row['epochs_saved']:.0f} % |")
     return (
         "The real sampler, runner, gate and records, with a formula in place of training (`benchmarks/simulated_search.py`). Each study "
