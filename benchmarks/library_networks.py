@@ -34,7 +34,9 @@ from core.quantise.setting import untrained, weight_of  # noqa: E402
 from core.runtimes import EngineOptions, running_runtime  # noqa: E402
 from core.students.zoo import find_student  # noqa: E402
 from core.students.zoo_net import RegionalNetwork  # noqa: E402
-from search.students import ENDLESS  # noqa: E402
+from core.train import Device  # noqa: E402
+from objectives.first_look import adapt  # noqa: E402
+from search.students import is_endless  # noqa: E402
 from search.summary import versions  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "library_networks.json"
@@ -91,7 +93,7 @@ def tried(row: Row, _: None) -> dict[str, Any]:
         with torch.no_grad():
             cells = model.features(noise[:1]).shape[-1]
     facts = {"row": row.name, "network": row.network, "image_size": row.image_size, "map_cells": cells}
-    pruned, why = (True, None) if row.network.partition(":")[2].startswith(ENDLESS) is False else (False, "Torch-Pruning does not end")
+    pruned, why = (False, "Torch-Pruning does not end") if is_endless(row.network) else (True, None)
     try:
         check_compressible(model, shape)
     except ParetopressError as error:
@@ -109,13 +111,7 @@ def tried(row: Row, _: None) -> dict[str, Any]:
 @torch.no_grad()
 def settled(model: nn.Module, noise: torch.Tensor) -> nn.Module:
     """With batch statistics of what passes through, and a last layer that says something: fresh ones answer nothing, or always the same."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # the mean over all passes
-    model.train()
-    model(noise)
-    for norm in norms:
-        norm.momentum = 0.1
+    adapt(model, noise, Device(torch.device("cpu"), None))
     last = layer_infos(model, (3, *noise.shape[2:]))[-1].name
     nn.init.normal_(weight_of(model, last), std=0.1)
     return model.eval()

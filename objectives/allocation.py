@@ -107,7 +107,7 @@ def learn_bits(candidate: Candidate, student: nn.Module, bench: Workbench, finet
     steps = math.ceil(recipe.epochs * math.ceil(len(bench.train_set) / recipe.batch_size))
     bits = learned_bits(student, problem, finetune, steps, bench.config.seed)
     found = settled(candidate, infos, bits)
-    return found, _plan_of(infos, bench.engines.runtime, found)
+    return found, plan_of(found, infos, bench.engines.runtime)
 
 
 def scores_of(candidate: Candidate, parent: nn.Module, bench: Workbench) -> Scores | None:
@@ -165,16 +165,12 @@ def _allocated(
 
 
 def _file_bytes(pruned: nn.Module, infos: Sequence[LayerInfo], shape: Shape, runtime: Runtime, settled: Candidate) -> int:
-    return rough_bytes(pruned, _plan_of(infos, runtime, settled), shape, runtime, settled.quantiser)
-
-
-def _plan_of(infos: Sequence[LayerInfo], runtime: Runtime, settled: Candidate) -> ShapePlan:
-    return plan_of(settled, infos, runtime)
+    return rough_bytes(pruned, plan_of(settled, infos, runtime), shape, runtime, settled.quantiser)
 
 
 def _in_time(settled: Candidate, pruned: nn.Module, bench: Workbench) -> Candidate:
     infos, table = layer_infos(pruned, bench.input_shape), layer_times(settled.student, settled.width, bench)
-    return in_time(settled, infos, table, partial(_plan_of, infos, bench.engines.runtime))
+    return in_time(settled, infos, table, partial(plan_of, infos=infos, runtime=bench.engines.runtime))
 
 
 def images_of(bench: Workbench) -> Tensor:

@@ -17,6 +17,11 @@ ENDLESS = ("swin",)
 """Starts of names on whose shifted windows Torch-Pruning 1.6.1 had not finished after nine minutes."""
 
 
+def is_endless(name: str) -> bool:
+    """Whether pruning the network `library:name` does not come to an end."""
+    return name.partition(":")[2].startswith(ENDLESS)
+
+
 def check_students(space: Space, config: Config, info: DataInfo) -> None:
     """Raises UserError for the first student, among `self` and those of a library, that cannot be planned, or cut where ratios ask it.
 
@@ -35,7 +40,7 @@ def check_students(space: Space, config: Config, info: DataInfo) -> None:
             continue
         try:
             check_compressible(model, info.shape)
-            if cut and source.partition(":")[2].startswith(ENDLESS):
+            if cut and is_endless(source):
                 raise UserError("Torch-Pruning does not come to an end on it; set prune.ratio to 0")
             if cut:
                 with required("half of its channels must be removable, or prune.ratio 0"):
