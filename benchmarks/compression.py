@@ -35,10 +35,11 @@ import torch
 from torch import nn
 
 from benchmarks.compression_markdown import markdown
+from benchmarks.distil_table import GRID, PLANS
 from benchmarks.rows import CACHE, ROOT, Ground, Table, build_parser, open_ground
 from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, fingerprint
 from core.cli import run_main
-from core.config import Config
+from core.config import Config, TrainConfig
 from core.data.types import Images
 from core.engines import EngineHost
 from core.hardware import device_facts
@@ -57,6 +58,8 @@ from objectives.evaluate import Evaluation, evaluate, shape_of
 RESULT = ROOT / "benchmarks" / "results" / "compression.json"
 FOLDER = Path("runs", "compression")
 EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
+LONGER = 10 / 3
+"""How many times as many epochs the rows have that are trained for longer: 40 and 10."""
 CHOICES = (2, 3, 4, 5, 6, 8)
 TRIALS = 60
 PRECISIONS = ("f32", "bf16")
@@ -71,6 +74,8 @@ class Kind:
     strategy: str | None = None
     genes: dict[str, Any] = field(default_factory=dict)
     """Of the candidate."""
+    longer: bool = False
+    """Taught by SDD + LSKD, in LONGER times the epochs: what a limit of bytes can hold where time is no matter."""
 
 
 KINDS: dict[str, Kind] = {
@@ -91,13 +96,23 @@ CHAINS: dict[str, Kind] = {
     f"chain-{100 * sparsity:g}": Kind("codebook", 4, genes={"sparsity": sparsity})
     for sparsity in (0.9, 0.93, 0.95)
 }
-NETWORKS: dict[str, tuple[tuple[int, ...], dict[str, Kind]]] = {
-    "resnet20": ((0, 1, 2), KINDS),
-    "vgg8": ((0,), KINDS | CHAINS),
-    # MLPerf Tiny's network
-    "resnet8": ((0,), {name: KINDS[name] for name in ("fp32", "int8", "w4", "w3", "w2", "sensitivity-w3", "rate-0.03", "rate-0.1")}),
+SMALL: dict[str, Kind] = {
+    # most weights at zero: for limits of the file's bytes
+    f"sparse-{100 * sparsity:g}": Kind("lsq", 3, genes={"sparsity": sparsity})
+    for sparsity in (0.5, 0.8, 0.9)
 }
-"""Student -> seeds, and what is made of it."""
+LONG: dict[str, Kind] = {
+    "long-fp32": Kind("float", longer=True),
+    "long-sparse-50": Kind("lsq", 3, genes={"sparsity": 0.5}, longer=True),
+}
+NETWORKS: tuple[tuple[str, tuple[int, ...], dict[str, Kind]], ...] = (
+    ("resnet20", (0, 1, 2), KINDS | SMALL),
+    ("vgg8", (0,), KINDS | CHAINS),
+    # MLPerf Tiny's network
+    ("resnet8", (0,), {name: KINDS[name] for name in ("fp32", "int8", "w4", "w3", "w2", "sensitivity-w3", "rate-0.03", "rate-0.1")}),
+    ("resnet20", (0,), LONG),
+)
+"""(student, seeds, what is made of it)"""
 
 
 @dataclass(frozen=True)
@@ -113,12 +128,8 @@ class Row:
         return f"{self.student}:{self.kind}:{self.seed}"
 
 
-ROWS = tuple(Row(student, kind, seed) for student, (seeds, kinds) in NETWORKS.items() for seed, kind in product(seeds, kinds))
-
-
-def kind_of(row: Row) -> Kind:
-    """What is made of the row's network."""
-    return NETWORKS[row.student][1][row.kind]
+KIND_OF = {Row(student, name, seed): kind for student, seeds, kinds in NETWORKS for seed in seeds for name, kind in kinds.items()}
+ROWS = tuple(KIND_OF)
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,7 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
     ground = open_ground(args, epochs)
     config, data, teacher, device = ground.config, ground.data, ground.teacher, ground.device
     views = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
-    logits = open_answers([teacher], config, views, data.info, device, CACHE, 1)
+    logits = open_answers([teacher], config, views, data.info, device, CACHE, GRID)
     with ExitStack() as hosts:
         engines = hosts.enter_context(EngineHost(config.runtime, FOLDER))
         plain = {"name": "openvino", "agent": None, "build_for": ()}
@@ -169,7 +180,7 @@ def teacher_accuracy(ground: Ground) -> float:
 
 def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
     """One row through a trial's path, and its engine on the test split."""
-    kind, stages, start = kind_of(row), Stages(), time.perf_counter()
+    kind, stages, start = KIND_OF[row], Stages(), time.perf_counter()
     bench = replace(shared_bench.work, config=recipe_of(row, shared_bench.config))
     candidate = settle(candidate_of(row, bench), bench, stages)
     pruned, plan = shape_of(candidate, bench)
@@ -199,14 +210,22 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device_facts(),
         "recipe": bench.config.quantise.train.model_dump(mode="json"),
+        "parent_recipe": bench.config.parent.model_dump(mode="json"),
     }
 
 
 def recipe_of(row: Row, config: Config) -> Config:
     """With the row's seed. `sdq` trains twice, so it has half of the epochs each time: what it is compared with has them once."""
-    train, halves = config.quantise.train, 2 if kind_of(row).strategy == "sdq" else 1
-    shorter = train.model_copy(update={"epochs": train.epochs / halves})
-    return config.model_copy(update={"seed": row.seed, "quantise": config.quantise.model_copy(update={"train": shorter})})
+    kind, parent = KIND_OF[row], config.parent
+    share = LONGER if kind.longer else 0.5 if kind.strategy == "sdq" else 1.0
+
+    def times(train: TrainConfig, factor: float) -> TrainConfig:
+        return train.model_copy(update={"epochs": train.epochs * factor})
+
+    if kind.longer:
+        parent = parent.model_copy(update={"distil": PLANS["sdd_lskd"], "train": times(parent.train, LONGER)})
+    quantise = config.quantise.model_copy(update={"train": times(config.quantise.train, share)})
+    return config.model_copy(update={"seed": row.seed, "parent": parent, "quantise": quantise})
 
 
 def folder_of(row: Row, candidate: Candidate, bench: Workbench) -> Path:
@@ -238,9 +257,10 @@ def compared(engines: dict[str, EngineHost], done: Evaluation, bench: Workbench)
 
 def candidate_of(row: Row, bench: Workbench) -> Candidate:
     """The row as a point of a space. `haq` has its actions searched here."""
-    kind = kind_of(row)
+    kind = KIND_OF[row]
     group = GroupPlan(weight_bits=kind.bits, execution="float" if kind.quantiser == "float" else "int8")  # type: ignore[arg-type]
-    candidate = Candidate(student=row.student, distil=DistilPlan(), groups=(group,), quantiser=kind.quantiser, **kind.genes)
+    distil = PLANS["sdd_lskd"] if kind.longer else DistilPlan()
+    candidate = Candidate(student=row.student, distil=distil, groups=(group,), quantiser=kind.quantiser, **kind.genes)
     if kind.strategy is None:
         return candidate
     plan = AllocationPlan(strategy=kind.strategy, choices=CHOICES, budget_bits=kind.bits)  # type: ignore[arg-type]
@@ -306,7 +326,7 @@ TABLE = Table(
     shared,
     compress,
     markdown,
-    together=lambda row: f"{row.student}:{row.seed}",
+    together=lambda row: f"{row.student}:{row.seed}{':long' if KIND_OF[row].longer else ''}",
     own=("teacher", "precision"),
 )
 

@@ -6,6 +6,7 @@ docs/skip_stop.png.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -105,7 +106,8 @@ PICTURES: dict[str, tuple[str, Callable[[Mapping[str, Any]], go.Figure]]] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draw every picture whose result is there; `argv` has none."""
+    """Draw every picture whose result is there."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise UserError(f"pictures are shot by a browser, but none of {', '.join(BROWSERS)} is there")

@@ -145,11 +145,11 @@ def spread(count: int) -> list[int]:
     return sorted({round(place * (count - 1) / (SHOWN - 1)) for place in range(SHOWN)})
 
 
-def has_changed(recorded: dict[str, Any]) -> bool:
-    """Whether a training of the recorded run is another one in the configuration of today."""
+def has_changed(recorded: dict[str, Any], name: str = "cifar10") -> bool:
+    """Whether a training of the recorded run is another one in the configuration `name` of today."""
     from core.yaml_io import load_config
 
-    today = load_config("cifar10", [], ROOT).model_dump(mode="json")
+    today = load_config(name, [], ROOT).model_dump(mode="json")
     pairs = [(recorded["finetune"], today["finetune"])]
     pairs += [(recorded[part]["train"], today[part]["train"]) for part in ("teacher", "parent", "quantise")]
     return any(key not in new or new[key] != value for old, new in pairs for key, value in old.items())
@@ -169,13 +169,14 @@ def digits_text(rows: list[dict[str, Any]], home: dict[str, Any], words: dict[st
     mean = sum(row["rank0"]["test"]["accuracy"] for row in rows) / len(rows)
     head = words["digits"].format(images=rows[0]["rank0"]["test"]["images"], mean=100 * mean) + elsewhere(rows[0]["device"], home, words)
     table = "\n".join(digits_row(row, words["points"]) for row in rows)
-    return f"{words['digits_title']}\n\n{head}\n\n{words['digits_head']}\n|---|---|---|---|---|---|\n{table}"
+    told = f"{words['digits_title']}\n\n{head}\n\n{words['digits_head']}\n|---|---|---|---|---|\n{table}"
+    changed = any("config" not in row or has_changed(row["config"], "digits") for row in rows)
+    return f"{told}\n\n{words['digits_changed']}" if changed else told
 
 
 def digits_row(row: dict[str, Any], unit: str) -> str:
-    points = " | ".join(f"{row[name]['bytes']:,}, {percent(row[name]['test'])}" for name in ("rank0", "small"))
-    teacher = f"{row['teacher']['bytes']:,}, {percent(row['teacher']['test'])}"
-    return f"| {row['seed']} | {row['wall_s']:.0f} | {row['front_points']} {unit} | {teacher} | {points} |"
+    teacher, best = (f"{row[name]['bytes']:,}, {percent(row[name]['test'])}" for name in ("teacher", "rank0"))
+    return f"| {row['seed']} | {row['wall_s']:.0f} | {row['front_points']} {unit} | {teacher} | {best} |"
 
 
 def parts(home: dict[str, Any], words: dict[str, str]) -> list[str]:

@@ -79,7 +79,7 @@ RECIPES = (
     Recipe("apprentice_c", f"{SPACES}/apprentice_c.yaml --trials 1", ()),
     Recipe("bit_allocation", f"{SPACES}/bit_allocation.yaml --trials 20", trials=8),
     *(
-        Recipe(rule, f"{SPACES}/bit_allocation.yaml --set allocation.strategy={rule} --study {rule} --trials 20", trials=4)
+        Recipe(rule, f"{SPACES}/bit_allocation.yaml --set allocation.strategy={rule} --study {rule} --trials 20", trials=8)
         for rule in ("haq", "sqnr", "sdq")
     ),
     Recipe("post_training", f"{SPACES}/post_training.yaml --sampler grid --trials 6"),

@@ -53,7 +53,8 @@ def _explain_one(model: type[BaseModel], error: ErrorDetails, where: str) -> str
     if kind == "missing":
         return f"`{leaf}` must be given {place}"
     if kind == "value_error":
-        return f"`{leaf}` {one_line(ctx['error'])} {place}"
+        law = f"{one_line(ctx['error'])} {place}"
+        return f"`{leaf}` {law}" if loc else law  # a law of the whole names its keys
     law = _LAWS[kind](ctx) if kind in _LAWS else f"is not valid: {error['msg']}"
     return f"`{leaf}` {law}, but got {show(error['input'])} {place}"
 

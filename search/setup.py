@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE.py",
-        help="your file; may register students, losses, data sets",
+        help="your file; may register students, losses, quantisers, data sets",
     )
     own.add_argument("--max-latency-ms", type=float, metavar="MS", help="hard limit: slower candidates are not trained")
     own.add_argument("--max-size-kb", type=float, metavar="KB", help="hard limit in KB of 1000 bytes")

@@ -25,6 +25,7 @@ SQLITE_WORKERS = 4
 """More of them wait for its one lock, and time out under load."""
 HEARTBEAT_S, GRACE_S = 60, 600
 """A worker on another machine that has not been heard of for GRACE_S, by the database's own clock, is taken for dead."""
+POSTGRES = "give --storage postgresql://user:password@host/database (python -m pip install -e '.[postgres]')"
 
 
 def storage_url(folder: Path, storage: str | None) -> str:
@@ -54,15 +55,9 @@ def is_sqlite(url: str) -> bool:
 def check_workers(url: str, workers: int, elsewhere: bool = False) -> None:
     """Raises UserError where the database is not made for so many writers, or cannot be reached by those on other machines."""
     if is_sqlite(url) and elsewhere:
-        raise UserError(
-            "a cluster elsewhere must reach the study's database, but SQLite is a file of this machine; "
-            "give --storage postgresql://user:password@host/database (python -m pip install -e '.[postgres]')"
-        )
+        raise UserError(f"a cluster elsewhere must reach the study's database, but SQLite is a file of this machine; {POSTGRES}")
     if is_sqlite(url) and workers > SQLITE_WORKERS:
-        raise UserError(
-            f"SQLite takes at most {SQLITE_WORKERS} workers, but --workers is {workers}; "
-            "give --storage postgresql://user:password@host/database (python -m pip install -e '.[postgres]')"
-        )
+        raise UserError(f"SQLite takes at most {SQLITE_WORKERS} workers, but --workers is {workers}; {POSTGRES}")
 
 
 def open_storage(url: str, on_stale: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> optuna.storages.RDBStorage:

@@ -62,7 +62,7 @@ def test_rows_share_their_float_network_and_are_kept(
 
 
 def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place() -> None:
-    kinds = [compression.kind_of(row) for row in compression.ROWS]
+    kinds = list(compression.KIND_OF.values())
     assert {kind.quantiser for kind in kinds} <= {*QUANTISERS, *MODEL_QUANTISERS}
     assert {kind.bits for kind in kinds} <= set(WEIGHT_BITS)
     shards = [compression.TABLE.choose(None, f"{index}/3") for index in range(3)]

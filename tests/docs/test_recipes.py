@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.cli import run_main
 from core.data.cifar import CIFAR10
+from core.yaml_io import load_yaml
 from search import run
 from search.setup import build_parser, resolve_arguments
 from tests.docs.home import make_home
@@ -39,6 +41,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "ten").mkdir()
     cifar(home / "ten", CIFAR10)
     return home
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_learning_rate_stands_beside_its_optimiser_and_another_optimiser_beside_its_whole_recipe(path: Path) -> None:
+    stated = load_yaml(path)
+    name = stated.get("base", "")
+    below = load_yaml(path.parent / name if name.endswith(".yaml") else ROOT / "configs" / f"{name}.yaml")
+    for section in ("teacher", "parent", "finetune", "quantise"):
+        mine, base = (section_of(content, section) for content in (stated, below))
+        if "optimiser" in base and "lr" in mine:
+            assert "optimiser" in mine, section
+        if mine.get("optimiser", base.get("optimiser")) != base.get("optimiser"):
+            assert {*base} - {"rest_lr"} <= {*mine}, section
+
+
+def section_of(content: dict[str, Any], section: str) -> dict[str, Any]:
+    """The training of a section, as far as a file states it."""
+    found: dict[str, Any] = content.get(section, {})
+    return found if section == "finetune" else found.get("train", {})
 
 
 def data_of(space: str) -> str:
