@@ -89,27 +89,22 @@ KINDS: dict[str, Kind] = {
     **{f"{strategy}-w{bits}": Kind("lsq", bits, strategy) for bits, strategy in product((4, 3), ("haq", "sqnr", "sensitivity", "sdq"))},
     # Deep Compression's chain: magnitudes below 1 standard deviation, 16 shared values, coded
     "codebook": Kind("codebook", 4, genes={"sparsity": 1.0, "sparsity_by": "std"}),
-    **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in (0.03, 0.1, 0.3)},
+    **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in (0.1, 0.3, 1, 3, 10)},
 }
 CHAINS: dict[str, Kind] = {
     # the chain again, with a share of the weights of every layer, as a network with many too many of them allows
     f"chain-{100 * sparsity:g}": Kind("codebook", 4, genes={"sparsity": sparsity})
     for sparsity in (0.9, 0.93, 0.95)
 }
-SMALL: dict[str, Kind] = {
-    # most weights at zero: for limits of the file's bytes
-    f"sparse-{100 * sparsity:g}": Kind("lsq", 3, genes={"sparsity": sparsity})
-    for sparsity in (0.5, 0.8, 0.9)
-}
 LONG: dict[str, Kind] = {
     "long-fp32": Kind("float", longer=True),
-    "long-sparse-50": Kind("lsq", 3, genes={"sparsity": 0.5}, longer=True),
+    **{f"long-rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}, longer=True) for weight in (0.3, 1, 3)},
 }
 NETWORKS: tuple[tuple[str, tuple[int, ...], dict[str, Kind]], ...] = (
-    ("resnet20", (0, 1, 2), KINDS | SMALL),
+    ("resnet20", (0, 1, 2), KINDS),
     ("vgg8", (0,), KINDS | CHAINS),
     # MLPerf Tiny's network
-    ("resnet8", (0,), {name: KINDS[name] for name in ("fp32", "int8", "w4", "w3", "w2", "sensitivity-w3", "rate-0.03", "rate-0.1")}),
+    ("resnet8", (0,), {name: KINDS[name] for name in ("fp32", "int8", "w4", "w3", "w2", "sensitivity-w3", "rate-0.3", "rate-1", "rate-3")}),
     ("resnet20", (0,), LONG),
 )
 """(student, seeds, what is made of it)"""

@@ -10,7 +10,8 @@ ENGLISH = {
     "cifar_title": "### CIFAR-10 (JPEG)",
     "cifar": (
         "The images of CIFAR-10 re-encoded as JPEG by others, which costs a few points of accuracy, as an image folder that is not part of "
-        "this repository: {train:,} to train, {search:,} to choose on, {test:,} to test. Compare only with numbers from these images. One search of {trials} trials ({states}), seed {seed}, took {minutes:.0f} minutes "
+        "this repository: {train:,} to train, {search:,} to choose on, {test:,} to test. Compare only with numbers from these "
+        "images. One search of {trials} trials ({states}), seed {seed}, took {minutes:.0f} minutes "
         "after the teacher ({teacher_minutes:.1f} minutes, test accuracy {teacher_test}). Budget: parents {parent:g} epochs each, then "
         "{distil:g} to distil and {quantise:g} to quantise per trial. "
         "Command: `python -m search.run --space spaces/cifar10.yaml --data-dir FOLDER --trials {trials}`."
@@ -23,7 +24,9 @@ ENGLISH = {
         "layers, batch {batch}, {threads} thread. KB: 1000 bytes of packed weights."
     ),
     "changed": "`configs/cifar10.yaml` has other recipes since: the command takes another time today, and gives other points.",
-    "digits_changed": "Measured with an earlier version: today's demo begins with other candidates, takes another time and gives other points.",
+    "digits_changed": (
+        "Measured with an earlier version: today's demo begins with other candidates, takes another time and gives other points."
+    ),
     "COMPLETE": "{count} complete",
     "PRUNED": "{count} stopped or skipped",
     "FAIL": "{count} failed",
@@ -71,7 +74,8 @@ CHINESE = {
     "elsewhere": "测量于 {cpu}（{cores} 核，{isa}）。",
     "cifar_title": "### CIFAR-10（JPEG）",
     "cifar": (
-        "由他人重新编码为 JPEG 的 CIFAR-10 图像（准确率因此低几个百分点），以图像文件夹形式使用，不包含在本仓库中：{train:,} 张训练，{search:,} 张用于选择，{test:,} 张测试。"
+        "由他人重新编码为 JPEG 的 CIFAR-10 图像（准确率因此低几个百分点），以图像文件夹形式使用，不包含在本仓库中："
+        "{train:,} 张训练，{search:,} 张用于选择，{test:,} 张测试。"
         "只能与同一批图像上的数字比较。一次 {trials} 个 trial 的搜索（{states}），种子 {seed}，教师训练完之后用时 {minutes:.0f} 分钟"
         "（教师本身 {teacher_minutes:.1f} 分钟，测试准确率 {teacher_test}）。预算：每个父网络 {parent:g} 个 epoch，之后每个 trial 蒸馏 "
         "{distil:g} 个、量化 {quantise:g} 个 epoch。"

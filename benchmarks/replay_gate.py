@@ -65,7 +65,7 @@ def order_of(table: Table, seed: int) -> list[TrialRecord]:
 
 def replay(table: Table, order: Sequence[TrialRecord], config: StoppingConfig, together: bool = TOGETHER) -> Outcome:
     """The rows in that order, through the gate. `together`: a stop's confidence is that of all looks at a training."""
-    judge = Judge(config, table.teacher.accuracy, table.images, together)
+    judge = Judge(config, together)
     kept: list[TrialRecord] = []
     best: list[TrialRecord] = []
     ended: list[Ended] = []

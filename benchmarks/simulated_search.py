@@ -73,7 +73,7 @@ def simulate(
     for parameters in all_baselines(space, CAPACITY):
         study.enqueue_trial(parameters)
     teacher = TeacherReport(accuracy=0.93, size_bytes=4 * 2_000_000, latency=latency_of(4.0))
-    judge = Judge(stopping or StoppingConfig(), teacher.accuracy, IMAGES)
+    judge = Judge(stopping or StoppingConfig())
     with Progress(trials, quiet=True) as progress:
         runner = TrialRunner(
             space, SimulatedBench(folder, seed, limited), progress, [], judge=judge, reference=reference_of(teacher, CLASSES)

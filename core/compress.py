@@ -257,8 +257,12 @@ def recoded(compressed: CompressedModel, coding: Coding) -> CompressedModel:
 
 
 def calibration_indices(images: int, wanted: int) -> Tensor:
-    """Which of a training split's images choose the scales of activations: evenly spread, at most `wanted`; int64 (N,)."""
-    return torch.linspace(0, images - 1, min(wanted, images)).long()
+    """Which of a training split's images choose the scales of activations: evenly spread, at most `wanted`; int64 (N,).
+
+    In an order that is drawn once: folders list their images class by class, and a batch is to be of all classes.
+    """
+    chosen = torch.linspace(0, images - 1, min(wanted, images)).long()
+    return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))]
 
 
 @torch.inference_mode()

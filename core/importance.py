@@ -18,12 +18,16 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from core.errors import UserError
 from core.layers import evaluating
+from core.tables import lookup
 
 Rank = Callable[[tp.Group], Tensor | None]
 """A coupled group -> one score per channel of its root, the least important lowest; None for a group without weights."""
 Scores = Mapping[str, Tensor]
 """Parameter's name -> importance of each of its elements, in its shape."""
+NO_SCORES: Scores = {}
+"""Nobody took any, and `taylor` refuses that; None instead says that shapes alone matter, so that magnitudes may stand for them."""
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -50,6 +54,14 @@ def bn_scale(group: tp.Group) -> Tensor | None:
 
 RANKS: dict[str, Rank] = {"l2": magnitude(2), "l1": magnitude(1), "bn_scale": bn_scale, "taylor": magnitude(1)}
 """`taylor` ranks the scores, which stand in for the weights then (`standing_in`)."""
+
+
+def rank_of(importance: str, scores: Scores | None) -> Rank:
+    """The criterion of that name. UserError for a name that is none of RANKS, and for `taylor` with NO_SCORES."""
+    rank = lookup(RANKS, "importance", importance)
+    if importance == "taylor" and scores is not None and not scores:
+        raise UserError("importance taylor ranks by scores, but got none; pass taylor_scores(model, batches), or None for shapes alone")
+    return rank
 
 
 @contextmanager

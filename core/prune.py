@@ -17,11 +17,11 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from core.errors import TrialError, UserError
-from core.importance import RANKS, Rank, Scores, standing_in
+from core.importance import NO_SCORES, Rank, Scores, rank_of, standing_in
 from core.layers import LayerInfo, dry_run, evaluating, layer_infos
 from core.prune_attention import attention_heads, head_dims, norm_pruners, weakest_heads
 from core.prune_shuffle import ShuffledCut, shuffled_cut, shuffles
-from core.tables import lookup, nearest
+from core.tables import nearest
 
 LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 """What Torch-Pruning, or a network that it pruned wrongly, is known to raise."""
@@ -34,7 +34,7 @@ def prune_channels(
     *,
     round_to: int = 8,
     importance: str = "l2",
-    scores: Scores | None = None,
+    scores: Scores | None = NO_SCORES,
 ) -> nn.Module:
     """A copy of `model` without the least important output channels of its convolutions and linear layers.
 
@@ -45,19 +45,21 @@ def prune_channels(
     Attention loses whole heads, `round_to` permitting (core/prune_attention.py).
     Between two grouped convolutions a channel shuffle is followed (core/prune_shuffle.py); channels that pass a split, or groups that a
     concatenation moves apart, stay whole.
-    Shapes depend on architecture, ratios and `round_to` alone. Gradients are dropped; train or eval mode is kept.
-    `importance` is one of RANKS (core/importance.py); `scores` stand in for the parameters there, as `taylor` wants it.
+    Shapes depend on architecture, ratios and `round_to` alone. Gradients are dropped; train or eval mode is kept. A layer that is cut has
+    its parameters to itself from then on, also where it shared them.
+    `importance` is one of RANKS (core/importance.py); `scores` stand in for the parameters there, as `taylor` wants it. None says that
+    shapes alone matter: `taylor` then ranks by magnitude.
 
-    Errors: UserError for ratios that name no layer or leave [0, 1), and for networks that cannot be traced; TrialError when the pruned
-    network does not run.
+    Errors: UserError for ratios that name no layer or leave [0, 1), for `taylor` without scores, and for networks that cannot be traced;
+    TrialError when the pruned network does not run.
     """
     layers = layer_infos(model, input_shape)
     check(ratios, [layer.name for layer in layers], round_to)
-    rank = lookup(RANKS, "importance", importance)
+    rank = rank_of(importance, scores)
     pruned = deepcopy(model)
     pruned.zero_grad(set_to_none=True)
     if any(ratios.values()):
-        trainable = {name: parameter.requires_grad for name, parameter in pruned.named_parameters()}
+        trainable = {name: parameter.requires_grad for name, parameter in pruned.named_parameters(remove_duplicate=False)}
         with evaluating(pruned), torch.enable_grad():
             graph, entry = traced(pruned, input_shape)
             prune_in_place(pruned, graph, entry, layers, ratios, round_to, rank, scores)
@@ -213,9 +215,13 @@ def untracked(item: Any) -> bool:
     """Whether the channels of this group pass an operation whose indices Torch-Pruning 1.6 maps wrongly without saying so.
 
     It numbers the parts of a split in the order in which it met their users, and takes a reshape to five dimensions (channel shuffle) as
-    the identity. Groups with these stay whole: a misaligned cut still has fitting shapes.
+    the identity. Groups with these stay whole: a misaligned cut still has fitting shapes. So do those of grouped convolutions with one
+    channel per group at one end only: Torch-Pruning takes them for depthwise ones, whose outputs and inputs are the same channels.
     """
     node = item.dep.target
+    if isinstance(node.module, nn.Conv2d):
+        ends = {node.module.in_channels, node.module.out_channels}
+        return len(ends) > 1 and 1 < node.module.groups in ends
     if node.type == tp.ops.OPTYPE.RESHAPE:
         return len(getattr(node.grad_fn, "_saved_self_sym_sizes", ())) > 4
     return node.type in (tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.SLICE, tp.ops.OPTYPE.UNBIND)

@@ -62,17 +62,22 @@ class Workbench:
         """The dense network of (student, width), distilled once per study and kept; for `self` the teacher's own weights."""
         if student == SELF:
             return copy.deepcopy(self.teacher.model).requires_grad_(True).cpu()
-        model = self.network(student, width)
-        key = fingerprint(
-            student, width, self.config.parent, self.config.views, self.logits.digest, self.data.info.digest, self.config.seed
-        )
-        path = self.folder / "parents" / f"{student}-{width:g}-{key}.safetensors"
+        model, path = self.network(student, width), self._parent_file(student, width)
         if not path.exists():
             with made_once(path, self.on_wait):
                 if not path.exists():  # it may have been made while waiting
                     self._train_parent(model, path, on_epoch)
         load_weights(model.cpu(), path)
         return model
+
+    def has_parent(self, student: str, width: float) -> bool:
+        """Whether `parent` trains nothing."""
+        return student == SELF or self._parent_file(student, width).exists()
+
+    def _parent_file(self, student: str, width: float) -> Path:
+        config, answers = self.config, self.logits.digest
+        key = fingerprint(student, width, config.parent, config.views, answers, self.data.info.digest, config.seed)
+        return self.folder / "parents" / f"{student}-{width:g}-{key}.safetensors"
 
     def _train_parent(self, model: nn.Module, path: Path, on_epoch: EpochFn | None) -> None:
         recipe = self.config.parent

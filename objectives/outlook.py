@@ -5,8 +5,10 @@ last two have shown), plus a quantile of what the model missed on trials that it
 it be skipped before training, and may its training be stopped. At a rung the model learns from final accuracies of engines, so what
 quantisation still costs is part of it.
 
-The quantile is exact for exchangeable trials. A sampler's trials are not quite: later ones are better, and trials that were stopped
-are not learned from, which leaves the better ones. Both raise the limit, so both err towards training.
+Its coverage holds about as often as it says where trials are exchangeable: that was measured (tests, docs/protocol.md), CV+ proves less.
+A sampler's trials are not quite exchangeable: later ones are better, and trials that were stopped are not learned from, which leaves the
+better ones. Both raise the limit, so both err towards training. Where finished trials have nothing like the candidate (a student or a
+method that none of them has, more capacity than any has), nothing is said of it.
 
 A candidate is asked about by its traits, by the look before its training and after every epoch, and one answer is enough to end it. If
 each were wrong with a probability of its own, K answers would be wrong up to K times as often. So the confidence is that of all together:
@@ -24,7 +26,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,10 +42,14 @@ EDGE = 0.002
 RIDGE = 0.003
 SMALL = 0.3
 """The range of settings and names, where that of capacity and looks is 1: so they count for little until many trials agree on them."""
+MARGIN = 0.1
+"""How far beyond the finished trials something is still said, as a share of what they range over."""
 TOGETHER = True
 """Whether the confidence is that of all questions about a candidate together; else that of each alone (benchmarks may compare)."""
 Look = tuple[str, float]
 """Stage and epoch of a rung."""
+Row = tuple["Traits", tuple[float, ...]]
+"""What the model is told of a trial: its traits, and what its looks have shown."""
 
 
 class Traits(NamedTuple):
@@ -69,27 +75,29 @@ class Finished:
 
 @dataclass(frozen=True)
 class Outlook:
-    """`upper` limits of accuracies. `ceiling`: none is above it, whatever the model says. `confidence` in (0, 1)."""
+    """`upper` limits of accuracies, with a `confidence` in (0, 1)."""
 
     finished: tuple[Finished, ...]
     confidence: float
-    ceiling: float = 1.0
     together: bool = TOGETHER
 
     def upper(self, traits: Traits, rungs: Sequence[Rung] = ()) -> float:
-        """Upper limit of the final accuracy, in [0, 1]: the ceiling alone while too few trials tell more.
+        """Upper limit of the final accuracy, in [0, 1]; 1 while too few trials, or none like it, tell more.
 
         `rungs`: all looks so far. The limit holds with the confidence for all questions about a candidate together.
         """
-        looks = tuple((rung.stage, rung.epoch) for rung in rungs)
-        known = tuple(each for each in self.finished[-WINDOW:] if _values(each.rungs, looks) is not None)
+        looks = _looks(rungs)
+        known = _with(self.finished[-WINDOW:], looks)
         if len(known) < needed(self.confidence):
-            return self.ceiling
-        x, y = _design([*_rows(known, looks), *_rows([Finished(traits, tuple(rungs), 0.0)], looks)]), _finals(known)
-        expected = float(_predict(x[:-1], y, x[-1:])[0])
-        missed = np.sort(_worst_missed(known, looks) if self.together else _missed(x[:-1], y))
+            return 1.0
+        rows, mine = _rows(known, looks), _rows([Finished(traits, tuple(rungs), 0.0)], looks)
+        if not _alike(rows, mine[0]):
+            return 1.0
+        y = _finals(known)
+        expected = float(_predict(_design(rows, rows), y, _design(mine, rows))[0])
+        missed = np.sort(_worst_missed(known, looks) if self.together else _missed(_design(rows, rows), y))
         rank = math.ceil(round((len(known) + 1) * self.confidence, 6))
-        return min(self.ceiling, _share(expected + float(missed[rank - 1])))
+        return _share(expected + float(missed[rank - 1]))
 
 
 def needed(confidence: float) -> int:
@@ -121,6 +129,15 @@ def interval(accuracy: float, images: int, confidence: float) -> tuple[float, fl
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def _looks(rungs: Sequence[Rung]) -> tuple[Look, ...]:
+    return tuple((rung.stage, rung.epoch) for rung in rungs)
+
+
+def _with(trials: Sequence[Finished], looks: Sequence[Look]) -> tuple[Finished, ...]:
+    """Those of the trials that were looked at so."""
+    return tuple(each for each in trials if _values(each.rungs, looks) is not None)
+
+
 def _values(rungs: Sequence[Rung], looks: Sequence[Look]) -> tuple[float, ...] | None:
     """Log-odds of the accuracies that a trial had at the first of the `looks` and at the last two; None where it was not there."""
     at = {(each.stage, each.epoch): each.accuracy for each in rungs}
@@ -130,7 +147,7 @@ def _values(rungs: Sequence[Rung], looks: Sequence[Look]) -> tuple[float, ...] |
     return tuple(_log_odds(at[look]) for look in told)
 
 
-def _rows(known: Sequence[Finished], looks: Sequence[Look]) -> list[tuple[Traits, tuple[float, ...]]]:
+def _rows(known: Sequence[Finished], looks: Sequence[Look]) -> list[Row]:
     """What the model is told of trials that were all there."""
     return [(each.traits, values) for each in known if (values := _values(each.rungs, looks)) is not None]
 
@@ -140,20 +157,53 @@ def _finals(known: Sequence[Finished]) -> np.ndarray:
     return np.array([_log_odds(each.accuracy) for each in known])
 
 
-def _design(rows: Sequence[tuple[Traits, tuple[float, ...]]]) -> np.ndarray:
-    """(N, features), all coefficients to be at least 0: capacity and looks; with both signs settings, and a constant for every kind."""
-    rising = _ranged(np.array([(*traits.capacity, *values) for traits, values in rows]))
-    settings = SMALL * _ranged(np.array([traits.settings for traits, _ in rows]))
-    named = [(("student", traits.student), ("student", traits.student, traits.width), *enumerate(traits.kinds)) for traits, _ in rows]
-    names = dict.fromkeys(name for each in named for name in each)
-    own = [set(each) for each in named]
-    free = np.array([[1.0, *(SMALL * (name in each) for name in names)] for each in own])
+def _design(rows: Sequence[Row], known: Sequence[Row]) -> np.ndarray:
+    """(N, features), all coefficients to be at least 0: capacity and looks; with both signs settings, and a constant for every kind.
+
+    What ranges over [0, 1] ranges so over the `known` rows. Less capacity than any of them has counts as the least that they have.
+    """
+    rising = np.maximum(0.0, _ranged(_rising(rows), _rising(known)))
+    settings = SMALL * _ranged(_settings(rows), _settings(known))
+    names = dict.fromkeys(name for row in known for name in _names(row))
+    free = np.array([[1.0, *(SMALL * (name in own) for name in names)] for own in map(_names, rows)])
     return np.hstack([rising, settings, free, -settings, -free])
 
 
-def _ranged(columns: np.ndarray) -> np.ndarray:
-    """(N, features) -> the same shape, every feature in [0, 1]."""
-    low, high = columns.min(0), columns.max(0)
+def _alike(known: Sequence[Row], row: Row) -> bool:
+    """Whether the known rows tell of `row`: they have its student and its methods, and it is hardly beyond them (MARGIN)."""
+    traits, _ = row
+    methods = {("student", traits.student), *enumerate(traits.kinds)}
+    if not methods <= set().union(*map(_names, known)):
+        return False
+    rising, settings = _rising(known), _settings(known)
+    mine = _settings([row])
+    within = (_beyond(settings, -1) <= mine) & (mine <= _beyond(settings, 1))
+    return bool(within.all() and (_rising([row]) <= _beyond(rising, 1)).all())
+
+
+def _beyond(known: np.ndarray, side: int) -> np.ndarray:
+    """(features,) the limit above (side 1) or below (-1) what `known` (M, features) ranges over."""
+    low, high = known.min(0), known.max(0)
+    return np.asarray((high if side > 0 else low) + side * (MARGIN * (high - low) + 1e-9))
+
+
+def _rising(rows: Sequence[Row]) -> np.ndarray:
+    return np.array([(*traits.capacity, *values) for traits, values in rows])
+
+
+def _settings(rows: Sequence[Row]) -> np.ndarray:
+    return np.array([traits.settings for traits, _ in rows])
+
+
+def _names(row: Row) -> set[tuple[Any, ...]]:
+    """Those with a constant of their own."""
+    traits, _ = row
+    return {("student", traits.student), ("student", traits.student, traits.width), *enumerate(traits.kinds)}
+
+
+def _ranged(columns: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(N, features) -> the same shape, as shares of what `known` (M, features) ranges over; what does not range there has a width of 1."""
+    low, high = known.min(0), known.max(0)
     return np.asarray((columns - low) / np.where(high > low, high - low, 1.0))
 
 
@@ -179,19 +229,38 @@ def _missed(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _worst_missed(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> np.ndarray:
-    """(N,) each trial's largest miss by its traits and over all looks, in units of each one's spread; as it would be now, after `looks`."""
-    shared = set.intersection(*({(rung.stage, rung.epoch) for rung in looked_at(each.rungs)} for each in known))
-    later = [look for rung in known[0].rungs if (look := (rung.stage, rung.epoch)) in shared and look not in looks]
-    misses = _misses(known, (*looks, *later))
-    spreads = [max(float(missed.std()), 1e-9) for missed in misses]
-    return np.max([missed / spread for missed, spread in zip(misses, spreads, strict=True)], axis=0) * spreads[len(looks)]
+    """(N,) each trial's largest miss by its traits and over all its looks, in units of each one's spread; as it would be after `looks`.
+
+    Trials have other looks where a training was interrupted, and where a quantiser trains or does not.
+    """
+    later = [tuple(look for look in _looks(looked_at(each.rungs)) if look not in looks) for each in known]
+    worst = np.empty(len(known))
+    for own in set(later):
+        misses = _misses(known, (*looks, *own))
+        spreads = [max(float(np.nanstd(missed)), 1e-9) for missed in misses]
+        alike = np.array([each == own for each in later])
+        scaled = [missed[alike] / spread for missed, spread in zip(misses, spreads, strict=True)]
+        worst[alike] = np.nanmax(scaled, axis=0) * spreads[len(looks)]
+    return worst
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _misses(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> list[np.ndarray]:
-    """(N,) misses by traits alone, then at every look, which knows those before it. Kept: they change with the next finished trial."""
-    y = _finals(known)
-    return [_missed(_design(_rows(known, looks[:count])), y) for count in range(len(looks) + 1)]
+    """(N,) misses by traits alone, then at every look, which knows those before it. Kept: they change with the next finished trial.
+
+    NaN for a trial without a look, and for all at one that fewer than FEWEST have.
+    """
+    return [_missed_at(known, looks[:count]) for count in range(len(looks) + 1)]
+
+
+def _missed_at(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> np.ndarray:
+    there = np.array([_values(each.rungs, looks) is not None for each in known])
+    missed = np.full(len(known), np.nan)
+    if there.sum() >= FEWEST:
+        looked = _with(known, looks)
+        rows = _rows(looked, looks)
+        missed[there] = _missed(_design(rows, rows), _finals(looked))
+    return missed
 
 
 def looked_at(rungs: Sequence[Rung]) -> Sequence[Rung]:

@@ -24,7 +24,9 @@ LEARNING = (*DistilPlan.model_fields, "quantiser", "rate_weight", "sparsity")
 
 
 def reference_point(view: StudyView) -> Point | None:
-    """The teacher's bytes and ms, and the error of guessing, as (error, log2 bytes, log2 ms); None where one is not known."""
+    """The one that the study fixed, else by its teacher: (error, log2 bytes, log2 ms); None where that is not known."""
+    if view.reference is not None:
+        return view.reference
     return None if view.teacher is None or view.classes is None else reference_of(view.teacher, view.classes)
 
 

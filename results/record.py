@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RECORD_KEY = "record"
 TEST_KEY = "test_accuracy"
+REFERENCE_KEY = "hypervolume_reference"
 """Study attribute: fingerprint -> accuracy on the test split, of the points that were exported."""
 CANDIDATE_FILES = ("weights.pack", "model.onnx")
 KEPT_FILES = (*CANDIDATE_FILES, "model.engine")

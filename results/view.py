@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from core.candidate import Candidate
 from results.epochs import Epoch, read_epochs
-from results.front import complete, front, objectives
+from results.front import Point, complete, front, objectives
 from results.layers import LayerFacts, classes_of, read_layers
-from results.record import TEST_KEY, TeacherReport, TrialRecord, read_records
+from results.record import REFERENCE_KEY, TEST_KEY, TeacherReport, TrialRecord, read_records
 from results.table import quality
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class StudyView:
     """Rank -> layers, of those points of the front whose files are there."""
     epochs: tuple[Epoch, ...]
     classes: int | None
+    reference: Point | None = None
+    """Of the hypervolume, as the study fixed it before its first trial; a study of an older version has none."""
 
     @property
     def timed(self) -> bool:
@@ -82,6 +84,7 @@ def read_view(study: optuna.Study, folder: Path, config: Mapping[str, Any]) -> S
         layers={rank: layers for rank, record in enumerate(best) if (layers := layers_of(folder, record))},
         epochs=tuple(read_epochs(folder / "epochs.csv")),
         classes=classes_of(folder / "teacher" / "model.onnx"),
+        reference=tuple(study.user_attrs[REFERENCE_KEY]) if REFERENCE_KEY in study.user_attrs else None,
     )
 
 

@@ -22,7 +22,11 @@ TRAINED = (*PARTS["training"], *PARTS["accuracy"])
 
 
 def account(records: Sequence[TrialRecord], starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`seconds` per part over all starts, `trials` by how they ended, and the `saved_seconds` that this estimates from mean stages."""
+    """`seconds` per part over all starts, `trials` by how they ended, and the `saved_seconds` that this estimates from mean stages.
+
+    Seconds of several workers add up, so they are more than a clock shows: then there is no `other`. A start that was killed has told
+    nothing but its trials.
+    """
     stages: defaultdict[str, float] = defaultdict(float)
     for record in records:
         for stage, taken in record.seconds.items():
@@ -33,7 +37,8 @@ def account(records: Sequence[TrialRecord], starts: Sequence[Mapping[str, Any]])
         "sampler": _sum(starts, "sampler_seconds"),
         "storage": _sum(starts, "storage_seconds"),
     }
-    seconds["other"] = max(0.0, _sum(starts, "wall_seconds") - sum(seconds.values()))
+    if all(start.get("workers", 1) == 1 for start in starts):
+        seconds["other"] = max(0.0, _sum(starts, "wall_seconds") - sum(seconds.values()))
     return {
         "seconds": {part: round(value, 1) for part, value in seconds.items()},
         "trials": dict(Counter(record.ending or record.state.lower() for record in records)),
@@ -64,7 +69,8 @@ def account_text(told: Mapping[str, Any]) -> list[str]:
     ends = [f"{trials[name]} {name}" for name in names if trials.get(name)]
     total = sum(spared.values())
     hours = f"; about {duration(total)} of training saved (estimated from the mean stages)" if total else ""
-    return [f"time: {', '.join(parts)}", f"trials: {', '.join(ends)}{hours}"]
+    whose = "time" if "other" in seconds else "time of all workers together"
+    return [f"{whose}: {', '.join(parts)}", f"trials: {', '.join(ends)}{hours}"]
 
 
 def _sum(starts: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -26,18 +27,21 @@ class FirstTrials:
     teacher: str | None
     tell: Callable[[str], None]
 
-    def queue(self, study: optuna.Study) -> None:
+    def queue(self, study: optuna.Study) -> float:
         """Queue the baselines of the next student when nothing else waits; none in a study that began without. Hold the study's lock.
 
-        Both twins of the student are timed first: its baselines execute as is faster (search/prior.py).
+        Both twins of the student are timed first: its baselines execute as is faster (search/prior.py). Returns the seconds of that.
         """
         left = study.user_attrs.get(LEFT_KEY) if study.get_trials(deepcopy=False) else by_size(self.space, self.sizes)
         if not left or something_waits(study):
-            return
+            return 0.0
         student, *rest = left
+        start = time.perf_counter()
         slow = float_first(self.space, self.bench, self.tell, [student])
+        timed = time.perf_counter() - start
         for parameters in baselines(self.space, self.sizes, student, float_first=slow, teacher=self.teacher):
             enqueue_once(study, parameters)
         if not rest and (uniform := allocated_from(self.space, self.sizes, slow)) is not None:
             study.set_user_attr(ALLOCATED_KEY, {"of": uniform})
         study.set_user_attr(LEFT_KEY, rest)
+        return timed

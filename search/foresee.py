@@ -146,13 +146,19 @@ def reach(draws: Sequence[Draw], limits: Constraints, ends: int = 0) -> list[tup
     sizes, times = [draw.size_bytes / KB for draw in draws], _times(draws)
     speed = f"{min(times):.3f} to {max(times):.3f} ms" if times else "latency not measurable: engines are only built"
     numbers = f"{min(sizes):.1f} to {max(sizes):.1f} KB, {speed}"
-    among = "the corners of the space among them" if len(draws) >= ends else f"of {ends} corners of the space; no time for the others"
+    all_ends = len(draws) >= ends
+    among = "the corners of the space among them" if all_ends else f"of {ends} corners of the space; no time for the others"
     lines = [("reach", f"{numbers} ({len(draws)} candidates measured, {among})")]
     if times and limits.latency_ms is not None and limits.latency_ms < min(times):
-        lines.append(("warning", f"{limits.latency_ms:g} ms is out of reach on this device: the floor is {min(times):.3f} ms"))
+        lines.append(("warning", f"{limits.latency_ms:g} ms {_floor(f'{min(times):.3f} ms on this device', all_ends)}"))
     if limits.size_kb is not None and limits.size_kb < min(sizes):
-        lines.append(("warning", f"{limits.size_kb:g} KB is out of reach: the floor is {min(sizes):.1f} KB"))
+        lines.append(("warning", f"{limits.size_kb:g} KB {_floor(f'{min(sizes):.1f} KB', all_ends)}"))
     return lines
+
+
+def _floor(least: str, known: bool) -> str:
+    """What is said of a limit below all that was measured. Only where no corner is missing it is the floor."""
+    return f"is out of reach: the floor is {least}" if known else f"may be out of reach: the least that was measured is {least}"
 
 
 def _times(draws: Sequence[Draw]) -> list[float]:

@@ -29,9 +29,12 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
     Raises UserError after ten failures in a row. `runner` must let go of `lock` once it has signed its trial.
     """
     failures, drawing = 0, False
-    while (reason := goal.over(time.monotonic(), volumes_of(runner.records))) is None and take(study, runner, goal.trials, lock):
-        runner.first(study)
+    while (reason := _over(goal, runner)) is None and take(study, runner, goal.trials, lock):
+        if (reason := _over(goal, runner)) is not None:  # it may have waited for another worker's last trial
+            lock.release()
+            return reason
         start = time.perf_counter()
+        start += runner.first(study)
         enqueue_allocated(study)
         if not drawing:  # under the lock: no two workers find the same number begun, so no two draw the same candidates
             sampler, drawing = make_sampler(goal.sampler, goal.seed, count_begun(study), goal.trials), True
@@ -63,13 +66,19 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
     return reason
 
 
+def _over(goal: Goal, runner: TrialRunner) -> str | None:
+    return goal.over(time.monotonic(), volumes_of(runner.records))
+
+
 def take(study: optuna.Study, runner: TrialRunner, wanted: int, lock: StudyLock) -> bool:
     """Wait until one more trial is wanted; True with `lock` held, False when the study has its number."""
     waiting = False
     while True:
         lock.acquire()
+        start = time.perf_counter()
         swept = sweep(study, lock.one_machine, idle=runner.owner)
         finished, taken = tally(study)
+        runner.loop_seconds += time.perf_counter() - start
         if taken < wanted:
             runner.progress.done = finished
             _tell(runner, swept)

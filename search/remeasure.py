@@ -24,10 +24,10 @@ from core.errors import InfeasibleCandidate, UserError
 from core.export import structure_key
 from objectives.budget import Limits
 from results.front import objectives
-from results.record import RECORD_KEY, TrialRecord, candidate_file, read_records
+from results.record import RECORD_KEY, REFERENCE_KEY, TrialRecord, candidate_file, read_records
 from search.constraints import excesses
 from search.space import Constraints
-from search.study import INPUTS_KEY, METRICS, REFERENCE_KEY, requeue
+from search.study import INPUTS_KEY, METRICS, requeue
 from search.trial import VOLUME_KEY
 
 DEVICE = "device or runtime"

@@ -135,7 +135,7 @@ def open_session(
             f"{teacher.size_bytes / KB:.1f} KB, {speed}; "
             f"ready in {bench.teacher_seconds:.0f} s"
         )
-        keeper = Judge(config.stopping, teacher.accuracy, len(bench.data.search))
+        keeper = Judge(config.stopping)
         reference = fixed_reference(study, reference_of(teacher, len(bench.data.info.classes)))
         runner = TrialRunner(
             *(space, bench, progress, read_records(study)),

@@ -244,6 +244,8 @@ TAKES: dict[str, tuple[int, int, tuple[str, ...]]] = {
 """Strategy -> how many of which keys it takes: fewest, most, names."""
 OWN_BITS = ("nncf", "float")
 """Quantisers whose bits are what they are, whatever a candidate says."""
+UNTRAINED = ("ptq", "brecq", *OWN_BITS)
+"""Quantisers that do not train."""
 BESIDE: dict[str, tuple[str, ...]] = {"haq": ("budget_ms",)}
 """Strategy -> keys that it takes beside those."""
 
@@ -300,9 +302,10 @@ class Space(Frozen):
             raise ValueError(f"allocation.budget_ms makes INT8 of float layers, but quantise.execution is {only}; give it [int8, float]")
         if "quantise, prune" in options(self.order):
             without = {"distil.init scratch": "scratch" in options(self.distil.init), "allocation sdq": strategy == "sdq"}
-            without |= {f"quantiser {name}": name in options(self.quantise.quantiser) for name in OWN_BITS}
+            without |= {f"quantiser {name}": name in options(self.quantise.quantiser) for name in UNTRAINED}
             if wrong := [what for what, present in without.items() if present]:
-                raise ValueError(f"order [quantise, prune] begins with a dense network on its grids, but there is {wrong[0]}; leave it out")
+                law = "order [quantise, prune] trains a dense network on its grids, then what is left of it"
+                raise ValueError(f"{law}, but there is {wrong[0]}; leave it out")
         return self
 
     def resolved(self) -> dict[str, Any]:

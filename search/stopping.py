@@ -10,7 +10,7 @@ from core.candidate import Measurement, Rung
 from core.config import StoppingConfig
 from core.errors import HopelessCandidate
 from objectives.budget import Known, Limits, dominates, surely_dominates
-from objectives.outlook import TOGETHER, Finished, Outlook, interval, needed, traits_of
+from objectives.outlook import TOGETHER, Finished, Outlook, traits_of
 from results.front import complete
 from results.record import TrialRecord
 
@@ -19,24 +19,16 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Judge:
-    """How good a candidate can get, by the trials that finished before. Accuracy of the teacher on `images` search images."""
+    """How good a candidate can get, by the trials that finished before."""
 
     config: StoppingConfig
-    teacher_accuracy: float
-    images: int
     together: bool = TOGETHER
     """Whether the confidence of a stop is that of all looks at a training together."""
 
     def outlook(self, records: Sequence[TrialRecord]) -> Outlook:
-        """By the distinct trials that were trained in full. No limit is above the better of teacher and best trial, noise included."""
+        """By the distinct trials that were trained in full."""
         finished = tuple(finished_of(record) for record in trained(records) if record.candidate is not None)
-        best = max([self.teacher_accuracy, *(each.accuracy for each in finished)])
-        return Outlook(finished, self.config.confidence, interval(best, self.images, self.config.confidence)[1], self.together)
-
-    @property
-    def trials_needed(self) -> int:
-        """Finished trials before it says more than the ceiling."""
-        return needed(self.config.confidence)
+        return Outlook(finished, self.config.confidence, self.together)
 
 
 @dataclass(frozen=True)
@@ -60,10 +52,9 @@ class Gatekeeper:
         """Raises InfeasibleCandidate where the candidate surely misses the limit, HopelessCandidate where the front surely dominates it."""
         if self.judge is None or not self.judge.config.skip:
             return
-        confidence, outlook = self.judge.config.confidence, self.judge.outlook(self.records())
-        upper = outlook.upper(known.traits)
-        if len(outlook.finished) >= self.judge.trials_needed:  # the ceiling alone says what is usual, not what is out of reach
-            self.limits.check_reach(upper, confidence, "not trained")
+        confidence = self.judge.config.confidence
+        upper = self.judge.outlook(self.records()).upper(known.traits)
+        self.limits.check_reach(upper, confidence, "not trained")
         for record in self.front():
             if surely_dominates(measured(record), known, upper, confidence):
                 self.notes["ending"] = "skipped"
@@ -74,10 +65,8 @@ class Gatekeeper:
         self.notes["rungs"] = (*self.notes.get("rungs", ()), rung)
         if self.judge is None or not self.judge.config.stop or last:
             return
-        confidence, outlook = self.judge.config.confidence, self.judge.outlook(self.records())
-        if len(outlook.finished) < self.judge.trials_needed:
-            return  # the ceiling alone is no reason to stop what is being trained
-        upper = outlook.upper(known.traits, self.notes["rungs"])
+        confidence = self.judge.config.confidence
+        upper = self.judge.outlook(self.records()).upper(known.traits, self.notes["rungs"])
         at = f"stopped {rung.when} with {100 * rung.accuracy:.1f} %"
         self.limits.check_reach(upper, confidence, at)
         for record in self.front():

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from core.engines import living_hosts
 from core.errors import UserError
 from results.front import Point
-from results.record import read_records
+from results.record import REFERENCE_KEY, read_records
 from search.digest import portable
 from search.owner import OWNER_KEY, is_dead
 from search.storage import open_storage, safe_url, sqlite_file
@@ -25,7 +25,6 @@ from search.storage import open_storage, safe_url, sqlite_file
 METRICS = ("accuracy", "size_bytes", "latency_ms")
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
 DIGEST_KEY, CONTENT_KEY, INPUTS_KEY = "space_digest", "space", "inputs"
-REFERENCE_KEY = "hypervolume_reference"
 REQUEUED_KEY = "requeued_from"
 WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin anew"
 MADE_BY_A_RUN = (

@@ -18,7 +18,10 @@ from results.table import front_csv
 from search.account import account, account_text
 from search.goal import volumes_of
 
-PER_START = ("started", "command", "wall_seconds", "teacher_seconds", "teacher_forward_images", "sampler_seconds", "storage_seconds")
+PER_START = (
+    *("started", "command", "workers", "wall_seconds"),
+    *("teacher_seconds", "teacher_forward_images", "sampler_seconds", "storage_seconds"),
+)
 PACKAGES = (
     *("torch", "torchvision", "torch-pruning", "optuna", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy"),
     *("onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings"),

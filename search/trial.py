@@ -46,8 +46,8 @@ class TrialRunner:
     progress: Progress
     records: list[TrialRecord]
     owner: dict[str, Any] = field(default_factory=current_owner)
-    first: Callable[[optuna.Study], None] = lambda study: None
-    """Called before a trial is taken, under the study's lock: queues what a study begins with."""
+    first: Callable[[optuna.Study], float] = lambda study: 0.0
+    """Called before a trial is taken, under the study's lock: queues what a study begins with. Returns the seconds that engines took."""
     begun: Callable[[], None] = lambda: None
     """Called when a trial is signed: from then on others know that it is taken."""
     shape: Callable[..., tuple[Any, ShapePlan]] = shape_of
@@ -62,7 +62,7 @@ class TrialRunner:
     stage_seconds: float = 0.0
     """Of all stages of the trials that this process has ended."""
     loop_seconds: float = 0.0
-    """From taking these trials to having told how they ended."""
+    """From looking whether a trial is wanted to having told how it ended, without waiting for other workers."""
     sampler_seconds: float = 0.0
     newest: int | None = None
     """Number of the trial begun last."""
@@ -85,7 +85,9 @@ class TrialRunner:
         known: dict[str, Any] = {"number": trial.number}
         try:
             record = self._evaluate(trial, stages, known)
+            self._allocate(trial, known["candidate"], stages)
         except InfeasibleCandidate as error:
+            self._allocate(trial, known["candidate"], stages)
             self._finish(trial, TrialRecord(state="PRUNED", reason=str(error), seconds=stages.seconds, **{"ending": "limit", **known}))
             raise optuna.TrialPruned(str(error)) from error
         except TrialError as error:
@@ -120,16 +122,21 @@ class TrialRunner:
         trial.set_user_attr("engine", result.artifact.model_dump(mode="json", exclude={"model_path"}))
         path = str(Path(folder).relative_to(self.bench.folder))
         append_stages(self.bench.folder / "stages.csv", trial.number, result.records)
-        self._allocate(trial, stages)
         done: dict[str, Any] = {"measurement": result.measurement, "path": path, "files": file_digests(folder)}
         known |= {"candidate": result.candidate or candidate, "mean_bits": result.measurement.mean_bits}
         return TrialRecord(state="COMPLETE", seconds=stages.seconds, **done, **known)
 
-    def _allocate(self, trial: optuna.Trial, stages: Stages) -> None:
-        """If this trial's parent is to say the bits of one more baseline, leave that one's parameters for a worker to queue."""
-        if trial.study.user_attrs.get(ALLOCATED_KEY, {}).get("of") == trial.params:
+    def _allocate(self, trial: optuna.Trial, candidate: Candidate, stages: Stages) -> None:
+        """If this trial's parent is to say the bits of one more baseline, leave that one's parameters for a worker to queue.
+
+        However the trial ended; but no parent is trained for it alone.
+        """
+        if trial.study.user_attrs.get(ALLOCATED_KEY, {}).get("of") != trial.params:
+            return
+        found = None
+        if self.bench.has_parent(candidate.student, candidate.width):
             found = allocated(self.space, trial.params, self.bench, stages)
-            trial.study.set_user_attr(ALLOCATED_KEY, {} if found is None else {"queue": found})
+        trial.study.set_user_attr(ALLOCATED_KEY, {} if found is None else {"queue": found})
 
     def release(self) -> None:
         """Let others make the network; after the trial was told, so that they find it finished."""

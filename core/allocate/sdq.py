@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from core.allocate.haq import clamped
 from core.allocate.problem import Problem
 from core.quantise.integer import best_scales, limits, per_channel
 from core.quantise.lsq import RoundToStep
@@ -38,6 +39,9 @@ def learned_bits(model: nn.Module, problem: Problem, finetune: Finetune, steps: 
     """
     assert problem.budget is not None
     names = [layer.name for layer in problem.free]
+    if not names:
+        finetune(model)
+        return {}
     levels = Levels(problem, [weight_of(model, name) for name in names], steps)
     for index, name in enumerate(names):
         layer = plain_layer(model, name)
@@ -45,7 +49,7 @@ def learned_bits(model: nn.Module, problem: Problem, finetune: Finetune, steps: 
     finetune(model, levels.advance)
     for name in names:
         parametrize.remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=False)
-    return dict(zip(names, levels.frozen(), strict=True))
+    return clamped(problem, dict(zip(names, levels.frozen(), strict=True)))  # a training without steps has not come down to the budget
 
 
 class Levels(nn.Module):

@@ -33,6 +33,8 @@ def cheapest(problem: Problem, losses: Losses) -> dict[str, int]:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     assert problem.budget is not None
+    if not problem.free:
+        return {}
     count, options = len(problem.free), len(problem.choices)
     cost = np.array([[losses[layer.name][bits] for bits in problem.choices] for layer in problem.free])
     size = np.array([[layer.bytes(bits) for bits in problem.choices] for layer in problem.free])

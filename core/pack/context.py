@@ -40,8 +40,8 @@ PAIR_TRUST = 30.0
 """The sum of squares that a correlation of 0 between two places counts for."""
 MAX_PLACES = 1024
 """Of a kernel, at most: correlations are known of every two of them. 32 x 32; others are not coded."""
-KERNELS_AT_ONCE = 1 << 16
-"""Whose floats are in memory together."""
+FLOATS_AT_ONCE = 1 << 18
+"""Of kernels, in memory together."""
 
 Runs = Sequence[tuple[slice, np.ndarray]]
 """Cells of one context, as a part of the cells ordered by context, and the weights of every symbol there, float64 (alphabet,)."""
@@ -185,7 +185,10 @@ def _steps(layer: Layer, doubling: bool) -> list[np.ndarray]:
 
 
 class _Seen:
-    """Sums and numbers of the magnitudes coded so far, by filter, input channel, place, kernel, and channel with place."""
+    """Sums and numbers of the magnitudes coded so far, by filter, input channel, place, kernel, and channel with place.
+
+    A step costs what its own cells cost, times the places of a kernel, however large the tensor is.
+    """
 
     def __init__(self, layer: Layer) -> None:
         self.places = math.prod(layer.shape[2:])
@@ -193,13 +196,18 @@ class _Seen:
         self.guess = float(MEANS[layer.mean])
         filters = layer.shape[0]
         sizes = (1, filters, self.channels, self.places, filters * self.channels, self.channels * self.places)
-        self.sums = [np.zeros(size) for size in sizes]
-        self.numbers = [np.zeros(size) for size in sizes]
+        kept = {kind: size for kind, size in enumerate(sizes) if kind < 2 or size < layer.count}
+        """Without groups of one weight, which tells of no other."""
+        self.sums = {kind: np.zeros(size) for kind, size in kept.items()}
+        self.numbers = {kind: np.zeros(size) for kind, size in kept.items()}
         self.filled = np.zeros(filters)
         """Integers of every filter that are not zero."""
-        kernels = (filters * self.channels if self.places > 1 else 0, self.places)
+        kernels = (self.places, filters * self.channels if self.places > 1 else 0)
         self.kernels, self.known = np.zeros(kernels, np.int16), np.zeros(kernels, np.bool_)
         """Empty where kernels have one place, which leans on no other."""
+        pairs = (self.places, self.places)
+        self.together, self.energy = np.zeros(pairs), np.zeros(pairs)
+        """Of two places, summed over kernels: the product of their integers; the first one's square where the second is known."""
 
     def groups(self, cells: np.ndarray) -> Groups:
         """For every kind of group, the one that each cell is in."""
@@ -213,18 +221,21 @@ class _Seen:
 
     def foretell(self, groups: Groups) -> np.ndarray:
         """The context of every cell, int64 (n,)."""
-        _, filters, channels, places, kernels, columns = groups
         mean = self.mean()
-        by_filter, by_channel, by_place = (
-            (self.sums[kind] + trust * mean) / ((self.numbers[kind] + trust) * mean)
-            for kind, trust in ((1, FILTER_TRUST), (2, CHANNEL_TRUST), (3, PLACE_TRUST))
-        )
-        plain = mean * by_filter[filters] * by_channel[channels] * by_place[places]
-        by_kernel = (self.sums[4][kernels] + KERNEL_TRUST * plain) / ((self.numbers[4][kernels] + KERNEL_TRUST) * plain)
-        by_column = (self.sums[5][columns] + COLUMN_TRUST * plain) / ((self.numbers[5][columns] + COLUMN_TRUST) * plain)
-        magnitudes = plain * by_kernel * by_column
-        leanings = self._lean(kernels, places) / magnitudes
+        plain = np.full(len(groups[0]), mean)
+        for kind, trust in ((1, FILTER_TRUST), (2, CHANNEL_TRUST), (3, PLACE_TRUST)):
+            plain *= self._ratio(kind, groups, trust, mean)
+        magnitudes = plain * self._ratio(4, groups, KERNEL_TRUST, plain) * self._ratio(5, groups, COLUMN_TRUST, plain)
+        leanings = self._lean(groups[4], groups[3]) / magnitudes
         return np.searchsorted(BOUNDS, magnitudes) * SIGNS + np.searchsorted(LEANINGS, leanings)
+
+    def _ratio(self, kind: int, groups: Groups, trust: float, guess: float | np.ndarray) -> float | np.ndarray:
+        """The mean magnitude of every cell's group over `guess`, (n,) or one for all, that stands for `trust` weights; (n,), or 1."""
+        if kind not in self.sums:
+            return 1.0
+        group = groups[kind]
+        ratio: np.ndarray = (self.sums[kind][group] + trust * guess) / ((self.numbers[kind][group] + trust) * guess)
+        return ratio
 
     def levels(self, groups: Groups) -> np.ndarray:
         """How large the integers of every cell's filter are where they are not zero, int64 (n,) below LEVEL_COUNT."""
@@ -237,27 +248,46 @@ class _Seen:
         """Sum over the known weights of the same kernel, each times the correlation of its place with the cell's."""
         if self.places == 1:
             return np.zeros(len(kernels))
-        together, energy = np.zeros((self.places, self.places)), np.zeros((self.places, self.places))
-        for start in range(0, len(self.kernels), KERNELS_AT_ONCE):
-            part = self.kernels[start : start + KERNELS_AT_ONCE].astype(np.float64)
-            together += part.T @ part  # integers below 2^53: exact in any order
-            energy += (part * part).T @ self.known[start : start + KERNELS_AT_ONCE].astype(np.float64)
+        columns = _distinct(places, self.places)
+        together, energy = self.together[:, columns], self.energy[:, columns]
         weights = together / (energy + 1.0) * (energy / (energy + PAIR_TRUST))
+        column = np.searchsorted(columns, places)
+        if len(kernels) < self.places:  # the same sums in the same order, in one go
+            return (weights[:, column] * self.kernels[:, kernels]).cumsum(0)[-1]
         leaning = np.zeros(len(kernels))
-        for place in range(self.places):
-            leaning += weights[place][places] * self.kernels[kernels, place]
+        for weight, values in zip(weights, self.kernels, strict=True):
+            leaning += weight.take(column) * values.take(kernels)
         return leaning
 
     def add(self, groups: Groups, values: np.ndarray) -> None:
         """Learn `values` (n,), counted from the centre."""
-        magnitudes = np.abs(values)
-        for sums, numbers, group in zip(self.sums, self.numbers, groups, strict=True):
-            sums += np.bincount(group, magnitudes, len(sums))  # integers below 2^53: exact
-            numbers += np.bincount(group, minlength=len(numbers))
+        magnitudes = np.abs(values).astype(np.float64)
+        for kind, sums in self.sums.items():
+            np.add.at(sums, groups[kind], magnitudes)  # integers below 2^53: exact
+            np.add.at(self.numbers[kind], groups[kind], 1.0)
         self.filled += np.bincount(groups[1][values != 0], minlength=len(self.filled))
         if self.places > 1:
-            self.kernels[groups[4], groups[3]] = values
-            self.known[groups[4], groups[3]] = True
+            self._relate(groups[4], groups[3], values)
+
+    def _relate(self, kernels: np.ndarray, places: np.ndarray, values: np.ndarray) -> None:
+        """Learn `values` (n,) by kernel and place, and what they add to the sums of pairs: integers below 2^53, exact in any order."""
+        old, was = self.kernels.copy(), self.known.copy()
+        self.kernels[places, kernels], self.known[places, kernels] = values, True
+        columns, touched = _distinct(places, self.places), _distinct(kernels, self.kernels.shape[1])
+        for part in np.split(touched, range(size := max(FLOATS_AT_ONCE // self.places, 1), len(touched), size)):
+            before, after, knew = (array[:, part].astype(np.float64) for array in (old, self.kernels, was))
+            half = (before + after) / 2 @ (after - before)[columns].T
+            self.together[:, columns] += half
+            self.together[columns] += half.T
+            self.energy[:, columns] += after**2 @ (self.known[:, part] ^ was[:, part])[columns].T.astype(np.float64)
+            self.energy[columns] += (after**2 - before**2)[columns] @ knew.T
+
+
+def _distinct(numbers: np.ndarray, count: int) -> np.ndarray:
+    """Which of the numbers below `count` are among `numbers` (n,), rising."""
+    there = np.zeros(count, np.bool_)
+    there[numbers] = True
+    return np.flatnonzero(there)
 
 
 def _counts_for(layer: Layer, statistics: dict[tuple[int, int], Counts]) -> Counts:

@@ -38,19 +38,21 @@ def fold_batch_norms(traced: fx.GraphModule, weights: Mapping[str, StoredWeight]
 def make_gains_positive(model: nn.Module, planned: Collection[str], input_shape: tuple[int, int, int]) -> None:
     """Turn weight, mean and gain of every channel whose batch norm has a negative gain: the same function, in place.
 
+    What is turned becomes the layer's and the norm's own, so that whoever shared it keeps it as it was.
     A grid of b bits reaches from -2^(b-1) to 2^(b-1) - 1, so folding a negative gain into integers would clip the lowest one.
     """
     traced = trace(model, planned, input_shape)
     calls = _calls(traced)
     for node, layer, norm in _pairs(traced, planned):
-        computed = parametrize.is_parametrized(layer, "weight")  # nothing to turn in place
-        if norm.weight is None or calls[str(node.target)] > 1 or computed:
+        computed = parametrize.is_parametrized(layer) or parametrize.is_parametrized(norm)  # nothing to turn
+        if norm.weight is None or calls[str(node.target)] > 1 or computed or not bool((norm.weight < 0).any()):
             continue
         sign = torch.where(norm.weight < 0, -1.0, 1.0)
         assert norm.running_mean is not None
-        for value in (norm.weight, norm.running_mean, *([] if layer.bias is None else [layer.bias])):
-            value.mul_(sign)
-        layer.weight.mul_(per_channel(sign, layer.weight))
+        norm.running_mean = norm.running_mean * sign
+        for module, name in ((norm, "weight"), (layer, "weight"), (layer, "bias")):
+            if (value := getattr(module, name)) is not None:
+                setattr(module, name, nn.Parameter(value * per_channel(sign, value), value.requires_grad))
 
 
 def norms_after(traced: fx.GraphModule, planned: Collection[str]) -> dict[fx.Node, fx.Node]:

@@ -65,11 +65,16 @@ def to_integers(weight: Tensor, scales: Tensor, bits: int) -> IntegerWeight:
 
 
 def largest_of(rows: Tensor, share: float) -> Tensor:
-    """Per row of (rows, n) the magnitude that `share` in (0, 1] of the row does not exceed: 1.0 is the largest."""
+    """Per row of (rows, n) the magnitude that `share` in (0, 1] of the row does not exceed: 1.0 is the largest.
+
+    A row that is zero but for fewer than that has its largest: all that it says is in those few.
+    """
     magnitudes = rows.abs()
+    largest = magnitudes.amax(1)
     if share >= 1.0:
-        return magnitudes.amax(1)
-    return magnitudes.kthvalue(max(1, math.ceil(share * rows.shape[1])), dim=1).values
+        return largest
+    found = magnitudes.kthvalue(max(1, math.ceil(round(share * rows.shape[1], 6))), dim=1).values
+    return torch.where(found > 0, found, largest)
 
 
 def best_scales(weight: Tensor, bits: int, steps: int = 60) -> Tensor:

@@ -52,7 +52,7 @@ class _CodedBits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, low: int, high: int) -> Tensor:
         scales = per_channel(step.abs().clamp_min(1e-8), weight)
-        ratio = weight / scales
+        ratio = (weight / scales).nan_to_num_(0.0)  # the loss of a training that diverged says so, once an epoch
         level = ratio.round().clamp_(low, high).sub_(low).long()
         lengths = code_lengths(level, high - low + 1)
         below = ratio.floor().clamp_(low, high - 1)

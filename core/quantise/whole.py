@@ -20,7 +20,7 @@ from core.quantise.graph import build_graph
 from core.quantise.integer import IntegerWeight
 from core.quantise.layers import ActivationQuantiser, IntegerConv2d, IntegerLinear
 from core.quantise.ptq import ptq
-from core.quantise.setting import untrained
+from core.quantise.setting import untrained, weight_of
 
 BITS: Final = 8
 
@@ -39,6 +39,8 @@ def quantize_model(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     names = [name for name in names if not _is_read_by_its_owner(copied, name)]
     if not names:
         raise UserError(f"quantize_model needs nn.Conv2d or nn.Linear layers, but {type(model).__name__} has none")
+    if broken := [name for name in names if not bool(weight_of(copied, name).isfinite().all())]:
+        raise UserError(f"quantize_model needs finite weights, but those of {broken[0]} are not; load other weights, or train again")
     if images is not None:
         return _with_activations(copied, names, images)
     weights = ptq(copied, dict.fromkeys(names, BITS), untrained)

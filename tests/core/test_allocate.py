@@ -256,3 +256,8 @@ def test_every_kind_of_student_takes_every_strategy(student: str, strategy: str)
     free = list(zip(infos, found.groups, strict=True))[1:-1]
     assert sum(info.weights * gene.weight_bits for info, gene in free) <= 3.5 * sum(info.weights for info, _ in free) + 8 * len(free)
     assert len({gene.weight_bits for _, gene in free}) > 1
+
+
+def test_where_no_layer_is_free_there_is_nothing_to_choose() -> None:
+    """A network of two layers, both of which are edges."""
+    assert cheapest(Problem((), CHOICES, 2, 0.0), {}) == {}

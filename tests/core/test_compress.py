@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from core.candidate import Candidate, GroupPlan
-from core.compress import CompressedModel, calibrate, draft, prune, quantise, resolve
+from core.compress import CompressedModel, calibrate, calibration_indices, draft, prune, quantise, resolve
 from core.errors import UserError
 from core.export import check_rebuilds
 from core.layers import count_macs, count_parameters, layer_infos
@@ -162,3 +162,11 @@ def test_more_images_than_a_sample_holds_are_calibrated_within_bounds() -> None:
     points[0].calibrating = True
     points[0](torch.randn(300_000))
     assert sum(len(sample) for sample in points[0].samples) <= 2 * points[0].SAMPLE
+
+
+def test_calibration_images_of_a_set_that_is_listed_class_by_class_are_mixed() -> None:
+    labels = torch.arange(10).repeat_interleave(450)
+    chosen = calibration_indices(len(labels), 512)
+    assert sorted(chosen.tolist()) == torch.linspace(0, len(labels) - 1, 512).long().tolist()
+    for batch in labels[chosen].split(128):
+        assert batch.bincount(minlength=10).min() >= 3

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from core.errors import UserError
 from core.importance import RANKS, taylor_scores
 from core.layers import count_macs, count_parameters, layer_infos
 from core.prune import prune_channels
-from core.prune_global import MOST, global_ratios
+from core.prune_global import MOST, global_ratios, shares_of_weakest
 from core.students import STUDENTS
 from tests.tiny_nets import CLASSES, Residual, images, settled
 
@@ -137,3 +138,38 @@ def test_a_global_ranking_takes_more_of_the_layer_whose_channels_matter_less() -
 
 def test_a_global_ratio_of_zero_removes_nothing() -> None:
     assert not any(global_ratios(chain(), 0.0, SHAPE).values())
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5])
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_channels_of_equal_score_go_evenly_from_all_layers(ratio: float, value: float) -> None:
+    model = STUDENTS["resnet8"](classes=CLASSES)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.fill_(value)
+    found = global_ratios(model, ratio, SHAPE, importance="bn_scale")
+    channels = {info.name: info.out_channels for info in layer_infos(model, SHAPE)}
+    assert len(found) > 4
+    assert all(abs(share - ratio) <= 0.5 / channels[name] for name, share in found.items())
+    assert sum(share * channels[name] for name, share in found.items()) == pytest.approx(ratio * sum(map(channels.get, found)), abs=0.5)
+
+
+def test_ties_go_after_what_is_weaker_and_before_what_is_stronger() -> None:
+    weaker, equal = torch.tensor([1.0, 0.0, 1.0, 0.0]).double(), torch.ones(8).double()
+    assert shares_of_weakest([equal, weaker], 2 / 12) == [0.0, 0.5]
+    assert shares_of_weakest([equal, weaker], 6 / 12) == [0.5, 0.5]
+    assert shares_of_weakest([equal, weaker], 8 / 12) == [0.625, 0.75]
+    assert shares_of_weakest([equal, 3 * weaker], 10 / 12) == [1.0, 0.5]
+
+
+def test_taylor_without_scores_is_refused_unless_only_shapes_are_asked_for() -> None:
+    model = chain()
+    for scores in ({}, {"scores": {}}):
+        with pytest.raises(UserError, match="ranks by scores, but got none"):
+            half(model, "taylor", **scores)
+        with pytest.raises(UserError, match="ranks by scores, but got none"):
+            global_ratios(model, 0.5, SHAPE, importance="taylor", **scores)  # type: ignore[arg-type]
+    assert global_ratios(model, 0.5, SHAPE, importance="taylor", scores=None)
+    shapes = [layer_infos(half(model, name, scores=None), SHAPE) for name in RANKS]
+    assert all(shape == shapes[0] for shape in shapes)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from core.errors import TrialError
 from core.layers import count_macs, layer_infos
 from core.prune import prune_channels
+from core.prune_global import global_ratios
 
 SHAPE = (3, 16, 16)
 
@@ -222,6 +223,56 @@ def test_the_layers_after_keep_the_weights_of_the_channels_that_stayed(build: ty
     with torch.no_grad():
         assert channels(pruned)[f"{layer}.0"][1] == channels(model)[f"{layer}.0"][1] // 2
         torch.testing.assert_close(pruned(images), model(images))
+
+
+class Multiplied(Own):
+    """A grouped convolution with one channel per group at one end: several outputs of each input, or one output of several inputs."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(16)
+        self.stem, self.spatial, self.last = conv(3, inputs), conv(inputs, outputs, groups=min(inputs, outputs)), conv(outputs, 16)
+
+    def body(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.spatial(self.stem(x)))
+        return out
+
+
+@pytest.mark.parametrize("importance", ["l2", "bn_scale"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 16), (16, 8)])
+def test_what_a_channel_multiplier_reads_and_makes_stays_whole(inputs: int, outputs: int, importance: str) -> None:
+    torch.manual_seed(0)
+    model = Multiplied(inputs, outputs)
+    pruned = prune_channels(model, all_at(model, 0.5), SHAPE, round_to=4, importance=importance)
+    assert channels(pruned) == {"stem.0": (3, inputs), "spatial.0": (inputs, outputs), "last.0": (outputs, 8), "head": (8, 4)}
+    assert set(global_ratios(model, 0.5, SHAPE, importance=importance)) == {"last.0"}
+    trainable(pruned)
+
+
+class Tied(Own):
+    """Two convolutions of the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.stem, self.first, self.second = conv(3, 16), conv(16, 16), conv(16, 16)
+        self.second[0].weight = self.first[0].weight
+
+    def body(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(self.stem(x)))
+        return out
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_of_layers_that_share_their_weights_each_keeps_its_own_part(frozen: bool) -> None:
+    torch.manual_seed(0)
+    model, dead = Tied().eval(), [1, 2, 4, 7, 8, 11, 13, 14]
+    silence(model, "first", dead)
+    model.first[0].weight.requires_grad_(not frozen)
+    pruned, images = prune_channels(model, {"first.0": 0.5}, SHAPE, round_to=4), torch.randn(2, *SHAPE)
+    assert channels(pruned) == {"stem.0": (3, 16), "first.0": (16, 8), "second.0": (8, 16), "head": (16, 4)}
+    assert [pruned.get_submodule(name)[0].weight.requires_grad for name in ("first", "second")] == [not frozen] * 2  # type: ignore[index]
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(images), model(images))
+    assert model.second[0].weight is model.first[0].weight
 
 
 class Fixed(Own):

@@ -111,3 +111,11 @@ def test_the_float_quantiser_keeps_every_weight_and_the_graph_computes_what_the_
     graph = build_graph(model, keep_float(model, {layer.name: 32 for layer in plan.layers}, lambda network: network), plan, "int8", SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(graph(images(8)), model(images(8)), rtol=1e-3, atol=1e-3)
+
+
+def test_a_percentile_of_zeros_is_not_the_range() -> None:
+    """Five values in a thousand: the 99th percentile is zero, and a grid of that would lose them."""
+    rows = torch.zeros(1, 1000)
+    rows[0, :5] = 1.0
+    assert float(largest_of(rows, 0.99)) == 1.0
+    assert float(largest_of(torch.arange(1000.0)[None], 99.9 / 100)) == 998.0

@@ -147,10 +147,18 @@ def test_a_single_layer_is_a_network_too() -> None:
     assert back.bias is None
 
 
+def broken() -> nn.Module:
+    """A network that has diverged."""
+    layer = nn.Linear(2, 2)
+    layer.weight.data[0, 0] = torch.nan
+    return nn.Sequential(layer)
+
+
 @pytest.mark.parametrize(
     ("work", "law"),
     [
         (lambda: quantize_model(nn.ReLU()), "needs nn.Conv2d or nn.Linear"),
+        (lambda: quantize_model(broken()), "needs finite weights, but those of 0 are not"),
         (lambda: dequantize_model(nn.Linear(2, 2)), "needs a network from quantize_model"),
         (lambda: quantize_model(Residual(), torch.zeros(3, 8, 8)), "images must be normalised"),
     ],

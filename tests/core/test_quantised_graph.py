@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils.parametrizations import weight_norm
 
 from core.errors import UserError
 from core.quantise.fold import make_gains_positive
@@ -70,30 +69,6 @@ def test_folding_leaves_the_function_unchanged(negative: bool) -> None:
     with torch.no_grad():
         torch.testing.assert_close(graph(x), rounded(model, graph, NORMS)(x), rtol=0, atol=3e-3)
         torch.testing.assert_close(graph(x), model(x), rtol=0, atol=0.05)
-
-
-def test_turning_negative_gains_leaves_the_function_unchanged() -> None:
-    model = network()
-    model.conv1.bias = nn.Parameter(torch.randn(12))
-    model.norm.weight.data[::2] *= -1.0
-    model.norm1.weight.data *= -1.0
-    x = images(16)
-    with torch.no_grad():
-        expected = model(x)
-        make_gains_positive(model, LAYERS, SHAPE)
-        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
-    assert all((norm.weight >= 0).all() for norm in (model.norm, model.norm1, model.norm2, model.norm3))
-
-
-def test_gains_behind_a_weight_that_is_computed_are_not_turned() -> None:
-    model = network()
-    model.norm1.weight.data *= -1.0
-    weight_norm(model.conv1)
-    x = images(16)
-    with torch.no_grad():
-        expected = model(x)
-        make_gains_positive(model, LAYERS, SHAPE)
-        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
 
 
 def test_two_bit_weights_survive_folding_when_gains_were_turned() -> None:

@@ -80,3 +80,9 @@ def test_training_for_the_rate_lowers_the_entropy_of_the_integers_and_more_weigh
 def test_a_network_of_sixteen_bits_has_no_grid_to_shape() -> None:
     found = rate(network(), dict.fromkeys(bits_of(), 16), train, Setting(rate_weight=1.0))
     assert {each.bits for each in found.values()} == {16}
+
+
+def test_weights_that_are_no_numbers_any_more_end_no_step() -> None:
+    """Whoever trains looks at the loss once an epoch: until then it is to be wrong, and not an error of its own."""
+    latent = torch.full((2, 3), torch.nan, requires_grad=True)
+    assert coded_bits(latent, torch.ones(2), *limits(3)).isfinite()

@@ -114,3 +114,16 @@ def test_a_loss_that_wants_the_lower_depth_moves_the_layer_down() -> None:
     assert int(levels.level[1]) < len(CHOICES) - 1
     assert int(levels.level[0]) == len(CHOICES) - 1
     assert float(levels.log_odds.max()) <= SPAN
+
+
+def test_a_training_without_steps_keeps_the_budget_too() -> None:
+    model = network()
+    asked = problem(model, 2.5)
+    assert asked.keeps(learned_bits(model, asked, lambda model, penalty=None: model, 0))
+
+
+def test_where_no_layer_is_free_the_network_trains_all_the_same() -> None:
+    calls: list[nn.Module] = []
+    model = network()
+    assert learned_bits(model, Problem((), CHOICES, 2, 0.0), lambda model, penalty=None: calls.append(model), 1) == {}
+    assert calls == [model]

@@ -178,3 +178,16 @@ def test_a_search_that_goes_on_tries_the_bits_that_its_parent_says(again: Path, 
     assert even.measurement is not None
     assert shared.measurement.size_bytes <= even.measurement.size_bytes
     assert shared.candidate != even.candidate
+
+
+def test_a_baseline_that_is_not_trained_says_the_bits_too_where_its_parent_is_there(again: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is the network of the second trial, the largest student at 4 bits, so it is not trained again."""
+    made = load()
+    of = made.trials[1].params
+    made.set_user_attr(ALLOCATED_KEY, {"of": of})
+    made.enqueue_trial(of)
+    assert search(capfd, *command("--trials", "5")).code == 0
+    made, records = load(), read_records(load())
+    assert records[3].ending == "reused"
+    assert made.trials[4].params != of
+    assert made.user_attrs[ALLOCATED_KEY] == {}

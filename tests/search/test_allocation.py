@@ -209,6 +209,7 @@ def test_an_order_is_a_list_of_two_and_may_be_searched() -> None:
     assert "there is distil.init scratch" in message(order=["quantise", "prune"], distil={"init": "scratch"})
     assert "there is quantiser nncf" in message(order=["quantise", "prune"], quantise={"quantiser": "nncf"})
     assert "there is quantiser float" in message(order=["quantise", "prune"], quantise={"quantiser": ["lsq", "float"]})
+    assert "there is quantiser brecq" in message(order=["quantise", "prune"], quantise={"quantiser": ["lsq", "brecq"]})
 
 
 def test_per_layer_names_the_positions_that_a_student_needs(empty: Path, capfd: Capture) -> None:

@@ -23,7 +23,7 @@ from search.stopping import Gatekeeper, Judge, measured, trained
 from search.study import DIRECTIONS
 from search.trial import TrialRunner
 
-TRIALS, LIMIT, IMAGES = 120, 0.85, 5000
+TRIALS, LIMIT = 120, 0.85
 ALL = StoppingConfig(skip=False, stop=False)
 
 
@@ -44,7 +44,7 @@ def search(folder: Path, stopping: StoppingConfig) -> list[TrialRecord]:
     space = load_space(ROOT / "spaces" / "cifar10.yaml", ["quantise.positions=4", f"constraints.accuracy={LIMIT}"])
     study = optuna.create_study(directions=list(DIRECTIONS), sampler=optuna.samplers.RandomSampler(seed=1))
     with Progress(TRIALS, quiet=True) as progress:
-        runner = TrialRunner(space, SimulatedBench(folder, 1, 0.0), progress, [], judge=Judge(stopping, 0.93, IMAGES))  # type: ignore[arg-type]
+        runner = TrialRunner(space, SimulatedBench(folder, 1, 0.0), progress, [], judge=Judge(stopping))  # type: ignore[arg-type]
         runner.shape, runner.measure = shape, limited
         for _ in range(TRIALS):
             study.optimize(runner, n_trials=1)
@@ -93,7 +93,7 @@ def test_what_missed_the_limit_is_learned_from(judged: list[TrialRecord], unjudg
     missed = [record for record in unjudged if record.missed is not None]
     assert {record.state for record in missed} == {"PRUNED"}
     assert len(missed) >= 20
-    finished = Judge(StoppingConfig(), 0.93, IMAGES).outlook(unjudged).finished
+    finished = Judge(StoppingConfig()).outlook(unjudged).finished
     assert [each.accuracy for each in finished] == [(record.missed or measured(record)).accuracy for record in unjudged]
 
 
@@ -108,7 +108,7 @@ def test_each_switch_is_for_its_own_moment(switches: dict[str, bool], refused: s
     point = worst.missed or measured(worst)
     assert worst.candidate is not None
     known = Known(traits_of(worst.candidate, point.parameters, point.macs), 1, latency_of(0.01))  # so small that no front dominates it
-    gate = Gatekeeper(Judge(StoppingConfig(**switches), 0.93, IMAGES), lambda: unjudged, list, {}, Limits(accuracy=LIMIT))
+    gate = Gatekeeper(Judge(StoppingConfig(**switches)), lambda: unjudged, list, {}, Limits(accuracy=LIMIT))
     found = set()
     for moment, ask in {
         "start": lambda: gate.before_training(known),
