@@ -2,17 +2,16 @@
 
 Every row (network:kind:seed) takes one trained FP32 network, the parent of its seed, through a trial's own path (settle, quantise,
 export, engine): files are real, and accuracies are the engine's. Fine-tunes have 3 epochs. `mixed` rows get the bytes of uniform W4 or W3
-and choose each layer's bits by a strategy; `haq` searches its actions without training (TRIALS draws, judged by the loss on calibration
-images) and fine-tunes the best. Its draws stand for `per_layer` and `per_position`, which are a search and no rule: Optuna chooses bits
-there too. Bytes are of two files with the same weights: bit-packed and entropy-coded. Each row also says on how many images of the search
-split OpenVINO, with float layers in f32 and in bf16, agrees with the simulation in PyTorch.
+and choose each layer's bits by a strategy. What Optuna is asked for (actions of `haq`, bits of `per_layer`, bits of POSITIONS positions
+for `per_position`) is searched without training: TRIALS draws, judged by the loss on calibration images; the best is fine-tuned. Bytes are
+of two files with the same weights: bit-packed and entropy-coded. Each row also says on how many images of the search split OpenVINO, with
+float layers in f32 and in bf16, agrees with the simulation in PyTorch.
 
 A row is written as soon as it is finished, and a finished row is not made again: start the command again after an interruption, or start
 two with --shard 0/2 and --shard 1/2. --markdown prints the table of the rows that there are, and whether the project's bars are met.
 Rows of one network and seed stand on one teacher and one precision of training; other networks and seeds may be made in another session,
 on another machine, with a teacher of the same recipe. A row that fails says why, and the next start tries it again. Nothing is chosen by
-the test split; it is scored once per row. Writes
-benchmarks/results/compression.json.
+the test split; it is scored once per row. Writes benchmarks/results/compression.json.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import argparse
 import copy
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -34,6 +33,7 @@ import optuna
 import torch
 from torch import nn
 
+from benchmarks.compression_bars import STRATEGIES
 from benchmarks.compression_markdown import markdown
 from benchmarks.distil_table import GRID, PLANS
 from benchmarks.rows import CACHE, ROOT, Ground, Table, build_parser, open_ground
@@ -62,6 +62,11 @@ LONGER = 10 / 3
 """How many times as many epochs the rows have that are trained for longer: 40 and 10."""
 CHOICES = (2, 3, 4, 5, 6, 8)
 TRIALS = 60
+POSITIONS = 6
+SEARCHED = ("haq", "per_layer", "per_position")
+"""Strategies that ask Optuna."""
+OVER = 100.0
+"""Nats, of bits that take more than the budget: more than any loss."""
 PRECISIONS = ("f32", "bf16")
 
 
@@ -86,7 +91,7 @@ KINDS: dict[str, Kind] = {
     "w4": Kind("lsq", 4),
     "w3": Kind("lsq", 3),
     "w2": Kind("lsq", 2),
-    **{f"{strategy}-w{bits}": Kind("lsq", bits, strategy) for bits, strategy in product((4, 3), ("haq", "sqnr", "sensitivity", "sdq"))},
+    **{f"{strategy}-w{bits}": Kind("lsq", bits, strategy) for bits, strategy in product((4, 3), STRATEGIES)},
     # Deep Compression's chain: magnitudes below 1 standard deviation, 16 shared values, coded
     "codebook": Kind("codebook", 4, genes={"sparsity": 1.0, "sparsity_by": "std"}),
     **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in (0.1, 0.3, 1, 3, 10)},
@@ -251,50 +256,65 @@ def compared(engines: dict[str, EngineHost], done: Evaluation, bench: Workbench)
 
 
 def candidate_of(row: Row, bench: Workbench) -> Candidate:
-    """The row as a point of a space. `haq` has its actions searched here."""
+    """The row as a point of a space. What Optuna is asked for is searched here."""
     kind = KIND_OF[row]
     group = GroupPlan(weight_bits=kind.bits, execution="float" if kind.quantiser == "float" else "int8")  # type: ignore[arg-type]
     distil = PLANS["sdd_lskd"] if kind.longer else DistilPlan()
     candidate = Candidate(student=row.student, distil=distil, groups=(group,), quantiser=kind.quantiser, **kind.genes)
+    if kind.strategy in SEARCHED:
+        return searched(candidate, kind, bench)
     if kind.strategy is None:
         return candidate
     plan = AllocationPlan(strategy=kind.strategy, choices=CHOICES, budget_bits=kind.bits)  # type: ignore[arg-type]
-    candidate = candidate.model_copy(update={"allocation": plan})
-    return searched(candidate, bench) if kind.strategy == "haq" else candidate
+    return candidate.model_copy(update={"allocation": plan})
 
 
-def searched(candidate: Candidate, bench: Workbench) -> Candidate:
-    """With the best of TRIALS draws of one action per layer, by the loss of the rounded parent on calibration images."""
+def searched(candidate: Candidate, kind: Kind, bench: Workbench) -> Candidate:
+    """With the best of TRIALS draws, the first of them uniform, by the loss of the rounded parent on calibration images."""
     parent = bench.parent(candidate.student, candidate.width)
-    count = len(layer_infos(parent, bench.input_shape))
-    loss = rounded_loss(parent, bench)
+    names = [info.name for info in layer_infos(parent, bench.input_shape)]
+    loss, weights = rounded_loss(parent, bench), [weight_of(parent, name).numel() for name in names]
+    count = POSITIONS if kind.strategy == "per_position" else len(names)
 
-    def acting(actions: Sequence[float]) -> Candidate:
-        return candidate.model_copy(update={"allocation": candidate.allocation.model_copy(update={"actions": tuple(actions)})})
+    def drawn(answers: Mapping[str, Any]) -> Candidate:
+        values = [answers[f"of_{index}"] for index in range(count)]
+        if kind.strategy == "haq":
+            plan = AllocationPlan(strategy="haq", choices=CHOICES, budget_bits=kind.bits, actions=tuple(values))  # type: ignore[arg-type]
+            return settle(candidate.model_copy(update={"allocation": plan}), bench, Stages())
+        return candidate.model_copy(update={"groups": tuple(GroupPlan(weight_bits=bits) for bits in values)})
+
+    def bits_of(found: Candidate) -> list[int]:
+        return [layer.weight_bits for layer in shape_of(found, bench)[1].layers]
+
+    def size(found: Candidate) -> int:
+        return sum(bits * weight for bits, weight in zip(bits_of(found), weights, strict=True))
 
     def objective(trial: optuna.Trial) -> float:
-        actions = [trial.suggest_float(f"action_{index}", 0.0, 1.0) for index in range(count)]
-        return loss(settle(acting(actions), bench, Stages()))
+        ask = trial.suggest_float if kind.strategy == "haq" else trial.suggest_categorical
+        limits = (0.0, 1.0) if kind.strategy == "haq" else (CHOICES,)
+        found = drawn({f"of_{index}": ask(f"of_{index}", *limits) for index in range(count)})
+        over = size(found) / budget - 1
+        return loss(bits_of(found)) if over <= 0 else OVER + over
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    budget, uniform = size(candidate), (CHOICES.index(kind.bits) + 0.5) / len(CHOICES) if kind.strategy == "haq" else kind.bits
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=bench.config.seed))
-    middle = candidate.allocation.budget_bits or 4.0
-    study.enqueue_trial({f"action_{index}": (CHOICES.index(int(middle)) + 0.5) / len(CHOICES) for index in range(count)})  # uniform
+    study.enqueue_trial({f"of_{index}": uniform for index in range(count)})
     study.optimize(objective, n_trials=TRIALS)
-    return acting([study.best_params[f"action_{index}"] for index in range(count)])
+    return drawn(study.best_params)
 
 
-def rounded_loss(parent: nn.Module, bench: Workbench) -> Callable[[Candidate], float]:
-    """Settled candidate -> mean cross-entropy of the parent on calibration images, its weights rounded to the candidate's bits."""
+def rounded_loss(parent: nn.Module, bench: Workbench) -> Callable[[Sequence[int]], float]:
+    """Bits of every layer -> mean cross-entropy of the parent on calibration images, its weights rounded to so many bits."""
     batches = list(labelled_images(bench))
     names = [info.name for info in layer_infos(parent, bench.input_shape)]
     kept = {name: weight_of(parent, name).detach().clone() for name in names}
     lossy = copy.deepcopy(parent).eval()
 
     @torch.inference_mode()
-    def loss(candidate: Candidate) -> float:
-        for name, gene in zip(names, candidate.groups, strict=True):
-            weight_of(lossy, name).copy_(rounded(kept[name], gene.weight_bits, bench.config.quantise.ptq).dequantised())
+    def loss(bits: Sequence[int]) -> float:
+        for name, depth in zip(names, bits, strict=True):
+            weight_of(lossy, name).copy_(rounded(kept[name], depth, bench.config.quantise.ptq).dequantised())
         found = [nn.functional.cross_entropy(lossy(images), labels, reduction="sum") for images, labels in batches]
         return float(sum(found)) / sum(len(labels) for _, labels in batches)
 

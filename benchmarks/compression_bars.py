@@ -13,7 +13,7 @@ Rows = dict[int, dict[str, Any]]
 """seed -> row"""
 Grid = Mapping[tuple[str, str], Rows]
 """(student, kind) -> its rows"""
-STRATEGIES = ("haq", "sqnr", "sensitivity", "sdq")
+STRATEGIES = ("haq", "sqnr", "sensitivity", "sdq", "per_layer", "per_position")
 SEEDS = {"resnet20": 3}
 """How many paired seeds a claim about this network takes; others one."""
 KB = 1000

@@ -40,7 +40,6 @@ def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the seeds. 1 KB is "
         f"1000 bytes; `smaller`: FP32's packed file over the coded one. `codebook` and `chain` take two trainings of {finetune['epochs']:g}"
         f" epochs (with the mask, then for the weights), `sdq` two of half as many (for the bits, then for the weights). "
-        "The draws of `haq` stand for `per_layer` and `per_position`: there too Optuna chooses the bits, without a rule. "
         f"{computers}, {threads} thread(s) per process."
     )
 

@@ -12,7 +12,8 @@ whose accuracy the skip's own limit held: the law allows none.
 `samplers` (surrogate.py): each searches a model of the table for --budget trials, and `paired` has its differences to random of equal
 seeds, at a quarter, a half and all of the budget, with 95 % intervals. The model's cross-validated R2 stands beside it.
 
-Writes results/replay.json. Finished rows are kept while the table and the numbers asked for are the same.
+Writes results/replay.json. Finished rows are kept while the table and the numbers asked for are the same, and those of the gate while its
+sources are.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from core.cli import run_main
 from core.config import StoppingConfig
 from core.files import write_atomically
 
-OUT = Path(__file__).parent / "results" / "replay.json"
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "benchmarks" / "results" / "replay.json"
 BASE = "random"
 """The sampler that the others are compared with."""
 
@@ -47,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
     table, space = read_table(content, args.classes), space_of(content)
     result = read(args.out, {"name": args.table.name, "digest": digest, "rows": len(table.rows), "studies": len(content["studies"])})
 
-    def keep(key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if key not in result["rows"]:
-            result["rows"][key] = make()
+    def keep(key: str, make: Callable[[], dict[str, Any]], program: str | None = None) -> dict[str, Any]:
+        if key not in result["rows"] or result["rows"][key].get("program") != program:
+            result["rows"][key] = make() | ({"program": program} if program else {})
             write(args.out, result)
         found: dict[str, Any] = result["rows"][key]
         print(key, json.dumps({name: value for name, value in found.items() if name != "volumes"}), flush=True)
@@ -58,9 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     orders = [order_of(table, seed) for seed in range(args.seeds)]
     for confidence in args.confidences:
         config, key = StoppingConfig(confidence=confidence), f"gate: confidence {confidence:g}, {args.seeds} orders"
-        keep(key, partial(gate_claims, table, orders, config, args.jobs))
+        keep(key, partial(gate_claims, table, orders, config, args.jobs), gate_program())
         if args.each_look:
-            keep(f"{key}, of each look", partial(gate_claims, table, orders, config, args.jobs, together=False))
+            keep(f"{key}, of each answer", partial(gate_claims, table, orders, config, args.jobs, together=False), gate_program())
     surrogate = fitted(table, space)
     result["surrogate"] = surrogate.told
     numbers = f"{args.budget} trials, {args.seeds} seeds"
@@ -78,6 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def gate_program() -> str:
+    """12 hex digits of the sources that decide what the gate answers."""
+    names = ("objectives/outlook.py", "objectives/budget.py", "search/stopping.py", "benchmarks/replay_gate.py")
+    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in names)).hexdigest()[:12]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -86,8 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--samplers", nargs="*", default=["tpe", "nsga2"], help=f"beside {BASE}")
     parser.add_argument("--budget", type=int, default=120, help="trials of a sampler")
-    parser.add_argument("--confidences", nargs="*", type=float, default=[0.7, 0.75, 0.8, 0.9])
-    parser.add_argument("--each-look", action="store_true", help="also with a confidence of each look at a training alone")
+    parser.add_argument("--confidences", nargs="*", type=float, default=[0.65, 0.7, 0.75, 0.8])
+    parser.add_argument("--each-look", action="store_true", help="also with a confidence of each answer alone")
     parser.add_argument("--jobs", type=int, default=joblib.cpu_count(), help="processes")
     parser.add_argument("--out", type=Path, default=OUT)
     return parser

@@ -168,7 +168,7 @@ def gate_claims(
     optimal = {row.number for row in front(table.rows)}
     return {
         "confidence": config.confidence,
-        "confidence_of": "all looks at a training" if together else "each look",
+        "confidence_of": "all answers about a candidate" if together else "each answer",
         "orders": len(orders),
         "optimal_rows": len(optimal),
         **_spread("saved", [each.saved for each in outcomes], worst_is_low=True),

@@ -36,7 +36,7 @@ def section(result: Mapping[str, Any]) -> str:
 
 def gates_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of skipping and stopping, by rising confidence."""
-    gates = [row for key, row in result["rows"].items() if key.startswith(PREFIX) and row["confidence_of"] != "each look"]
+    gates = [row for key, row in result["rows"].items() if key.startswith(PREFIX) and row["confidence_of"] != "each answer"]
     return sorted(gates, key=lambda row: float(row["confidence"]))
 
 

@@ -64,7 +64,7 @@ class Untrained:
     seconds: float = 0.0
     """To idle within every trial."""
     owner: dict[str, Any] = field(default_factory=current_owner)
-    first: Callable[[optuna.Study], None] = lambda study: None
+    first: Callable[[optuna.Study], float] = lambda study: 0.0
     records: list[TrialRecord] = field(default_factory=list)
     newest: int | None = None
     count: int = 0

@@ -24,7 +24,7 @@ def portable(content: Mapping[str, Any]) -> dict[str, Any]:
     runtime = {key: value for key, value in config["runtime"].items() if key not in ("agent", "wait_s")}  # the device is in its fingerprint
     if not runtime.get("build_for"):
         runtime.pop("build_for", None)  # as in a study of an older version
-    config = {key: value for key, value in config.items() if key != "journal"}  # it only looks
+    config = {key: value for key, value in config.items() if key not in ("journal", "stopping")}  # no result of a trial depends on them
     moved = {"data": {**config["data"], "dir": None}, "teacher": _placeless(teacher), "runtime": runtime}
     # absent in a study of an older version
     more = {"more_teachers": [_placeless(each) for each in config.get("more_teachers", ())]}

@@ -17,7 +17,7 @@ LEFT_KEY = "students_to_begin_with"
 """Study attribute: students whose baselines are still to be queued, in that order."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class FirstTrials:
     """`sizes` is the parameter count of each student name, `teacher` the name of the teacher's network, `tell` takes messages."""
 
@@ -26,14 +26,21 @@ class FirstTrials:
     sizes: Mapping[str, int]
     teacher: str | None
     tell: Callable[[str], None]
+    over: bool = False
+    """Whether nothing is left to queue, so that the study need not be asked before every trial."""
 
     def queue(self, study: optuna.Study) -> float:
         """Queue the baselines of the next student when nothing else waits; none in a study that began without. Hold the study's lock.
 
         Both twins of the student are timed first: its baselines execute as is faster (search/prior.py). Returns the seconds of that.
         """
+        if self.over:
+            return 0.0
         left = study.user_attrs.get(LEFT_KEY) if study.get_trials(deepcopy=False) else by_size(self.space, self.sizes)
-        if not left or something_waits(study):
+        if not left:
+            self.over = True  # for good: nobody adds to it
+            return 0.0
+        if something_waits(study):
             return 0.0
         student, *rest = left
         start = time.perf_counter()

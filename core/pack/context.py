@@ -40,8 +40,10 @@ PAIR_TRUST = 30.0
 """The sum of squares that a correlation of 0 between two places counts for."""
 MAX_PLACES = 1024
 """Of a kernel, at most: correlations are known of every two of them. 32 x 32; others are not coded."""
-FLOATS_AT_ONCE = 1 << 18
-"""Of kernels, in memory together."""
+FLOATS_AT_ONCE, CELLS_AT_ONCE = 1 << 16, 1 << 15
+"""Of kernels, and weights of a step, that are in memory together with all that is known of them."""
+PLACES_PER_WEIGHT, WEIGHTS_PER_STEP = 64, 256
+"""A weight is foretold from so many places of its kernel in the time that it takes itself; a short step takes that of so many weights."""
 
 Runs = Sequence[tuple[slice, np.ndarray]]
 """Cells of one context, as a part of the cells ordered by context, and the weights of every symbol there, float64 (alphabet,)."""
@@ -74,6 +76,12 @@ class Layer:
         """(lowest, highest) integer as counted from the centre; one for all centres but 0, so that there are few."""
         low, high = limits(self.bits)
         return (low, high) if self.centre == 0 else (low - high, high - low)
+
+
+def work(shape: tuple[int, ...]) -> int:
+    """The time that a tensor takes, in weights: as many as it has, or more where kernels are large or steps are short."""
+    count, steps = math.prod(shape), len(_ends(math.prod(shape), doubling=True)) + 1
+    return max(count, count * math.prod(shape[2:]) // PLACES_PER_WEIGHT, steps * WEIGHTS_PER_STEP)
 
 
 def describe(values: np.ndarray, bits: int) -> Layer:
@@ -139,8 +147,7 @@ def _walk(layer: Layer, counts: Counts, swap: Swap, choosing: bool) -> np.ndarra
     values = np.zeros(layer.count, np.int8)
     seen = _Seen(layer)
     for cells in _steps(layer, choosing):
-        groups = seen.groups(cells)
-        contexts, levels = seen.foretell(groups), seen.levels(groups)
+        contexts, levels = seen.foretell(cells)
         keys = contexts * LEVEL_COUNT + levels if experts and counts.followed == FILTERS else contexts
         order = np.argsort(keys, kind="stable")
         starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
@@ -162,7 +169,7 @@ def _walk(layer: Layer, counts: Counts, swap: Swap, choosing: bool) -> np.ndarra
         else:
             counts.add(distinct, by_context)
         values[cells] = found
-        seen.add(groups, found - layer.centre)
+        seen.add(cells, found - layer.centre)
     return values.reshape(layer.shape)
 
 
@@ -177,18 +184,20 @@ def _steps(layer: Layer, doubling: bool) -> list[np.ndarray]:
         return []
     filters = np.arange(layer.shape[0], dtype=np.uint32)[:, None] * LATTICE[0]
     phase = (filters + np.arange(layer.count // layer.shape[0], dtype=np.uint32)[None] * LATTICE[1]).reshape(-1)
+    return np.split(np.argsort(phase, kind="stable"), _ends(layer.count, doubling))
+
+
+def _ends(count: int, doubling: bool) -> list[int]:
+    """Where all steps but the last end."""
     ends, end = [], FIRST_STEP
-    while end < layer.count:
+    while end < count:
         ends.append(end)
         end = int(end * (2 if doubling and end < SMALL else STEP_GROWTH))
-    return np.split(np.argsort(phase, kind="stable"), ends)
+    return ends
 
 
 class _Seen:
-    """Sums and numbers of the magnitudes coded so far, by filter, input channel, place, kernel, and channel with place.
-
-    A step costs what its own cells cost, times the places of a kernel, however large the tensor is.
-    """
+    """Sums and numbers of the magnitudes coded so far, by filter, input channel, place, kernel, and channel with place."""
 
     def __init__(self, layer: Layer) -> None:
         self.places = math.prod(layer.shape[2:])
@@ -196,37 +205,62 @@ class _Seen:
         self.guess = float(MEANS[layer.mean])
         filters = layer.shape[0]
         sizes = (1, filters, self.channels, self.places, filters * self.channels, self.channels * self.places)
-        kept = {kind: size for kind, size in enumerate(sizes) if kind < 2 or size < layer.count}
-        """Without groups of one weight, which tells of no other."""
-        self.sums = {kind: np.zeros(size) for kind, size in kept.items()}
-        self.numbers = {kind: np.zeros(size) for kind, size in kept.items()}
+        kinds = [kind for kind, size in enumerate(sizes) if kind < 2 or size < layer.count]  # a group of one weight tells of no other
+        self.sums = {kind: np.zeros(sizes[kind]) for kind in kinds}
+        self.numbers = {kind: np.zeros(sizes[kind]) for kind in kinds}
         self.filled = np.zeros(filters)
         """Integers of every filter that are not zero."""
-        kernels = (self.places, filters * self.channels if self.places > 1 else 0)
+        self.leaning = min(self.places, filters * self.channels) > 1
+        """Whether weights lean on others of their kernel: there are some, and other kernels show how."""
+        kernels = (self.places, filters * self.channels) if self.leaning else (0, 0)
         self.kernels, self.known = np.zeros(kernels, np.int16), np.zeros(kernels, np.bool_)
-        """Empty where kernels have one place, which leans on no other."""
-        pairs = (self.places, self.places)
-        self.together, self.energy = np.zeros(pairs), np.zeros(pairs)
-        """Of two places, summed over kernels: the product of their integers; the first one's square where the second is known."""
-
-    def groups(self, cells: np.ndarray) -> Groups:
-        """For every kind of group, the one that each cell is in."""
-        filters, columns = np.divmod(cells, self.channels * self.places)
-        channels, places = np.divmod(columns, self.places)
-        return np.zeros_like(cells), filters, channels, places, filters * self.channels + channels, columns
 
     def mean(self) -> float:
         """The mean magnitude of the tensor as far as it is known."""
         return float((self.sums[0][0] + MEAN_TRUST * self.guess) / (self.numbers[0][0] + MEAN_TRUST))
 
-    def foretell(self, groups: Groups) -> np.ndarray:
+    def foretell(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The context of every cell, and how large the integers of its filter are where they are not zero (LEVELS); both int16 (n,)."""
+        contexts, levels = np.empty((2, len(cells)), np.int16)
+        of_filter, few = self._levels(), len(cells) < self.places
+        correlations = self._correlations(np.arange(self.places)) if self.leaning and not few else None
+        for part in _parts(len(cells), CELLS_AT_ONCE // self.places if few else CELLS_AT_ONCE):
+            groups = self._groups(cells[part])
+            contexts[part] = self._contexts(groups, correlations)
+            levels[part] = of_filter[groups[1]]
+        return contexts, levels
+
+    def add(self, cells: np.ndarray, values: np.ndarray) -> None:
+        """Learn the `values` (n,) of `cells`, counted from the centre."""
+        for part in _parts(len(cells), CELLS_AT_ONCE):
+            groups = self._groups(cells[part])
+            magnitudes = np.abs(values[part]).astype(np.float64)
+            for kind, sums in self.sums.items():
+                np.add.at(sums, groups[kind], magnitudes)  # integers below 2^53: exact
+                np.add.at(self.numbers[kind], groups[kind], 1.0)
+            np.add.at(self.filled, groups[1][magnitudes > 0], 1.0)
+            if self.leaning:
+                self.kernels[groups[3], groups[4]], self.known[groups[3], groups[4]] = values[part], True
+
+    def _groups(self, cells: np.ndarray) -> Groups:
+        """For every kind of group, the one that each cell is in."""
+        filters, columns = np.divmod(cells, self.channels * self.places)
+        channels, places = np.divmod(columns, self.places)
+        return np.zeros_like(cells), filters, channels, places, filters * self.channels + channels, columns
+
+    def _levels(self) -> np.ndarray:
+        """How large the integers of every filter are where they are not zero, int64 (filters,) below LEVEL_COUNT."""
+        mean = (self.sums[0][0] + 1.0) / (float(self.filled.sum()) + 1.0)
+        return np.searchsorted(LEVELS, (self.sums[1] + LEVEL_TRUST * mean) / ((self.filled + LEVEL_TRUST) * mean))
+
+    def _contexts(self, groups: Groups, correlations: np.ndarray | None) -> np.ndarray:
         """The context of every cell, int64 (n,)."""
         mean = self.mean()
         plain = np.full(len(groups[0]), mean)
         for kind, trust in ((1, FILTER_TRUST), (2, CHANNEL_TRUST), (3, PLACE_TRUST)):
             plain *= self._ratio(kind, groups, trust, mean)
         magnitudes = plain * self._ratio(4, groups, KERNEL_TRUST, plain) * self._ratio(5, groups, COLUMN_TRUST, plain)
-        leanings = self._lean(groups[4], groups[3]) / magnitudes
+        leanings = self._lean(groups[4], groups[3], correlations) / magnitudes if self.leaning else np.zeros(len(magnitudes))
         return np.searchsorted(BOUNDS, magnitudes) * SIGNS + np.searchsorted(LEANINGS, leanings)
 
     def _ratio(self, kind: int, groups: Groups, trust: float, guess: float | np.ndarray) -> float | np.ndarray:
@@ -237,57 +271,30 @@ class _Seen:
         ratio: np.ndarray = (self.sums[kind][group] + trust * guess) / ((self.numbers[kind][group] + trust) * guess)
         return ratio
 
-    def levels(self, groups: Groups) -> np.ndarray:
-        """How large the integers of every cell's filter are where they are not zero, int64 (n,) below LEVEL_COUNT."""
-        mean = (self.sums[0][0] + 1.0) / (float(self.filled.sum()) + 1.0)
-        by_filter = (self.sums[1] + LEVEL_TRUST * mean) / ((self.filled + LEVEL_TRUST) * mean)
-        levels: np.ndarray = np.searchsorted(LEVELS, by_filter)[groups[1]]
-        return levels
+    def _correlations(self, places: np.ndarray) -> np.ndarray:
+        """Of every place of a kernel with `places` (n,), float64 (places, n)."""
+        together, energy = np.zeros((2, self.places, len(places)))
+        for part in _parts(self.kernels.shape[1], max(FLOATS_AT_ONCE // self.places, 1)):
+            kernels, known = self.kernels[:, part].astype(np.float64), self.known[places, part].astype(np.float64)
+            together += kernels @ kernels[places].T  # integers below 2^53: exact in any order
+            energy += kernels**2 @ known.T
+        together /= energy + 1.0
+        together *= energy / (energy + PAIR_TRUST)
+        return together
 
-    def _lean(self, kernels: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Sum over the known weights of the same kernel, each times the correlation of its place with the cell's."""
-        if self.places == 1:
-            return np.zeros(len(kernels))
-        columns = _distinct(places, self.places)
-        together, energy = self.together[:, columns], self.energy[:, columns]
-        weights = together / (energy + 1.0) * (energy / (energy + PAIR_TRUST))
-        column = np.searchsorted(columns, places)
-        if len(kernels) < self.places:  # the same sums in the same order, in one go
-            return (weights[:, column] * self.kernels[:, kernels]).cumsum(0)[-1]
+    def _lean(self, kernels: np.ndarray, places: np.ndarray, correlations: np.ndarray | None) -> np.ndarray:
+        """Sum over the known weights of the same kernel, each times the correlation of its place with the cell's; float64 (n,)."""
+        if correlations is None:
+            return (self._correlations(places) * self.kernels[:, kernels]).cumsum(0)[-1]
         leaning = np.zeros(len(kernels))
-        for weight, values in zip(weights, self.kernels, strict=True):
-            leaning += weight.take(column) * values.take(kernels)
+        for row, values in zip(correlations, self.kernels, strict=True):
+            leaning += row.take(places) * values.take(kernels)
         return leaning
 
-    def add(self, groups: Groups, values: np.ndarray) -> None:
-        """Learn `values` (n,), counted from the centre."""
-        magnitudes = np.abs(values).astype(np.float64)
-        for kind, sums in self.sums.items():
-            np.add.at(sums, groups[kind], magnitudes)  # integers below 2^53: exact
-            np.add.at(self.numbers[kind], groups[kind], 1.0)
-        self.filled += np.bincount(groups[1][values != 0], minlength=len(self.filled))
-        if self.places > 1:
-            self._relate(groups[4], groups[3], values)
 
-    def _relate(self, kernels: np.ndarray, places: np.ndarray, values: np.ndarray) -> None:
-        """Learn `values` (n,) by kernel and place, and what they add to the sums of pairs: integers below 2^53, exact in any order."""
-        old, was = self.kernels.copy(), self.known.copy()
-        self.kernels[places, kernels], self.known[places, kernels] = values, True
-        columns, touched = _distinct(places, self.places), _distinct(kernels, self.kernels.shape[1])
-        for part in np.split(touched, range(size := max(FLOATS_AT_ONCE // self.places, 1), len(touched), size)):
-            before, after, knew = (array[:, part].astype(np.float64) for array in (old, self.kernels, was))
-            half = (before + after) / 2 @ (after - before)[columns].T
-            self.together[:, columns] += half
-            self.together[columns] += half.T
-            self.energy[:, columns] += after**2 @ (self.known[:, part] ^ was[:, part])[columns].T.astype(np.float64)
-            self.energy[columns] += (after**2 - before**2)[columns] @ knew.T
-
-
-def _distinct(numbers: np.ndarray, count: int) -> np.ndarray:
-    """Which of the numbers below `count` are among `numbers` (n,), rising."""
-    there = np.zeros(count, np.bool_)
-    there[numbers] = True
-    return np.flatnonzero(there)
+def _parts(count: int, at_once: int) -> list[slice]:
+    """The numbers below `count`, so many at once."""
+    return [slice(start, start + at_once) for start in range(0, count, at_once)]
 
 
 def _counts_for(layer: Layer, statistics: dict[tuple[int, int], Counts]) -> Counts:

@@ -50,13 +50,14 @@ def pack(tensors: Mapping[str, Tensor], coding: Coding = "packed", version: int 
     if coding == "packed":
         return packed
     data = _sealed(tensors, coding, version)
-    return data if _pays(data, tensors) and len(data) < len(packed) else packed
+    return data if _pays(data, tensors, coding) and len(data) < len(packed) else packed
 
 
 def unpack(data: bytes) -> dict[str, Tensor]:
     """The tensors of a packed file; PackError when the bytes are malformed.
 
-    Memory and time are bounded by a multiple of len(data): a byte may stand for 64 weights, and decoding one takes some 100 bytes.
+    Memory and time are bounded by a multiple of len(data): a byte may stand for 64 weights, in kernels of P > 64 places for 4096 / P,
+    and decoding one takes some 50 bytes; once, kernels of P places take 40 P^2 bytes.
     """
     return {entry.name: entry.tensor for entry in entries(data)}
 
@@ -127,9 +128,16 @@ def _sealed(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> byte
     return content + struct.pack("<I", zlib.crc32(content))
 
 
-def _pays(data: bytes, tensors: Mapping[str, Tensor]) -> bool:
+def _pays(data: bytes, tensors: Mapping[str, Tensor], coding: Coding) -> bool:
     """Whether a reader would accept so many weights in so few bytes."""
-    return sum(tensor.values.size for tensor in tensors.values() if isinstance(tensor, QTensor)) <= WEIGHTS_PER_BYTE * len(data)
+    integers = [tensor for tensor in tensors.values() if isinstance(tensor, QTensor)]
+    work = sum(_work(tensor.values.shape, coding == "coded" and is_codable(tensor)) for tensor in integers)
+    return work <= WEIGHTS_PER_BYTE * len(data)
+
+
+def _work(shape: tuple[int, ...], streamed: bool) -> int:
+    """How many weights a tensor counts for: more than it has where those in the common stream take longer (`context.work`)."""
+    return context.work(shape) if streamed else math.prod(shape)
 
 
 def _content(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> bytes:
@@ -310,14 +318,20 @@ class _Reader(Cursor):
             raise PackError(f"a packed tensor has at most 2**40 elements, but this file claims {shape}")
         if not bits:
             return self.floats(math.prod(shape), wide).reshape(shape)
-        self.budget -= math.prod(shape)
-        if self.coding != "packed" and self.budget < 0:
-            raise PackError(f"a coded weight file has at most {WEIGHTS_PER_BYTE} weights per byte, but this one claims {shape} and more")
+        if self.coding != "packed":
+            self.spend(shape, streamed=coded and self.coding == "coded" and _has_kernels(shape))
         if coded:
             return self.coded(index, shape, bits, bool(kind & CENTRE_FLAG), wide)
         scales = self.floats(shape[0], wide)
         count = math.prod(shape)
         return QTensor(decode_integers(self.take(packed_size(count, bits)), bits, count).reshape(shape), scales, bits)
+
+    def spend(self, shape: tuple[int, ...], streamed: bool) -> None:
+        """Take what a tensor costs from what the file may; PackError if that is too much."""
+        self.budget -= _work(shape, streamed)
+        if self.budget < 0:
+            law = f"at most {WEIGHTS_PER_BYTE} weights per byte, and fewer in large kernels and small tensors"
+            raise PackError(f"a coded weight file has {law}, but this one claims {shape} and more")
 
     def coded(self, index: int, shape: tuple[int, ...], bits: int, centred: bool, wide: bool) -> QTensor:
         """A tensor whose integers are entropy-coded, here or in the common stream."""

@@ -38,11 +38,12 @@ def test_rows_share_their_float_network_and_are_kept(
     data, out = noise(tmp_path / "pictures", 8), tmp_path / "table.json"
     assert make(data, out, "resnet20:fp32:0,resnet20:w3:0") == 0
     first = json.loads(out.read_text())["rows"]
-    assert make(data, out, "resnet20:fp32:0,resnet20:w3:0,resnet20:haq-w3:0") == 0
+    assert make(data, out, "resnet20:fp32:0,resnet20:w3:0,resnet20:haq-w3:0,resnet20:per_position-w3:0") == 0
     rows = {row["kind"]: row for row in json.loads(out.read_text())["rows"]}
     assert [rows["fp32"], rows["w3"]] == first  # the seconds too: they were not made again
     assert len(list(Path("runs/compression/parents").glob("*.safetensors"))) == 1
-    assert rows["haq-w3"]["packed_bytes"] <= rows["w3"]["packed_bytes"] < rows["fp32"]["packed_bytes"] / 4
+    for kind in ("haq-w3", "per_position-w3"):
+        assert rows[kind]["packed_bytes"] <= rows["w3"]["packed_bytes"] < rows["fp32"]["packed_bytes"] / 4
     assert len(rows["haq-w3"]["bits"]) == 22
     assert all(0 <= row["test_accuracy"] <= 1 and row["agreement"] >= 0.5 for row in rows.values())
     for row in rows.values():

@@ -12,7 +12,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FixedTrial
 
 from core.candidate import AllocationPlan
-from core.config import Config, TeacherConfig, TeacherTrainConfig
+from core.config import Config, StoppingConfig, TeacherConfig, TeacherTrainConfig
 from core.errors import UserError
 from core.yaml_io import parse
 from results.record import read_records
@@ -21,6 +21,7 @@ from search.digest import portable, space_digest
 from search.foresee import corners
 from search.sample import live_parameters, sample
 from search.space import TAKES, Space
+from search.study import CONTENT_KEY, DIGEST_KEY, check_space
 from tests.search.studies import DOT, command, load, refused, search
 
 Capture = pytest.CaptureFixture[str]
@@ -235,3 +236,20 @@ def test_a_search_by_a_budget_alone_ends_with_settled_candidates(strategy: str, 
         assert record.candidate.allocation.settled
         assert len(record.candidate.groups) == 2
         assert record.mean_bits == sum(gene.weight_bits for gene in record.candidate.groups) / 2
+
+
+def test_who_wants_everything_trained_from_now_on_goes_on_with_the_same_study() -> None:
+    plain, trained = (Config(stopping=StoppingConfig(skip=on, stop=on)) for on in (True, False))
+    assert space_digest(space(), plain)[0] == space_digest(space(), trained)[0]
+
+
+def test_a_study_whose_digest_is_of_another_version_goes_on_where_nothing_that_binds_it_differs() -> None:
+    digest, content = space_digest(space(), Config())
+    made = optuna.create_study()
+    made.set_user_attr(DIGEST_KEY, "of another version")
+    made.set_user_attr(CONTENT_KEY, json.loads(json.dumps(content)))
+    made.add_trial(optuna.trial.create_trial(value=1.0))
+    check_space(made, digest, content)
+    other, changed = space_digest(space(allocation="haq"), Config())
+    with pytest.raises(UserError, match=r"differs in space\.allocation;"):
+        check_space(made, other, changed)
