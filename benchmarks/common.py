@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from core.bundle import Preprocessing
 from core.config import Config
@@ -29,10 +30,16 @@ def url_of(study: str) -> str:
     return f"sqlite:///{RUNS / study / 'study.db'}"
 
 
+def config_of(study: str) -> dict[str, Any]:
+    """The configuration that a run below runs/ was made with."""
+    config: dict[str, Any] = load_study(url_of(study), study).user_attrs[CONTENT_KEY]["config"]
+    return config
+
+
 def teacher_test(study: str) -> dict[str, object]:
     """Accuracy of the FP32 teacher's engine on the test split, with its 95 % interval; for comparison, nothing is chosen by it."""
     folder = RUNS / study
-    config = Config.model_validate(load_study(url_of(study), study).user_attrs[CONTENT_KEY]["config"])
+    config = Config.model_validate(config_of(study))
     info = load_search_data(config.data, CACHE).info
     normalisation = json.loads((folder / "run.json").read_text())["normalisation"]
     inputs = Preprocessing(image_size=info.image_size, channels=info.channels, **normalisation)

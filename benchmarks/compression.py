@@ -286,18 +286,18 @@ def searched(candidate: Candidate, kind: Kind, bench: Workbench) -> Candidate:
     def bits_of(found: Candidate) -> list[int]:
         return [layer.weight_bits for layer in shape_of(found, bench)[1].layers]
 
-    def size(found: Candidate) -> int:
-        return sum(bits * weight for bits, weight in zip(bits_of(found), weights, strict=True))
+    def size(bits: Sequence[int]) -> int:
+        return sum(depth * weight for depth, weight in zip(bits, weights, strict=True))
 
     def objective(trial: optuna.Trial) -> float:
         ask = trial.suggest_float if kind.strategy == "haq" else trial.suggest_categorical
         limits = (0.0, 1.0) if kind.strategy == "haq" else (CHOICES,)
-        found = drawn({f"of_{index}": ask(f"of_{index}", *limits) for index in range(count)})
-        over = size(found) / budget - 1
-        return loss(bits_of(found)) if over <= 0 else OVER + over
+        bits = bits_of(drawn({f"of_{index}": ask(f"of_{index}", *limits) for index in range(count)}))
+        over = size(bits) / budget - 1
+        return loss(bits) if over <= 0 else OVER + over
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    budget, uniform = size(candidate), (CHOICES.index(kind.bits) + 0.5) / len(CHOICES) if kind.strategy == "haq" else kind.bits
+    budget, uniform = size(bits_of(candidate)), (CHOICES.index(kind.bits) + 0.5) / len(CHOICES) if kind.strategy == "haq" else kind.bits
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=bench.config.seed))
     study.enqueue_trial({f"of_{index}": uniform for index in range(count)})
     study.optimize(objective, n_trials=TRIALS)

@@ -16,8 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import exported_point, front_of, teacher_test, url_of  # noqa: E402
-from search.study import CONTENT_KEY, load_study  # noqa: E402
+from benchmarks.common import config_of, exported_point, front_of, teacher_test  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "digits_seeds.json"
 
@@ -53,7 +52,7 @@ def one_seed(seed: int, trials: int) -> dict[str, object]:
         "front_points": len(front),
         "teacher": {"bytes": facts["teacher"]["size_bytes"], "test": teacher_test(study)},
         "rank0": exported_point(study, 0),
-        "config": load_study(url_of(study), study).user_attrs[CONTENT_KEY]["config"],
+        "config": config_of(study),
         "versions": facts["versions"],
         "device": facts["device"],
     }

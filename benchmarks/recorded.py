@@ -13,7 +13,6 @@ from results.analysis import hypervolume, logarithmic, reference_of
 from results.front import Point, objectives
 from results.record import TeacherReport, TrialRecord
 from search.space import Space
-from search.stopping import measured
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,6 @@ class Table:
 
     rows: tuple[TrialRecord, ...]
     teacher: TeacherReport
-    images: int
     reference: Point
     parents: Mapping[str, float]
 
@@ -34,7 +32,7 @@ def read_table(content: Mapping[str, Any], classes: int) -> Table:
     told = [study["parent_seconds"] for study in content["studies"].values()]
     names = sorted({name for each in told for name in each})
     parents = {name: mean(each[name] for each in told if name in each) for name in names}
-    return Table(rows, teacher, measured(rows[0]).images, reference_of(teacher, classes), parents)
+    return Table(rows, teacher, reference_of(teacher, classes), parents)
 
 
 def space_of(content: Mapping[str, Any]) -> Space:

@@ -257,9 +257,8 @@ def _missed_at(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> np.ndarr
     there = np.array([_values(each.rungs, looks) is not None for each in known])
     missed = np.full(len(known), np.nan)
     if there.sum() >= FEWEST:
-        looked = _with(known, looks)
-        rows = _rows(looked, looks)
-        missed[there] = _missed(_design(rows, rows), _finals(looked))
+        rows = _rows(known, looks)
+        missed[there] = _missed(_design(rows, rows), _finals(known)[there])
     return missed
 
 

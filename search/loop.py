@@ -29,8 +29,8 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
     Raises UserError after ten failures in a row. `runner` must let go of `lock` once it has signed its trial.
     """
     failures, drawing = 0, False
-    while (reason := _over(goal, runner)) is None and take(study, runner, goal.trials, lock):
-        if (reason := _over(goal, runner)) is not None:  # it may have waited for another worker's last trial
+    while (reason := goal.over(time.monotonic(), volumes_of(runner.records))) is None and take(study, runner, goal.trials, lock):
+        if (reason := goal.over(time.monotonic(), ())) is not None:  # the hours, if it waited for another worker's last trial
             lock.release()
             return reason
         start = time.perf_counter()
@@ -64,10 +64,6 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
                 f"{failures} trials in a row failed, the last because: {last.reason}; mend the cause and run the same command again"
             )
     return reason
-
-
-def _over(goal: Goal, runner: TrialRunner) -> str | None:
-    return goal.over(time.monotonic(), volumes_of(runner.records))
 
 
 def take(study: optuna.Study, runner: TrialRunner, wanted: int, lock: StudyLock) -> bool:

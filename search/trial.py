@@ -85,15 +85,15 @@ class TrialRunner:
         known: dict[str, Any] = {"number": trial.number}
         try:
             record = self._evaluate(trial, stages, known)
-            self._allocate(trial, known["candidate"], stages)
         except InfeasibleCandidate as error:
             self._allocate(trial, known["candidate"], stages)
-            self._finish(trial, TrialRecord(state="PRUNED", reason=str(error), seconds=stages.seconds, **{"ending": "limit", **known}))
+            self._finish(trial, TrialRecord(state="PRUNED", reason=str(error), **{"ending": "limit", **known}), stages)
             raise optuna.TrialPruned(str(error)) from error
         except TrialError as error:
-            self._finish(trial, TrialRecord(state="FAIL", reason=f"{type(error).__name__}: {error}", seconds=stages.seconds, **known))
+            self._finish(trial, TrialRecord(state="FAIL", reason=f"{type(error).__name__}: {error}", **known), stages)
             raise
-        self._finish(trial, record)
+        self._allocate(trial, known["candidate"], stages)
+        self._finish(trial, record, stages)
         return objectives(record)
 
     def _evaluate(self, trial: optuna.Trial, stages: Stages, known: dict[str, Any]) -> TrialRecord:
@@ -115,7 +115,7 @@ class TrialRunner:
                 known |= {"size_bytes": twin.size_bytes, "latency_ms": twin.latency_ms, "rungs": twin.rungs}
                 raise InfeasibleCandidate(f"the same network as trial {twin.number}: {twin.reason}")
             reason = f"the same network as trial {twin.number}: not trained again"
-            return twin.model_copy(update={**known, "reason": reason, "seconds": stages.seconds})
+            return twin.model_copy(update={**known, "reason": reason})
         limits = self._limits()
         gate = Gatekeeper(self.judge, lambda: self.records, lambda: self.best, known, limits)
         result = self.measure(candidate, pruned, plan, self.bench, limits, stages, folder, gate)
@@ -124,12 +124,12 @@ class TrialRunner:
         append_stages(self.bench.folder / "stages.csv", trial.number, result.records)
         done: dict[str, Any] = {"measurement": result.measurement, "path": path, "files": file_digests(folder)}
         known |= {"candidate": result.candidate or candidate, "mean_bits": result.measurement.mean_bits}
-        return TrialRecord(state="COMPLETE", seconds=stages.seconds, **done, **known)
+        return TrialRecord(state="COMPLETE", **done, **known)
 
     def _allocate(self, trial: optuna.Trial, candidate: Candidate, stages: Stages) -> None:
         """If this trial's parent is to say the bits of one more baseline, leave that one's parameters for a worker to queue.
 
-        However the trial ended; but no parent is trained for it alone.
+        Also where it was refused or is a twin; but no parent is trained for it alone.
         """
         if trial.study.user_attrs.get(ALLOCATED_KEY, {}).get("of") != trial.params:
             return
@@ -157,10 +157,11 @@ class TrialRunner:
         """A finished trial that resolved to the same network; it is never trained twice."""
         return next((record for record in self.records if record.fingerprint == fingerprint and record.state != "FAIL"), None)
 
-    def _finish(self, trial: optuna.Trial, record: TrialRecord) -> None:
+    def _finish(self, trial: optuna.Trial, record: TrialRecord, stages: Stages) -> None:
         if record.fingerprint is not None:
             forget(self.bench.folder / "candidates" / record.fingerprint)
-        record = record.model_copy(update={"teacher_forward_images": self.asked() - self.asked_before})
+        asked = self.asked() - self.asked_before
+        record = record.model_copy(update={"seconds": stages.seconds, "teacher_forward_images": asked})
         self.best = front([*self.best, record])
         if self.reference is not None:
             volume = round(hypervolume([logarithmic(objectives(each)) for each in self.best], self.reference), 6)

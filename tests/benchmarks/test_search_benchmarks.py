@@ -73,7 +73,7 @@ def planted() -> Table:
     """Eight times the teacher's bytes and ms are BEST's. Three parents took 30, 40 and 50 s."""
     latency = BEST.measurement.latency.model_copy(update={"p50_ms": 8.0})  # type: ignore[union-attr]
     teacher = TeacherReport(accuracy=0.98, size_bytes=8192, latency=latency)
-    return Table(tuple(PLANTED), teacher, 100_000, reference_of(teacher, 10), {"a-1": 30.0, "b-1": 40.0, "c-1": 50.0})
+    return Table(tuple(PLANTED), teacher, reference_of(teacher, 10), {"a-1": 30.0, "b-1": 40.0, "c-1": 50.0})
 
 
 def test_a_planted_table_is_skipped_and_stopped_where_it_should_be(planted: Table) -> None:

@@ -173,6 +173,7 @@ def test_a_search_that_goes_on_tries_the_bits_that_its_parent_says(again: Path, 
     assert made.trials[3].params == before["queue"]
     assert made.user_attrs[ALLOCATED_KEY] == {}
     even, shared = records[1], records[3]
+    assert "allocate" in even.seconds  # its own, not bookkeeping
     assert (shared.student, shared.width) == (even.student, even.width)
     assert shared.measurement is not None
     assert even.measurement is not None
