@@ -89,7 +89,7 @@ def skip_stop(content: Mapping[str, Any]) -> go.Figure:
     lost, worst = percent("hypervolume_lost_median"), percent("hypervolume_lost_worst_tenth")
     spread = {"type": "data", "symmetric": False, "array": [b - a for a, b in zip(lost, worst, strict=True)]}
     figure.add_bar(x=asked, y=lost, error_y=spread, marker_color=ACCENT, showlegend=False, row=1, col=2)
-    joined, most = percent("stopped_would_have_joined"), percent("stopped_would_have_joined_upper_95")
+    joined, most = percent("stopped_would_have_joined"), percent("stopped_would_have_joined_upper_95_rows")
     limit = {"type": "data", "symmetric": False, "array": [b - a for a, b in zip(joined, most, strict=True)]}
     figure.add_bar(x=asked, y=joined, error_y=limit, marker_color=ACCENT, showlegend=False, row=1, col=3)
     figure.update_xaxes(title="stopping.confidence", type="category")

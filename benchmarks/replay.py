@@ -5,9 +5,9 @@
 `gate` (replay_gate.py): the table's rows in random orders, through the very gate of a search, by the confidence asked of it. Told are the
 training seconds that were not spent, in all and in the second half of the order, without and with parents, beside what was `possible` to
 save; the hypervolume lost at the end; and, apart for stopped and for skipped trials, the share that would have joined the front at that
-moment, with its 95 % upper limit (Clopper-Pearson over the trials of one order on average: orders share their rows, so they are no more
-trials). `optimal_skipped` counts rows of the whole table's front that were skipped in any order, `optimal_skipped_bound_right` those
-whose accuracy the skip's own limit held: the law allows none.
+moment, with two 95 % upper limits: `_rows`, that of other rows than these (BCa bootstrap of the rows, each with all that the orders made
+of it), and that of the trials of one order on average (Clopper-Pearson). `optimal_skipped` counts rows of the whole table's front that
+were skipped in any order, `optimal_skipped_bound_right` those whose accuracy the skip's own limit held: the law allows none.
 
 `samplers` (surrogate.py): each searches a model of the table for --budget trials, and `paired` has its differences to random of equal
 seeds, at a quarter, a half and all of the budget, with 95 % intervals. The model's cross-validated R2 stands beside it.

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import random
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import joblib
+import numpy as np
 
 from benchmarks.recorded import Table, volume
 from benchmarks.table_search import parent_of
@@ -188,12 +190,13 @@ def _spread(name: str, values: Sequence[float], *, worst_is_low: bool) -> dict[s
 
 
 def _ending_claims(name: str, orders: Sequence[Sequence[Ended]], optimal: set[int]) -> dict[str, float]:
-    """Of the trials that ended in one way. Orders share their rows, so the limit counts the trials of one order on average."""
+    """Of the trials that ended in one way. Orders share their rows: the limit is that of other rows, or of the trials of one order."""
     count, joined = sum(map(len, orders)), sum(each.joins for order in orders for each in order)
     return {
         f"{name}_per_order": count / len(orders),
         f"{name}_different_rows": len({each.row.number for order in orders for each in order}),
         f"{name}_would_have_joined": joined / count if count else 0.0,
+        f"{name}_would_have_joined_upper_95_rows": upper_share_of_rows([each for order in orders for each in order]),
         f"{name}_would_have_joined_upper_95": upper_share(joined / len(orders), round(count / len(orders))),
         f"optimal_{name}": sum(each.row.number in optimal for order in orders for each in order),
     }
@@ -205,6 +208,24 @@ def _bounds(outcomes: Sequence[Outcome], optimal: set[int]) -> dict[str, float]:
     right = [each for each in skipped if measured(each.row).accuracy <= each.upper]
     lost = sum(each.row.number in optimal for each in right)
     return {"skipped_bound_right": len(right) / len(skipped) if skipped else 1.0, "optimal_skipped_bound_right": lost}
+
+
+def upper_share_of_rows(ended: Sequence[Ended], confidence: float = 0.95) -> float:
+    """One-sided limit of the share that joins, 1 of nothing: rows drawn anew (BCa bootstrap), each with all that orders made of it."""
+    from scipy.stats import bootstrap
+
+    each_row = defaultdict[int, list[bool]](list)
+    for each in ended:
+        each_row[each.row.number].append(each.joins)
+    if not 0 < sum(each.joins for each in ended) < len(ended):  # nothing varies: so many independent rows
+        return upper_share(sum(any(joins) for joins in each_row.values()), len(each_row))
+    joined, count = (np.array([measure(joins) for joins in each_row.values()], float) for measure in (sum, len))
+
+    def share(joined: np.ndarray, count: np.ndarray, axis: int = -1) -> np.ndarray:
+        return joined.sum(axis) / count.sum(axis)
+
+    found = bootstrap((joined, count), share, paired=True, alternative="less", confidence_level=confidence, rng=0)
+    return float(found.confidence_interval.high)
 
 
 def upper_share(positives: float, count: int, confidence: float = 0.95) -> float:

@@ -26,7 +26,8 @@ def section(result: Mapping[str, Any]) -> str:
         "|" + "---|" * HEAD.count(" |"),
         *map(line, gates),
         "",
-        "Medians over the orders (saved, lost), means per order (counts), and shares with 95 % upper limits for the trials of one order.",
+        "Medians over the orders (saved, lost), means per order (counts), and shares with two 95 % upper limits: of other rows than these",
+        "(BCa bootstrap of the rows, each with all its orders), and of the trials of one order on average (Clopper-Pearson).",
         f"Optimal rows that were skipped although their accuracy was within its limit: {right}.",
         "",
         "![what skipping and stopping save and lose](skip_stop.png)",
@@ -45,8 +46,9 @@ def line(row: Mapping[str, Any]) -> str:
     cells = [f"{row['confidence']:g}", *(f"{100 * row[name]:.1f} %" for name in ("saved_median", "saved_later_median"))]
     cells.append(f"{100 * row['hypervolume_lost_median']:.2f} %")
     for name in ("stopped", "skipped"):
-        share, most = row[f"{name}_would_have_joined"], row[f"{name}_would_have_joined_upper_95"]
-        cells += [f"{row[f'{name}_per_order']:.1f}", f"{100 * share:.1f} % (at most {100 * most:.1f} %)"]
+        joined = f"{name}_would_have_joined"
+        share, most, once = (f"{100 * row[joined + end]:.1f} %" for end in ("", "_upper_95_rows", "_upper_95"))
+        cells += [f"{row[f'{name}_per_order']:.1f}", f"{share} (at most {most}; {once})"]
     return f"| {' | '.join(cells)} |"
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,13 +64,23 @@ class Traits(NamedTuple):
     """What may help or hurt."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finished:
-    """A trial that was trained in full: its traits, its rungs, and the accuracy of its engine."""
+    """A trial that was trained in full: its traits, its rungs, and the accuracy of its engine. Equal to itself alone: compared often."""
 
     traits: Traits
     rungs: tuple[Rung, ...]
     accuracy: float
+
+    @cached_property
+    def shown(self) -> dict[Look, float]:
+        """Log-odds of the accuracy at every look."""
+        return {(each.stage, each.epoch): _log_odds(each.accuracy) for each in self.rungs}
+
+    @cached_property
+    def stops(self) -> tuple[Look, ...]:
+        """The looks at which it could have been stopped."""
+        return _looks(looked_at(self.rungs))
 
 
 @dataclass(frozen=True)
@@ -135,21 +145,18 @@ def _looks(rungs: Sequence[Rung]) -> tuple[Look, ...]:
 
 def _with(trials: Sequence[Finished], looks: Sequence[Look]) -> tuple[Finished, ...]:
     """Those of the trials that were looked at so."""
-    return tuple(each for each in trials if _values(each.rungs, looks) is not None)
+    return tuple(each for each in trials if each.shown.keys() >= set(looks))
 
 
-def _values(rungs: Sequence[Rung], looks: Sequence[Look]) -> tuple[float, ...] | None:
-    """Log-odds of the accuracies that a trial had at the first of the `looks` and at the last two; None where it was not there."""
-    at = {(each.stage, each.epoch): each.accuracy for each in rungs}
-    if not all(look in at for look in looks):
-        return None
-    told = dict.fromkeys([*looks[:1], *looks[-2:]])
-    return tuple(_log_odds(at[look]) for look in told)
+def _told(looks: Sequence[Look]) -> list[Look]:
+    """What the model hears of: the first of the `looks` and the last two."""
+    return list(dict.fromkeys([*looks[:1], *looks[-2:]]))
 
 
 def _rows(known: Sequence[Finished], looks: Sequence[Look]) -> list[Row]:
-    """What the model is told of trials that were all there."""
-    return [(each.traits, values) for each in known if (values := _values(each.rungs, looks)) is not None]
+    """What the model is told of trials that were all looked at so."""
+    told = _told(looks)
+    return [(each.traits, tuple([each.shown[look] for look in told])) for each in known]
 
 
 def _finals(known: Sequence[Finished]) -> np.ndarray:
@@ -233,7 +240,7 @@ def _worst_missed(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> np.nd
 
     Trials have other looks where a training was interrupted, and where a quantiser trains or does not.
     """
-    later = [tuple(look for look in _looks(looked_at(each.rungs)) if look not in looks) for each in known]
+    later = [tuple(look for look in each.stops if look not in looks) for each in known]
     worst = np.empty(len(known))
     for own in set(later):
         misses = _misses(known, (*looks, *own))
@@ -254,10 +261,10 @@ def _misses(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> list[np.nda
 
 
 def _missed_at(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> np.ndarray:
-    there = np.array([_values(each.rungs, looks) is not None for each in known])
+    there = [index for index, each in enumerate(known) if each.shown.keys() >= set(looks)]
     missed = np.full(len(known), np.nan)
-    if there.sum() >= FEWEST:
-        rows = _rows(known, looks)
+    if len(there) >= FEWEST:
+        rows = _rows([known[index] for index in there], looks)
         missed[there] = _missed(_design(rows, rows), _finals(known)[there])
     return missed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.candidate import Measurement, Rung
@@ -24,11 +24,19 @@ class Judge:
     config: StoppingConfig
     together: bool = TOGETHER
     """Whether the confidence of a stop is that of all looks at a training together."""
+    _learned: dict[int, tuple[TrialRecord, Finished]] = field(default_factory=dict, repr=False, compare=False)
+    """By the trial's number: what its record teaches, worked out once."""
 
     def outlook(self, records: Sequence[TrialRecord]) -> Outlook:
         """By the distinct trials that were trained in full."""
-        finished = tuple(finished_of(record) for record in trained(records) if record.candidate is not None)
+        finished = tuple(self._finished(record) for record in trained(records) if record.candidate is not None)
         return Outlook(finished, self.config.confidence, self.together)
+
+    def _finished(self, record: TrialRecord) -> Finished:
+        known = self._learned.get(record.number)
+        if known is None or known[0] is not record:
+            known = self._learned[record.number] = (record, finished_of(record))
+        return known[1]
 
 
 @dataclass(frozen=True)

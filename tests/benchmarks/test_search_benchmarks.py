@@ -14,7 +14,7 @@ import pytest
 from benchmarks import replay as command
 from benchmarks import replay_text, simulated_search
 from benchmarks.recorded import Table, read_table, space_of
-from benchmarks.replay_gate import gate_claims, joining, order_of, replay, spent_until, upper_share
+from benchmarks.replay_gate import Ended, gate_claims, joining, order_of, replay, spent_until, upper_share, upper_share_of_rows
 from benchmarks.surrogate import MARKS, Surrogate, features, fitted, paired, search
 from benchmarks.table_search import row_of
 from core.candidate import Candidate, LatencyReport, Measurement, Rung
@@ -133,7 +133,8 @@ def test_the_page_says_what_was_saved_and_lost(planted: Table) -> None:
     text = replay_text.section({"table": {"name": "t.json", "rows": len(PLANTED)}, "rows": rows, "paired": paired})
     assert f"{len(PLANTED)} random candidates of `t.json`" in text
     (cells,) = [line for line in text.splitlines() if line.startswith("| 0.8 ")]
-    assert f"| 2.0 | 50.0 % (at most {100 * claims['stopped_would_have_joined_upper_95']:.1f} %) | 2.0 |" in cells
+    most, once = (100 * claims[f"stopped_would_have_joined_upper_95{of}"] for of in ("_rows", ""))
+    assert f"| 2.0 | 50.0 % (at most {most:.1f} %; {once:.1f} %) | 2.0 |" in cells
     assert cells.count("|") == replay_text.HEAD.count("|")
     assert "tpe - random: +1.23 % (-0.10 to +2.00; all of the budget)" in text
 
@@ -190,6 +191,17 @@ def test_the_gate_saves_time_and_its_claims_are_shares(simulated: Table) -> None
 def test_the_limit_of_a_share_is_that_of_the_binomial_law() -> None:
     assert upper_share(0, 59) == pytest.approx(0.0495, abs=1e-3)  # the rule of three
     assert upper_share(5, 5) == upper_share(0, 0) == 1.0
+
+
+def test_orders_add_no_rows_to_the_limit_of_a_share() -> None:
+    def ended(joins: int, orders: int, rows: int = 40) -> list[Ended]:
+        return [Ended(row(number, "a", 0.9, 1, 1.0), True, number < joins, 1.0, ()) for number in range(rows) for _ in range(orders)]
+
+    once = upper_share_of_rows(ended(3, 1))
+    assert 3 / 40 < once < 0.25
+    assert upper_share_of_rows(ended(3, 50)) == pytest.approx(once)
+    assert upper_share_of_rows(ended(0, 50)) == upper_share(0, 40)
+    assert upper_share_of_rows([]) == 1.0
 
 
 # --- samplers --------------------------------------------------------------------------------------------------------
