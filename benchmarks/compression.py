@@ -5,7 +5,7 @@ export, engine): files are real, and accuracies are the engine's. Fine-tunes hav
 and choose each layer's bits by a strategy. What Optuna is asked for (actions of `haq`, bits of `per_layer`, bits of POSITIONS positions
 for `per_position`) is searched without training: TRIALS draws, judged by the loss on calibration images; the best is fine-tuned. Bytes are
 of two files with the same weights: bit-packed and entropy-coded. Each row also says on how many images of the search split OpenVINO, with
-float layers in f32 and in bf16, agrees with the simulation in PyTorch.
+float layers in f32 and (where the processor has it) in bf16, agrees with the simulation in PyTorch.
 
 A row is written as soon as it is finished, and a finished row is not made again: start the command again after an interruption, or start
 two with --shard 0/2 and --shard 1/2. --markdown prints the table of the rows that there are, and whether the project's bars are met.
@@ -47,6 +47,7 @@ from core.layers import layer_infos
 from core.pack import pack, unpack
 from core.quantise.ptq import rounded
 from core.quantise.setting import weight_of
+from core.runtimes import RUNTIMES
 from core.teacher_logits import open_answers
 from core.views import viewed
 from objectives.accuracy import simulate
@@ -67,7 +68,6 @@ SEARCHED = ("haq", "per_layer", "per_position")
 """Strategies that ask Optuna."""
 OVER = 100.0
 """Nats, of bits that take more than the budget: more than any loss."""
-PRECISIONS = ("f32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
         plain = {"name": "openvino", "agent": None, "build_for": ()}
         openvino = {
             precision: hosts.enter_context(EngineHost(config.runtime.model_copy(update=plain | {"precision": precision}), FOLDER))
-            for precision in PRECISIONS
+            for precision in RUNTIMES["openvino"]().precisions
         }
         work = Workbench(config, data, views, teacher, logits, device, engines, FOLDER)
         yield Bench(**vars(ground), work=work, openvino=openvino, teacher_test=teacher_accuracy(ground))

@@ -57,6 +57,12 @@ def exact_int8_bits(device: Mapping[str, Any]) -> Literal[7, 8]:
 
 
 @lru_cache(maxsize=1)
+def isa_here() -> frozenset[str]:
+    """The instruction sets of this machine that matter."""
+    return frozenset(device_facts()["isa"])
+
+
+@lru_cache(maxsize=1)
 def int8_bits_here() -> Literal[7, 8]:
     """`exact_int8_bits` of this machine."""
     return exact_int8_bits(device_facts())

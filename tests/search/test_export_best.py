@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from core.runtimes import RUNTIMES
 from search.export_best import newest_run
 from search.final_score import optimism, score, wilson
 from tests.search.studies import export, load, predict, refused
@@ -37,7 +38,7 @@ def test_rank_0_is_a_bundle_that_answers_for_its_test_accuracy(again: Path, capf
     assert measured["test"]["images"] == 360
     assert {"p50_ms", "p95_ms", "fingerprint"} <= measured["search"]["latency"].keys()
     assert measured["versions"]["onnx"]
-    floats = [f"the same network in float, {kind}" for kind in ("f32", "bf16")]
+    floats = [f"the same network in float, {kind}" for kind in RUNTIMES["openvino"]().precisions]
     *twins, eager = (twin["what"] for twin in measured["twins"])
     assert twins == ["this model", *floats]
     assert eager.startswith("the same network in PyTorch 2.")
