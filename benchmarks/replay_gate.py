@@ -121,7 +121,7 @@ def through(gate: Gatekeeper, row: TrialRecord) -> None:
     known = known_of(row)
     gate.before_training(known)
     for rung in row.rungs:
-        gate.at_rung(known, rung, rung is row.rungs[-1])
+        gate.at_rung(known, rung)
 
 
 def known_of(row: TrialRecord) -> Known:

@@ -51,7 +51,7 @@ class Known:
 
 
 class Gate(Protocol):
-    """Whoever decides whether a candidate is worth its training. May raise InfeasibleCandidate; `last`: nothing is left to save.
+    """Whoever decides whether a candidate is worth its training. May raise InfeasibleCandidate.
 
     `note` gets size_bytes and latency_ms as soon as each is known, also of a candidate that a hard limit then refuses; and `missed`, the
     measurement of one that was trained in full before the limit of accuracy refused it.
@@ -61,7 +61,7 @@ class Gate(Protocol):
 
     def before_training(self, known: Known) -> None: ...
 
-    def at_rung(self, known: Known, rung: Rung, last: bool) -> None: ...
+    def at_rung(self, known: Known, rung: Rung) -> None: ...
 
 
 def surely_dominates(point: Measurement, known: Known, upper: float, confidence: float) -> bool:

@@ -127,7 +127,7 @@ def evaluate(
     if gate is not None and candidate.distil.init == "inherit" and not learns_bits(candidate):
         with stages("prune"):
             looked = first_look(student, plan, bench)
-        gate.at_rung(known, looked, False)
+        gate.at_rung(known, looked)
     distilled(candidate, student, bench, watch, stages, folder, journal)
     with stages("quantise") as on_epoch:
         finetune, calibration = last_finetune(candidate, bench, watch, on_epoch, folder), images_of(bench)

@@ -10,7 +10,8 @@ A sampler's trials are not quite exchangeable: later ones are better, and trials
 better ones. Both raise the limit, so both err towards training. Where finished trials have nothing like the candidate (a student or a
 method that none of them has, more capacity than any has), nothing is said of it.
 
-A candidate is asked about by its traits, by the look before its training and after every epoch, and one answer is enough to end it. If
+A candidate is asked about by its traits, by the look before its training and after every epoch of its first half, and one answer is
+enough to end it. If
 each were wrong with a probability of its own, K answers would be wrong up to K times as often. So the confidence is that of all together:
 what counts of a finished trial is its worst miss over all of them, each in units of what is missed there. Splitting the error among them
 (Bonferroni) would keep the same word, but for a confidence of 0.9 its quantiles exist after 49 trials where there are 5, and after 139
@@ -97,7 +98,7 @@ class Outlook:
         `rungs`: all looks so far. The limit holds with the confidence for all questions about a candidate together.
         """
         looks = _looks(rungs)
-        known = _with(self.finished[-WINDOW:], looks)
+        known = _stoppable(self.finished[-WINDOW:], looks)
         if len(known) < needed(self.confidence):
             return 1.0
         rows, mine = _rows(known, looks), _rows([Finished(traits, tuple(rungs), 0.0)], looks)
@@ -143,9 +144,10 @@ def _looks(rungs: Sequence[Rung]) -> tuple[Look, ...]:
     return tuple((rung.stage, rung.epoch) for rung in rungs)
 
 
-def _with(trials: Sequence[Finished], looks: Sequence[Look]) -> tuple[Finished, ...]:
-    """Those of the trials that were looked at so."""
-    return tuple(each for each in trials if each.shown.keys() >= set(looks))
+def _stoppable(trials: Sequence[Finished], looks: Sequence[Look]) -> tuple[Finished, ...]:
+    """Those of the trials that were looked at so, and could have been stopped then."""
+    wanted = set(looks)
+    return tuple(each for each in trials if wanted.issubset(each.stops))
 
 
 def _told(looks: Sequence[Look]) -> list[Look]:
@@ -261,7 +263,8 @@ def _misses(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> list[np.nda
 
 
 def _missed_at(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> np.ndarray:
-    there = [index for index, each in enumerate(known) if each.shown.keys() >= set(looks)]
+    wanted = set(looks)
+    there = [index for index, each in enumerate(known) if each.shown.keys() >= wanted]
     missed = np.full(len(known), np.nan)
     if len(there) >= FEWEST:
         rows = _rows([known[index] for index in there], looks)
@@ -270,8 +273,12 @@ def _missed_at(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> np.ndarr
 
 
 def looked_at(rungs: Sequence[Rung]) -> Sequence[Rung]:
-    """The rungs at which a training may be stopped: all but that with which it ends, which a quantiser without training does not have."""
-    return rungs[:-1] if rungs and rungs[-1].stage not in (START, "distil") else rungs
+    """Those of a whole training's rungs at which it may be stopped: before it, and after the epochs of its first half.
+
+    Later there is less to save than to lose, and each further answer about a candidate raises the limits of all.
+    """
+    before, epochs = [each for each in rungs if each.stage == START], [each for each in rungs if each.stage != START]
+    return [*before, *epochs[: len(epochs) // 2]]
 
 
 def _log_odds(share: float) -> float:

@@ -23,21 +23,18 @@ FEWEST_IMAGES = 100
 
 @dataclass(frozen=True)
 class Watch:
-    """Looks at a network at each of its rungs, and tells `on_rung`: the rung, and whether training ends with it. That may raise."""
+    """Looks at a network at each of its rungs, and tells `on_rung`. That may raise."""
 
     bench: Workbench
-    on_rung: Callable[[Rung, bool], None] = lambda rung, last: None
+    on_rung: Callable[[Rung], None] = lambda rung: None
 
-    def __call__(self, model: nn.Module, stage: str, config: TrainConfig, on_epoch: EpochFn, final: bool = False) -> EpochFn:
-        """The epoch callback for a training of `model`, which is looked at as it is then, in the precision of its training.
-
-        `final`: no other training follows this stage.
-        """
+    def __call__(self, model: nn.Module, stage: str, config: TrainConfig, on_epoch: EpochFn) -> EpochFn:
+        """The epoch callback for a training of `model`, which is looked at as it is then, in the precision of its training."""
 
         def at_epoch(done: float, epochs: float, *numbers: float) -> None:
             rung = Rung(stage=stage, epoch=done, accuracy=accuracy_now(model, self.bench))
             on_epoch(done, epochs, *numbers, rung.accuracy)
-            self.on_rung(rung, final and done >= epochs)
+            self.on_rung(rung)
 
         return with_rate(at_epoch, config, len(self.bench.train_set))
 

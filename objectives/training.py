@@ -18,7 +18,7 @@ from core.layers import layer_infos
 from core.quantise import QUANTISERS
 from core.quantise.setting import Finetune, Penalty, plain_layer, setting_of, weight_of
 from core.tables import lookup
-from objectives.allocation import images_of, learns_bits, parent_of, scores_of
+from objectives.allocation import images_of, parent_of, scores_of
 from objectives.bench import Stages, Workbench
 from objectives.journal import Journal
 from objectives.rungs import Watch, with_rate
@@ -95,18 +95,12 @@ def finetune_of(
         number = next(numbers)
         stage = name if number == 1 else f"{name} {number}"
         data, answers, device, seed = bench.train_set, bench.logits, bench.device, seed_of(bench, 3)
-        final = number >= trainings(candidate)
-        watched = watch(model, stage, recipe, on_epoch, final) if watch else with_rate(on_epoch, recipe, len(data))
+        watched = watch(model, stage, recipe, on_epoch) if watch else with_rate(on_epoch, recipe, len(data))
         kept = folder / f"{stage}{SUFFIX}"
         distil(model, candidate.distil, data, answers, recipe, device, seed=seed, on_epoch=watched, penalty=penalty, checkpoint=kept)
         return model.cpu()
 
     return finetune
-
-
-def trainings(candidate: Candidate) -> int:
-    """How many trainings its bits and its quantiser ask for, one after the other, where they train at all."""
-    return 1 + learns_bits(candidate) + (candidate.quantiser == "codebook" and candidate.sparsity > 0)
 
 
 def seed_of(bench: Workbench, stage: int) -> int:

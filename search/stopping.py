@@ -68,10 +68,10 @@ class Gatekeeper:
                 self.notes["ending"] = "skipped"
                 raise HopelessCandidate(f"{_beaten(record, upper, confidence)}; not trained")
 
-    def at_rung(self, known: Known, rung: Rung, last: bool) -> None:
-        """Note the rung. Unless training ends with it, raises as `before_training`, by the best that may still come."""
+    def at_rung(self, known: Known, rung: Rung) -> None:
+        """Note the rung. In the first half of a training, raises as `before_training`, by the best that may still come."""
         self.notes["rungs"] = (*self.notes.get("rungs", ()), rung)
-        if self.judge is None or not self.judge.config.stop or last:
+        if self.judge is None or not self.judge.config.stop:
             return
         confidence = self.judge.config.confidence
         upper = self.judge.outlook(self.records()).upper(known.traits, self.notes["rungs"])

@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 
-from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, Rung, fingerprint
+from core.candidate import START, AllocationPlan, Candidate, DistilPlan, GroupPlan, Rung, fingerprint
 from core.config import Config, ParentConfig, QuantiseConfig, RuntimeConfig, TeacherConfig, TeacherTrainConfig, TrainConfig, ViewsConfig
 from core.engines import EngineHost
 from core.errors import InfeasibleCandidate, TrainingDiverged, UserError
@@ -29,6 +29,7 @@ from objectives.allocation import settle
 from objectives.bench import SELF, Stages, Workbench
 from objectives.budget import Known, Limits
 from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
+from objectives.outlook import looked_at
 from tests.tiny_data import search_data
 
 CPU = Device(torch.device("cpu"), torch.bfloat16)
@@ -184,15 +185,15 @@ class Heard:
     """A gate that lets everything pass and remembers what it was told."""
 
     notes: dict[str, Any] = field(default_factory=dict)
-    ends: list[tuple[str, float]] = field(default_factory=list)
+    rungs: list[Rung] = field(default_factory=list)
 
     def note(self, **facts: Any) -> None:
         self.notes |= facts
 
     def before_training(self, known: Known) -> None: ...
 
-    def at_rung(self, known: Known, rung: Rung, last: bool) -> None:
-        self.ends += [(rung.stage, rung.epoch)] if last else []
+    def at_rung(self, known: Known, rung: Rung) -> None:
+        self.rungs.append(rung)
 
 
 def heard(candidate: Candidate, bench: Workbench, folder: Path, limits: Limits = NONE, epochs: float = 2.0) -> Heard:
@@ -217,20 +218,21 @@ SDQ = AllocationPlan(strategy="sdq", choices=(2, 4, 8), budget_bits=4.0)
 
 
 @pytest.mark.parametrize(
-    ("changes", "ends"),
+    ("changes", "stops"),
     [
-        ({}, [("quantise", 2.0)]),
-        ({"quantiser": "codebook"}, [("quantise", 2.0)]),
-        ({"quantiser": "codebook", "sparsity": 0.5}, [("quantise 2", 2.0)]),
-        ({"allocation": SDQ}, [("quantise 2", 2.0)]),
-        ({"quantiser": "ptq"}, []),
+        ({}, [("distil", 1.0), ("distil", 2.0)]),
+        ({"quantiser": "codebook"}, [("distil", 1.0), ("distil", 2.0)]),
+        ({"quantiser": "codebook", "sparsity": 0.5}, [("distil", 1.0), ("distil", 2.0), ("quantise", 1.0)]),
+        ({"allocation": SDQ}, [("distil", 1.0), ("distil", 2.0), ("quantise", 1.0)]),
+        ({"quantiser": "ptq"}, [("distil", 1.0)]),
     ],
 )
-def test_only_the_end_of_the_last_training_is_too_late_to_stop(
-    changes: dict[str, Any], ends: list[tuple[str, float]], bench: Workbench, tmp_path: Path
+def test_half_of_all_epochs_is_too_late_to_stop_however_many_trainings_there_are(
+    changes: dict[str, Any], stops: list[tuple[str, float]], bench: Workbench, tmp_path: Path
 ) -> None:
     candidate = settle(CANDIDATE.model_copy(update={"groups": (GroupPlan(weight_bits=4),), **changes}), bench, Stages())
-    assert heard(candidate, bench, tmp_path).ends == ends
+    rungs = looked_at(heard(candidate, bench, tmp_path).rungs)
+    assert [(rung.stage, rung.epoch) for rung in rungs if rung.stage != START] == stops
 
 
 def test_a_diverging_training_ends_the_trial(bench: Workbench, tmp_path: Path) -> None:

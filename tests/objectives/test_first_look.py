@@ -91,19 +91,19 @@ def test_it_is_the_first_rung_where_there_are_a_parent_and_bits(
     candidate: Candidate, looked: bool, bench: Workbench, tmp_path: Path
 ) -> None:
     class Notes:
-        rungs: list[tuple[Rung, bool]] = []
+        rungs: list[Rung] = []
 
         def note(self, **facts: object) -> None: ...
 
         def before_training(self, known: Known) -> None:
             self.rungs = []
 
-        def at_rung(self, known: Known, rung: Rung, last: bool) -> None:
-            self.rungs.append((rung, last))
+        def at_rung(self, known: Known, rung: Rung) -> None:
+            self.rungs.append(rung)
 
     gate, candidate = Notes(), settle(candidate, bench, Stages())
     pruned, plan = shape_of(candidate, bench)
     evaluate(candidate, pruned, plan, bench, Limits(), Stages(), tmp_path, gate)
-    looks = [(rung.stage, rung.epoch, last) for rung, last in gate.rungs if rung.stage == START]
-    assert looks == ([(START, 0.0, False)] if looked else [])
-    assert (gate.rungs[0][0].stage == START) is looked
+    looks = [(rung.stage, rung.epoch) for rung in gate.rungs if rung.stage == START]
+    assert looks == ([(START, 0.0)] if looked else [])
+    assert (gate.rungs[0].stage == START) is looked

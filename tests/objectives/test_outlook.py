@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.candidate import Candidate, GroupPlan, LatencyReport, Measurement, Rung
+from core.candidate import START, Candidate, GroupPlan, LatencyReport, Measurement, Rung
 from objectives.budget import Known, dominates, surely_dominates
 from objectives.outlook import Finished, Outlook, Traits, interval, looked_at, needed, traits_of
 
@@ -24,7 +24,8 @@ def one(luck: random.Random) -> Finished:
     log_odds = 0.3 * (capacity - 14) + 0.2 * (bits - 5) + (0.5 if student == "b" else 0.0) + luck.gauss(0, 0.2)
     accuracy = 1 / (1 + math.exp(-log_odds))
     rung = Rung(stage="distil", epoch=1.0, accuracy=max(0.0, 0.8 * accuracy + luck.gauss(0, 0.01)))
-    return Finished(Traits(student, (capacity, capacity + 5, bits, bits - 0.5)), (rung,), accuracy)
+    end = Rung(stage="quantise", epoch=1.0, accuracy=accuracy)
+    return Finished(Traits(student, (capacity, capacity + 5, bits, bits - 0.5)), (rung, end), accuracy)
 
 
 @pytest.mark.parametrize(("confidence", "trials"), [(0.5, 9), (0.8, 9), (0.9, 9), (0.95, 19), (0.99, 99)])
@@ -44,7 +45,7 @@ def test_the_limit_holds_about_as_often_as_it_says(count: int, confidence: float
     holds = []
     for seed in range(60):
         *known, new = finished(count + 1, seed)
-        upper = Outlook(tuple(known), confidence).upper(new.traits, new.rungs if at_rung else ())
+        upper = Outlook(tuple(known), confidence).upper(new.traits, new.rungs[:1] if at_rung else ())
         holds.append(new.accuracy <= upper)
     # of 60 draws fewer than `least` come once in 100 times; cross-conformal limits may fall a little short of their word
     assert sum(holds) / len(holds) >= least
@@ -63,7 +64,7 @@ def test_the_limit_holds_at_all_looks_together_and_not_at_each_alone(together: b
     held = []
     for seed in range(60):
         luck = random.Random(seed)
-        *known, new = [watched(luck, looks=14) for _ in range(30)]
+        *known, new = [watched(luck, looks=27) for _ in range(30)]
         outlook = Outlook(tuple(known), 0.9, together=together)
         held.append(all(new.accuracy <= outlook.upper(new.traits, new.rungs[:count]) for count in range(len(looked_at(new.rungs)) + 1)))
     share = sum(held) / len(held)
@@ -109,18 +110,28 @@ def test_a_student_of_another_width_is_another_student() -> None:
     assert outlook.upper(traits._replace(width=0.5)) < outlook.upper(traits) - 0.05
 
 
-def test_a_training_is_not_looked_at_when_it_ends() -> None:
-    done = watched(random.Random(0), looks=3).rungs
-    assert looked_at(done) == done[:3]
-    assert looked_at(done[:3]) == done[:3]  # a quantiser without training: something is left to be done
-    assert looked_at(()) == ()
+def test_a_training_may_be_stopped_before_it_and_in_its_first_half() -> None:
+    done = watched(random.Random(0), looks=4).rungs
+    first = Rung(stage=START, epoch=0.0, accuracy=0.3)
+    assert looked_at(done) == list(done[:2])
+    assert looked_at((first, *done[:4])) == [first, *done[:2]]
+    assert looked_at((first, done[0])) == [first]
+    assert looked_at(()) == []
+
+
+def test_nothing_is_said_at_a_look_after_which_little_is_left_to_save() -> None:
+    known = [watched(random.Random(seed), looks=7) for seed in range(40)]
+    worst = [Rung(stage="distil", epoch=n + 1.0, accuracy=0.01) for n in range(7)]
+    limits = [Outlook(tuple(known), 0.7).upper(known[0].traits, worst[: count + 1]) for count in range(7)]
+    assert all(limit < 0.9 for limit in limits[:4])
+    assert limits[4:] == [1.0] * 3
 
 
 def test_a_rung_says_more_than_the_traits_alone() -> None:
     known, new = finished(40, seed=1), finished(20, seed=2)
     outlook = Outlook(tuple(known), 0.9)
     before = [outlook.upper(each.traits) - each.accuracy for each in new]
-    after = [outlook.upper(each.traits, each.rungs) - each.accuracy for each in new]
+    after = [outlook.upper(each.traits, each.rungs[:1]) - each.accuracy for each in new]
     assert sum(after) < 0.7 * sum(before)
 
 

@@ -112,8 +112,8 @@ def test_each_switch_is_for_its_own_moment(switches: dict[str, bool], refused: s
     found = set()
     for moment, ask in {
         "start": lambda: gate.before_training(known),
-        "rung": lambda: gate.at_rung(known, Rung(stage="distil", epoch=4, accuracy=worst.rungs[3].accuracy), False),
-        "end": lambda: gate.at_rung(known, Rung(stage="quantise", epoch=2, accuracy=worst.rungs[5].accuracy), True),
+        "rung": lambda: gate.at_rung(known, Rung(stage="distil", epoch=3, accuracy=worst.rungs[2].accuracy)),
+        "end": lambda: gate.at_rung(known, Rung(stage="quantise", epoch=2, accuracy=worst.rungs[5].accuracy)),
     }.items():
         try:
             ask()
