@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any speed")  # a busy or slow machine fails no law
 
 FIRST = (
     *("faults/test_kills.py", "docs/test_tutorial.py", "docs/test_walk.py", "docs/test_recipes.py", "search/test_workers.py"),

@@ -211,7 +211,7 @@ def test_each_bit_is_worth_about_six_decibels() -> None:
 # --- sensitivity -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(8, 400), st.integers(1, 1000)), min_size=1, max_size=4), st.floats(0, 1))
 def test_integer_programming_finds_the_cheapest_choice_that_keeps_the_budget(layers: list[tuple[int, int]], share: float) -> None:
     choices = (2, 4, 8)

@@ -159,7 +159,7 @@ def test_a_changed_file_another_size_or_another_root_is_decoded_anew(split_folde
 
 
 @given(st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_damaged_cache_is_built_again_never_believed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.npz"
     path.unlink(missing_ok=True)

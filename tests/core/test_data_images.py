@@ -167,7 +167,7 @@ def encoded(suffix: str) -> bytes:
 
 @pytest.mark.parametrize("suffix", ["jpeg", "png", "bmp", "gif", "tiff", "webp", "ppm"])
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_damaged_bytes_give_pixels_or_one_clear_error(tmp_path_factory: pytest.TempPathFactory, suffix: str, data: st.DataObject) -> None:
     content = bytearray(encoded(suffix))
     for place in data.draw(st.lists(st.integers(0, min(len(content) - 1, 400)), min_size=1, max_size=6)):

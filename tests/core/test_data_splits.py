@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import DataConfig
@@ -23,7 +23,6 @@ def labels_of(counts: list[int]) -> np.ndarray:
 
 
 @given(counts_per_class, st.floats(0.01, 0.99), st.integers(-5, 2**40))
-@settings(deadline=None)
 def test_a_cut_is_a_partition_with_every_class_on_both_sides(counts: list[int], fraction: float, seed: int) -> None:
     labels = labels_of(counts)
     rest, held = cut(labels, fraction, [str(i) for i in range(len(counts))], (seed, 0), "search")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -18,7 +18,6 @@ from core.pack import BITS, CODINGS, MAGIC, VERSION, VERSIONS, Coding, PackError
 from core.pack.file import LEAVES
 from tests.core.pack_mutations import outcome, with_checksum
 
-ANY_SPEED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine fails no law
 FLOATS = st.one_of(
     arrays.arrays(np.float32, arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5), elements=st.floats(width=32)),
     arrays.arrays(np.float32, arrays.array_shapes(min_dims=0, max_dims=3, max_side=5), elements=st.floats(width=16)),
@@ -60,7 +59,6 @@ def example(bits: int = 3) -> dict[str, Tensor]:
     return {"conv.weight": QTensor(values, rng.random(8).astype(np.float32), bits), "conv.bias": rng.random(8).astype(np.float32)}
 
 
-@ANY_SPEED
 @given(TENSORS, EVERY_CODING)
 def test_unpack_returns_what_was_packed_bit_by_bit(tensors: dict[str, Tensor], coding: Coding) -> None:
     back = unpack(pack(tensors, coding))
@@ -69,7 +67,6 @@ def test_unpack_returns_what_was_packed_bit_by_bit(tensors: dict[str, Tensor], c
         assert_same(back[name], tensor)
 
 
-@ANY_SPEED
 @given(TENSORS, EVERY_CODING, st.sampled_from(VERSIONS))
 def test_packing_the_unpacked_gives_the_same_bytes(tensors: dict[str, Tensor], coding: Coding, version: int) -> None:
     data = pack(tensors, coding, version)
@@ -81,13 +78,11 @@ def test_a_file_is_written_in_the_newest_version() -> None:
     assert {version_of(pack(example(), coding)) for coding in CODINGS} == {VERSION} == {max(VERSIONS)}
 
 
-@ANY_SPEED
 @given(st.binary(max_size=80), st.sampled_from(VERSIONS), EVERY_CODING)
 def test_random_bytes_behind_a_header_are_refused_or_canonical(data: bytes, version: int, coding: Coding) -> None:
     outcome(with_checksum(MAGIC + bytes([version, CODINGS.index(coding)]) + data))
 
 
-@ANY_SPEED
 @given(st.binary(max_size=80))
 def test_random_bytes_without_a_header_are_refused(data: bytes) -> None:
     with pytest.raises(PackError, match="starts with 'PPAK'"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from core.candidate import ShapePlan
 from core.compress import CompressedModel, least_size, recoded
@@ -210,7 +210,7 @@ def test_the_choice_of_experts_is_that_of_every_machine() -> None:
     assert (len(data), data[-4:].hex()) == (54307, "e5651c4d")
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(mutated())
 def test_a_mutated_file_is_refused_or_canonical(case: tuple[Coding, bytes]) -> None:
     outcome(case[1])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
@@ -81,7 +81,6 @@ def test_a_view_keeps_its_pixels_where_the_set_is_cut_to_a_part(folder: Path) ->
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**32 - 1), st.integers(0, 15), st.integers(0, 10**6), st.floats(0.01, 1.0))
-@settings(deadline=None)
 def test_a_crop_lies_in_the_image_and_has_the_area_and_aspect_that_were_asked(
     width: int, height: int, seed: int, view: int, index: int, min_area: float
 ) -> None:

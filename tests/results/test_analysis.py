@@ -22,7 +22,7 @@ def test_two_points_overlap_is_counted_once():
     assert hypervolume_history([(0.5, 0.0, 0.0), (0.0, 0.5, 0.0)], REFERENCE)[-1] == pytest.approx(0.75)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(POINTS)
 def test_hypervolume_never_falls_and_ends_the_same_in_any_order(points):
     forward, backward = hypervolume_history(points, REFERENCE), hypervolume_history(points[::-1], REFERENCE)

@@ -126,7 +126,7 @@ values = (
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     ratio=values,
     width=values,
