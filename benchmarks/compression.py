@@ -87,14 +87,13 @@ KINDS: dict[str, Kind] = {
     "fp32": Kind("float"),
     "int8": Kind("ptq"),
     "int8-nncf": Kind("nncf"),
-    "w8": Kind("lsq"),
     "w4": Kind("lsq", 4),
     "w3": Kind("lsq", 3),
     "w2": Kind("lsq", 2),
     **{f"{strategy}-w{bits}": Kind("lsq", bits, strategy) for bits, strategy in product((4, 3), STRATEGIES)},
     # Deep Compression's chain: magnitudes below 1 standard deviation, 16 shared values, coded
     "codebook": Kind("codebook", 4, genes={"sparsity": 1.0, "sparsity_by": "std"}),
-    **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in (0.1, 0.3, 1, 3, 10)},
+    **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in (0.3, 1, 3)},
 }
 CHAINS: dict[str, Kind] = {
     # the chain again, with a share of the weights of every layer, as a network with many too many of them allows

@@ -201,10 +201,11 @@ def listed(result: dict[str, Any]) -> str:
 
 
 def with_measured(page: str) -> str:
-    """docs/recipes.md with what was measured in the last cell of every recipe's line."""
+    """docs/recipes.md with what was measured in the last cell of every recipe's line, or that nothing was."""
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     on = {row: machine(facts["device"]) for row, facts in result["together"].items()}
-    cells = {f"`python -m search.run {row['arguments']}`": f"{cell(row)}; {on[row['row']]}" for row in result["rows"]}
+    cells = {f"`python -m search.run {recipe.arguments}`": "not measured yet" for recipe in RECIPES}
+    cells |= {f"`python -m search.run {row['arguments']}`": f"{cell(row)}; {on[row['row']]}" for row in result["rows"]}
 
     def line(text: str) -> str:
         parts = text.split(" | ")

@@ -104,7 +104,7 @@ class AgentConnection:
 def _there(entry: Runtime, version: str, device: dict[str, Any]) -> Runtime:
     """The table's entry as it is on the agent's machine."""
     exact = exact_int8_bits(device) if entry.device == "cpu" else entry.int8_bits
-    return replace(entry, version=version, int8_bits=exact)
+    return replace(entry, version=version, int8_bits=exact).on(device["isa"])
 
 
 def _post(url: str, path: str, body: bytes, headers: dict[str, str], limit_s: float) -> tuple[int, bytes]:

@@ -134,6 +134,9 @@ def evaluate(
         if learns_bits(candidate):
             final, plan = learn_bits(candidate, student, bench, finetune)
             drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
+    if final is not None:
+        journal.note("learn bits", student, plan, candidate.quantiser)
+    with stages("quantise"):
         setting = setting_of(candidate, bench.config.quantise)
         compressed, graph = quantise(student, drafted, candidate.quantiser, finetune, calibration, bench.engines.runtime, setting)
         compressed = recoded(compressed, bench.coding)

@@ -82,8 +82,8 @@ def _signs(view: StudyView) -> str:
     if not given_up(view.records):
         return ""
     return (
-        "Pale signs are trials that were given up: skipped before training, stopped in training (shown at the accuracy last seen), or "
-        "beyond a limit. Those without an accuracy stand on the base line; pointing at one says why it ended. "
+        "Pale signs are trials that were given up: skipped before training, stopped in the first half of training (at "
+        "the accuracy last seen), or beyond a limit. Those without an accuracy stand on the base line; pointing at one says why it ended. "
     )
 
 

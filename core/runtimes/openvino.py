@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from core.hardware import int8_bits_here, isa_here
-from core.runtimes.types import Artifact, EngineOptions, Runtime, fixed_shape, installed_version
+from core.runtimes.types import Artifact, EngineOptions, Precision, Runtime, fixed_shape, installed_version
 
 COUNTED_ENGINES, COUNTED_CALLS, COUNTED_S = 5, 20, 0.05
-BF16_FLAG = "avx512f"
+WIDER: dict[Precision, str] = {"bf16": "avx512f"}
 """Without it, the plugin takes a wish for bf16 and computes in f32 all the same."""
 DEQUANTISING = ("Convert", "Subtract", "Multiply", "Reshape")
 IN_FLOAT = {"LP_TRANSFORMS_MODE": False}
@@ -35,10 +35,10 @@ def runtime() -> Runtime:
         load=OpenVinoEngine,
         files=_files,
         layer_times=_layer_times,
-        precisions=("f32", "bf16") if BF16_FLAG in isa_here() else ("f32",),
+        wider=WIDER,
         pip_name="openvino",
         int8_bits=int8_bits_here(),
-    )
+    ).on(isa_here())
 
 
 class OpenVinoEngine:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypedDict
 
 import numpy as np
@@ -97,6 +97,8 @@ class Runtime:
     load: Callable[[str, EngineOptions], Engine]
     """Engine of an ONNX file; the runtime's own exceptions pass through (core/engines.py meets them)."""
     precisions: tuple[Precision, ...] = ("f32",)
+    wider: Mapping[Precision, str] = field(default_factory=dict)
+    """Of its precisions: those that a processor has with an instruction set alone, and which (`core.hardware.ISA_FLAGS`)."""
     pip_name: str = ""
     device: Literal["cpu", "cuda"] = "cpu"
     """What it computes on. A CUDA runtime that is installed can still be without a GPU: `core.hardware.gpu` tells."""
@@ -112,6 +114,11 @@ class Runtime:
     """None: the runtime has no files of its own beside the ONNX model."""
     layer_times: LayerTimes | None = None
     """None: it does not say what each layer takes."""
+
+    def on(self, isa: Collection[str]) -> Runtime:
+        """As it is on a processor with these instruction sets."""
+        always = [precision for precision in self.precisions if precision not in self.wider]
+        return replace(self, precisions=(*always, *(precision for precision, flag in self.wider.items() if flag in isa)))
 
 
 def installed_version(*distributions: str) -> str | None:

@@ -19,11 +19,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from core.agent import AgentServer, Limits, Measurer
-from core.agent_client import LENGTH_HEADER, OPTIONS_HEADER, TOKEN_VARIABLE
+from core.agent_client import LENGTH_HEADER, OPTIONS_HEADER, TOKEN_VARIABLE, _there
 from core.config import RuntimeConfig
 from core.engines import EngineHost
 from core.errors import EngineBuildError, MeasurementError, UserError
 from core.measuring import measuring
+from core.runtimes import RUNTIMES
 from core.upload import check_upload
 from tests.tiny_onnx import IMAGES, Classifier, not_finite, save_model, unsupported
 
@@ -215,3 +216,9 @@ def test_ctrl_c_ends_the_agent(elsewhere: bool, process: tuple[subprocess.Popen[
             there.latency(model)
         killer.join()
         assert agent.wait(timeout=15) == 130
+
+
+@pytest.mark.parametrize(("isa", "precisions"), [(["avx2"], ("f32",)), (["avx2", "avx512f"], ("f32", "bf16"))])
+def test_float_precisions_are_those_of_the_device_whatever_the_host_has(isa: list[str], precisions: tuple[str, ...]) -> None:
+    device = {"cpu": "some", "isa": isa, "machine": "x86_64", "cores": 4}
+    assert _there(RUNTIMES["openvino"](), "1.0", device).precisions == precisions

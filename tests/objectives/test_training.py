@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.candidate import Candidate, GroupPlan
+from core.candidate import AllocationPlan, Candidate, GroupPlan
 from core.config import TrainConfig
 from core.layers import count_macs, count_parameters
 from core.train import learning_rate
+from objectives.allocation import settle
 from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
 from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
@@ -72,6 +73,19 @@ def test_a_dense_network_that_is_not_pruned_later_has_the_bytes_of_the_file(quan
     done, _ = watched(replace(bench, config=short), tmp_path, whole)
     sizes = {record.stage: record.size_bytes for record in done.records}
     assert sizes["quantise dense"] == sizes["quantise"] == (tmp_path / "weights.pack").stat().st_size
+
+
+def test_a_training_that_finds_bits_is_a_stage_of_its_own(bench: Workbench, tmp_path: Path) -> None:
+    quick = TrainConfig(epochs=0.5, batch_size=16)
+    quantise = bench.config.quantise.model_copy(update={"train": quick})
+    short = replace(bench, config=bench.config.model_copy(update={"finetune": quick, "quantise": quantise}))
+    plan = AllocationPlan(strategy="sdq", choices=(2, 4, 8), budget_bits=4.0)
+    candidate = settle(FIRST.model_copy(update={"groups": (GroupPlan(prune_ratio=0.5),), "allocation": plan}), short, Stages())
+    done, stages = watched(short, tmp_path, candidate)
+    assert [record.stage for record in done.records] == ["parent", "prune", "distil", "learn bits", "quantise"]
+    learned, last = done.records[-2:]
+    assert learned.size_bytes == last.size_bytes == (tmp_path / "weights.pack").stat().st_size
+    assert 0 < learned.seconds < stages.seconds["quantise"]
 
 
 def test_the_last_record_is_the_measurement_and_the_seconds_are_those_of_the_stages(both: dict[str, tuple[Evaluation, Stages]]) -> None:
