@@ -129,15 +129,14 @@ def evaluate(
             looked = first_look(student, plan, bench)
         gate.at_rung(known, looked)
     distilled(candidate, student, bench, watch, stages, folder, journal)
-    with stages("quantise") as on_epoch:
-        finetune, calibration = last_finetune(candidate, bench, watch, on_epoch, folder), images_of(bench)
-        if learns_bits(candidate):
+    finetune = last_finetune(candidate, bench, watch, partial(stages.on_epoch, "quantise"), folder)
+    if learns_bits(candidate):
+        with stages("quantise"):
             final, plan = learn_bits(candidate, student, bench, finetune)
             drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
-    if final is not None:
         journal.note("learn bits", student, plan, candidate.quantiser)
     with stages("quantise"):
-        setting = setting_of(candidate, bench.config.quantise)
+        setting, calibration = setting_of(candidate, bench.config.quantise), images_of(bench)
         compressed, graph = quantise(student, drafted, candidate.quantiser, finetune, calibration, bench.engines.runtime, setting)
         compressed = recoded(compressed, bench.coding)
         limits.check_size(len(compressed.packed))

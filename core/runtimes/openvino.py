@@ -14,7 +14,7 @@ from core.hardware import int8_bits_here, isa_here
 from core.runtimes.types import Artifact, EngineOptions, Precision, Runtime, fixed_shape, installed_version
 
 COUNTED_ENGINES, COUNTED_CALLS, COUNTED_S = 5, 20, 0.05
-WIDER: dict[Precision, str] = {"bf16": "avx512f"}
+NEEDS: dict[Precision, str] = {"bf16": "avx512f"}
 """Without it, the plugin takes a wish for bf16 and computes in f32 all the same."""
 DEQUANTISING = ("Convert", "Subtract", "Multiply", "Reshape")
 IN_FLOAT = {"LP_TRANSFORMS_MODE": False}
@@ -35,7 +35,7 @@ def runtime() -> Runtime:
         load=OpenVinoEngine,
         files=_files,
         layer_times=_layer_times,
-        wider=WIDER,
+        needs=NEEDS,
         pip_name="openvino",
         int8_bits=int8_bits_here(),
     ).on(isa_here())

@@ -97,8 +97,8 @@ class Runtime:
     load: Callable[[str, EngineOptions], Engine]
     """Engine of an ONNX file; the runtime's own exceptions pass through (core/engines.py meets them)."""
     precisions: tuple[Precision, ...] = ("f32",)
-    wider: Mapping[Precision, str] = field(default_factory=dict)
-    """Of its precisions: those that a processor has with an instruction set alone, and which (`core.hardware.ISA_FLAGS`)."""
+    needs: Mapping[Precision, str] = field(default_factory=dict)
+    """Of its precisions: those that take an instruction set of the processor, and which (`core.hardware.ISA_FLAGS`)."""
     pip_name: str = ""
     device: Literal["cpu", "cuda"] = "cpu"
     """What it computes on. A CUDA runtime that is installed can still be without a GPU: `core.hardware.gpu` tells."""
@@ -117,8 +117,8 @@ class Runtime:
 
     def on(self, isa: Collection[str]) -> Runtime:
         """As it is on a processor with these instruction sets."""
-        always = [precision for precision in self.precisions if precision not in self.wider]
-        return replace(self, precisions=(*always, *(precision for precision, flag in self.wider.items() if flag in isa)))
+        always = [precision for precision in self.precisions if precision not in self.needs]
+        return replace(self, precisions=(*always, *(precision for precision, flag in self.needs.items() if flag in isa)))
 
 
 def installed_version(*distributions: str) -> str | None:

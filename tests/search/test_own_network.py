@@ -96,7 +96,8 @@ def test_my_network_and_my_images_in_a_front_out_and_its_bundle_knows_new_images
     answer = search(capfd, *OWN)
     assert answer.code == 0, answer
     ended = begun(load("own"))
-    assert len(ended) == 2
+    # the second is stopped where the first one's 100 % are as small and, on this machine, as fast
+    assert ended in (["COMPLETE", "COMPLETE"], ["COMPLETE", "PRUNED"])
     table = pandas.read_csv("runs/own/front.csv")
     assert table["accuracy"].max() > 0.8
     assert set(table["student"]) == {"self"}
