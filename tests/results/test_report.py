@@ -74,6 +74,8 @@ def test_small_studies_say_what_is_left_out(count, records, tmp_path):
         assert path.stat().st_size > 100
     for section in sections(view):
         assert section.figures or section.table is not None or section.text.endswith("."), section.title
+    lacking = "no teacher or no exported teacher model to measure from" if view.front else "no complete trial"
+    assert f"The hypervolume is left out: there is {lacking}." in [section.text for section in sections(view)]
 
 
 def test_a_study_of_failures_is_reported(records, teacher, tmp_path):
