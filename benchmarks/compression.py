@@ -66,6 +66,8 @@ TRIALS = 60
 POSITIONS = 6
 SEARCHED = ("haq", "per_layer", "per_position")
 """Strategies that ask Optuna."""
+RATES = (0.1, 0.3, 1, 3, 10)
+"""Factors on the mean coded bits of a weight: the more weights a network has, the less each of them feels one."""
 OVER = 100.0
 """Nats, of bits that take more than the budget: more than any loss."""
 
@@ -93,7 +95,7 @@ KINDS: dict[str, Kind] = {
     **{f"{strategy}-w{bits}": Kind("lsq", bits, strategy) for bits, strategy in product((4, 3), STRATEGIES)},
     # Deep Compression's chain: magnitudes below 1 standard deviation, 16 shared values, coded
     "codebook": Kind("codebook", 4, genes={"sparsity": 1.0, "sparsity_by": "std"}),
-    **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in (0.3, 1, 3)},
+    **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in RATES},
 }
 CHAINS: dict[str, Kind] = {
     # the chain again, with a share of the weights of every layer, as a network with many too many of them allows
@@ -102,13 +104,13 @@ CHAINS: dict[str, Kind] = {
 }
 LONG: dict[str, Kind] = {
     "long-fp32": Kind("float", longer=True),
-    **{f"long-rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}, longer=True) for weight in (0.3, 1, 3)},
+    **{f"long-rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}, longer=True) for weight in RATES},
 }
 NETWORKS: tuple[tuple[str, tuple[int, ...], dict[str, Kind]], ...] = (
     ("resnet20", (0, 1, 2), KINDS),
     ("vgg8", (0,), KINDS | CHAINS),
     # MLPerf Tiny's network
-    ("resnet8", (0,), {name: KINDS[name] for name in ("fp32", "int8", "w4", "w3", "w2", "sensitivity-w3", "rate-0.3", "rate-1", "rate-3")}),
+    ("resnet8", (0,), {name: kind for name, kind in KINDS.items() if kind.strategy is None or name == "sensitivity-w3"}),
     ("resnet20", (0,), LONG),
 )
 """(student, seeds, what is made of it)"""

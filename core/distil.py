@@ -34,12 +34,12 @@ def distil(
     *,
     seed: int,
     on_epoch: EpochFn | None = None,
-    penalty: Callable[[], Tensor] | None = None,
+    penalty: Callable[[float], Tensor] | None = None,
     checkpoint: Path | None = None,
 ) -> nn.Module:
     """Train `model` in place with `ce_weight` * CE + `weight` * loss and return it in eval mode. Raises TrainingDiverged.
 
-    `penalty` is added to the loss of every step: what a quantiser wants of the weights.
+    `penalty`, of the progress in (0, 1], is added to the loss of every step: what a quantiser wants of the weights.
     """
     loss = _with_penalty(distil_loss(plan, teacher, config.label_smoothing), penalty)
     learner = _hinted(model, plan, data, teacher, device, seed) if plan.loss == "hint" else model
@@ -65,8 +65,8 @@ def distil_loss(plan: DistilPlan, teacher: Answers, label_smoothing: float = 0.0
     return loss
 
 
-def _with_penalty(loss: LossFn, penalty: Callable[[], Tensor] | None) -> LossFn:
-    return loss if penalty is None else lambda outputs, batch: loss(outputs, batch) + penalty()
+def _with_penalty(loss: LossFn, penalty: Callable[[float], Tensor] | None) -> LossFn:
+    return loss if penalty is None else lambda outputs, batch: loss(outputs, batch) + penalty(batch.progress)
 
 
 def weight_at(plan: DistilPlan, progress: float) -> float:

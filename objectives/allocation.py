@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -100,12 +99,11 @@ def at_best(candidate: Candidate) -> Candidate:
 
 def learn_bits(candidate: Candidate, student: nn.Module, bench: Workbench, finetune: Finetune) -> tuple[Candidate, ShapePlan]:
     """Train `student` in place by `finetune` with drawn bits; the candidate with the bits that it found, and its plan."""
-    infos, shape, recipe = layer_infos(student, bench.input_shape), bench.input_shape, bench.config.quantise.train
+    infos, shape = layer_infos(student, bench.input_shape), bench.input_shape
     student.cpu()
     file_bytes = partial(_file_bytes, student, infos, shape, bench.engines.runtime)
     problem = problem_of(candidate, infos, lambda bits: file_bytes(settled(candidate, infos, bits)))
-    steps = math.ceil(recipe.epochs * math.ceil(len(bench.train_set) / recipe.batch_size))
-    bits = learned_bits(student, problem, finetune, steps, bench.config.seed)
+    bits = learned_bits(student, problem, finetune, bench.config.seed)
     found = settled(candidate, infos, bits)
     return found, plan_of(found, infos, bench.engines.runtime)
 

@@ -44,10 +44,10 @@ def train(model: nn.Module, penalty: Penalty | None = None, *, steps: int = 12, 
     model.train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05, **options)
     x, y = images(32), torch.arange(32) % CLASSES
-    for _ in range(steps):
+    for step in range(steps):
         optimiser.zero_grad()
         loss = F.cross_entropy(model(x), y)
-        (loss if penalty is None else loss + penalty()).backward()
+        (loss if penalty is None else loss + penalty((step + 1) / steps)).backward()
         optimiser.step()
     return model.eval()
 

@@ -32,8 +32,8 @@ PRESS = 0.01
 TEMPERATURE = 1.0
 
 
-def learned_bits(model: nn.Module, problem: Problem, finetune: Finetune, steps: int, seed: int = 0) -> dict[str, int]:
-    """Train `model` in place for `steps` steps by one call of `finetune`, with drawn bits; the bits of every free layer, within the budget.
+def learned_bits(model: nn.Module, problem: Problem, finetune: Finetune, seed: int = 0) -> dict[str, int]:
+    """Train `model` in place by one call of `finetune`, with drawn bits; the bits of every free layer, within the budget.
 
     Layers that are not free train in float. The weights stay latent: in float, as trained.
     """
@@ -42,7 +42,7 @@ def learned_bits(model: nn.Module, problem: Problem, finetune: Finetune, steps: 
     if not names:
         finetune(model)
         return {}
-    levels = Levels(problem, [weight_of(model, name) for name in names], steps)
+    levels = Levels(problem, [weight_of(model, name) for name in names])
     for index, name in enumerate(names):
         layer = plain_layer(model, name)
         parametrize.register_parametrization(layer, "weight", DrawnBits(weight_of(model, name), problem.choices, levels, index, seed))
@@ -61,12 +61,11 @@ class Levels(nn.Module):
     log_odds: Tensor
     slope: Tensor
     found: Tensor
-    step: Tensor
 
-    def __init__(self, problem: Problem, weights: Sequence[Tensor], steps: int) -> None:
+    def __init__(self, problem: Problem, weights: Sequence[Tensor]) -> None:
         super().__init__()
         assert problem.budget is not None
-        self.choices, self.budget, self.steps = problem.choices, problem.budget, steps
+        self.choices, self.budget = problem.choices, problem.budget
         sizes = torch.tensor([[layer.bytes(bits) for bits in problem.choices] for layer in problem.free], dtype=torch.float64)
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("noise", torch.stack([_relative_noise(weight, problem.choices) for weight in weights]), persistent=False)
@@ -77,30 +76,31 @@ class Levels(nn.Module):
         self.register_buffer("log_odds", torch.full((count,), SPAN, dtype=torch.float64))
         self.register_buffer("slope", torch.zeros(count, dtype=torch.float64))
         self.register_buffer("found", torch.zeros(count, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        self.press()
+        self.press(0.0)
 
     def collect(self, index: int, slope: Tensor) -> None:
         """Note the gradient of the loss with respect to one layer's log-odds."""
         self.found[index] += slope.detach().to(self.found)
 
-    def advance(self) -> Tensor:
-        """Called once a step, as a penalty that is zero: learn from the gradients of the step before, then keep to the schedule."""
+    def advance(self, progress: float) -> Tensor:
+        """Called once a step, as a penalty that is zero: learn from the gradients of the step before, then keep to the schedule.
+
+        `progress` in (0, 1] is the share of the steps up to this one.
+        """
         self.slope.mul_(0.9).add_(0.1 * self.found.nan_to_num())
         self.found.zero_()
         scale = self.slope.square().mean().sqrt()
         if scale > 0:
             self.log_odds.sub_(LEARNING * self.slope / scale).clamp_(max=SPAN)
             self.move()
-        self.step += 1
-        self.press()
+        self.press(progress)
         self.latest = (self.level.cpu().clone(), self.log_odds.cpu().clone())
         return torch.zeros(())
 
-    def press(self) -> None:
+    def press(self, progress: float) -> None:
         """Lower the log-odds, where rounding costs least the most, until the expected bytes keep to the schedule."""
         top = float(self.sizes[:, -1].sum())
-        share = min(1.0, float(self.step) / max(1.0, SETTLED * self.steps))
+        share = min(1.0, progress / SETTLED)
         target = top + (self.budget - top) * share if top > self.budget else top
         while float(self.expected()) > target + 1e-6:
             ease = 1.0 / self.noise.gather(1, self.below()[:, None]).squeeze(1).double().clamp_min(1e-12)

@@ -2,7 +2,8 @@
 
 The coded file spends -log2 p(n) bits on integer n, with p the share of n in its tensor. Training sees that length at every latent
 weight by linear interpolation between the two integers around it, under the table as it stands in this step; on the grid it is
-exact. Weights and steps get its gradient: weights drift to frequent levels, and steps grow where that costs little accuracy.
+exact. Weights and steps get its gradient: weights drift to frequent levels, and steps grow where that costs little accuracy. It acts
+in the first ACTS of a training; in the rest the weights that are left recover from having been pulled, as after pruning.
 
 References:
     Oktay et al. 2020, Scalable Model Compression by Entropy Penalized Reparameterization, arXiv 1906.06624: rate in the loss, with a
@@ -24,6 +25,8 @@ from core.quantise.lsq import grids, train_on_grids
 from core.quantise.setting import Finetune, Setting
 
 DEFAULT = Setting()
+ACTS = 2 / 3
+"""Share of a training in which the rate is in the loss, there divided by this: over the training it has the weight that is asked for."""
 UNSEEN = 0.5
 """Count of a level that no weight is on: it costs one bit more than one that a single weight is on."""
 
@@ -33,10 +36,12 @@ def rate(model: nn.Module, bits: Mapping[str, int], finetune: Finetune, setting:
     if setting.rate_weight == 0:
         return train_on_grids(model, bits, finetune, setting)
 
-    def penalty() -> Tensor:
+    def penalty(progress: float) -> Tensor:
+        if progress > ACTS:
+            return torch.zeros(())
         layers = grids(model)
         coded = torch.stack([coded_bits(latent, grid.step, grid.low, grid.high) for latent, grid in layers]).sum()
-        return setting.rate_weight * coded / sum(latent.numel() for latent, _ in layers)
+        return setting.rate_weight / ACTS * coded / sum(latent.numel() for latent, _ in layers)
 
     trains = any(depth <= 8 for depth in bits.values())
     return train_on_grids(model, bits, finetune, setting, penalty if trains else None)

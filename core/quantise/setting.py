@@ -14,8 +14,8 @@ from core.config import QuantiseConfig
 
 DEFAULTS = QuantiseConfig()
 
-Penalty = Callable[[], Tensor]
-"""() -> scalar that is added to the loss of every step"""
+Penalty = Callable[[float], Tensor]
+"""Progress in (0, 1], the share of the training's steps up to this one -> scalar that is added to the loss of this step"""
 
 
 class Finetune(Protocol):

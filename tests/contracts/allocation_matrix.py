@@ -73,12 +73,12 @@ def learned(asked: Candidate, pruned: nn.Module) -> Candidate:
         model.train()
         for step in range(STEPS):
             images = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(step))
-            loss = model(images).square().mean() + (penalty() if penalty else 0.0)
+            loss = model(images).square().mean() + (penalty((step + 1) / STEPS) if penalty else 0.0)
             torch.autograd.backward(loss)
         model.eval()
 
     problem = problem_of(asked, infos, lambda bits: 0)
-    return settled(asked, infos, learned_bits(pruned, problem, finetune, STEPS))
+    return settled(asked, infos, learned_bits(pruned, problem, finetune))
 
 
 if __name__ == "__main__":

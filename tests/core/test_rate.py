@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from core.quantise.integer import best_scales, limits, per_channel, to_integers
-from core.quantise.lsq import lsq
+from core.quantise.lsq import grids, lsq
 from core.quantise.rate import coded_bits, rate
-from core.quantise.setting import Setting
+from core.quantise.setting import Penalty, Setting
 from tests.tiny_nets import Residual, plan_of, settled, train
 
 
@@ -75,6 +75,23 @@ def test_training_for_the_rate_lowers_the_entropy_of_the_integers_and_more_weigh
     found = [rate(network(), bits_of(), train, Setting(rate_weight=weight)) for weight in (0.0, 1.0, 4.0)]
     coded = [sum(entropy_bits(each.values) for each in integers.values()) for integers in found]
     assert coded[2] < coded[1] < coded[0]
+
+
+def test_the_rate_is_in_the_first_part_of_a_training_alone_and_has_its_weight_over_the_whole_of_it() -> None:
+    model, seen = network(), {}
+
+    def watched(learner: nn.Module, penalty: Penalty | None = None) -> nn.Module:
+        assert penalty is not None
+        seen.update({step: penalty(step / 30).item() for step in range(1, 31)})
+        weights = [(latent.detach(), grid) for latent, grid in grids(learner)]
+        coded = sum(coded_bits(latent, grid.step, grid.low, grid.high).item() for latent, grid in weights)
+        seen[0] = coded / sum(latent.numel() for latent, _ in weights)
+        return learner
+
+    rate(model, bits_of(), watched, Setting(rate_weight=2.0))
+    mean = seen.pop(0)
+    assert [step for step, value in seen.items() if value] == list(range(1, 21))
+    assert sum(seen.values()) / 30 == pytest.approx(2.0 * mean, rel=1e-5)
 
 
 def test_a_network_of_sixteen_bits_has_no_grid_to_shape() -> None:

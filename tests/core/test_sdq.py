@@ -34,7 +34,7 @@ def trained(model: nn.Module, penalty: Penalty | None = None, steps: int = STEPS
     model.train()
     for step in range(steps):
         x = images(8, (3, 8, 8), step)
-        loss = nn.functional.cross_entropy(model(x), (x.mean((1, 2, 3)) > 0).long()) + (penalty() if penalty else 0.0)
+        loss = nn.functional.cross_entropy(model(x), (x.mean((1, 2, 3)) > 0).long()) + (penalty((step + 1) / steps) if penalty else 0.0)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -45,7 +45,7 @@ def trained(model: nn.Module, penalty: Penalty | None = None, steps: int = STEPS
 def test_the_budget_is_kept_and_nearly_used(bits: float) -> None:
     model = network()
     asked = problem(model, bits)
-    found = learned_bits(model, asked, trained, STEPS)
+    found = learned_bits(model, asked, trained)
     assert asked.keeps(found)
     assert set(found.values()) <= set(CHOICES)
     step = max(layer.bytes(8) - layer.bytes(6) for layer in asked.free)
@@ -55,7 +55,7 @@ def test_the_budget_is_kept_and_nearly_used(bits: float) -> None:
 def test_the_weights_stay_in_float_and_have_learned() -> None:
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    learned_bits(model, problem(model, 3.0), trained, STEPS)
+    learned_bits(model, problem(model, 3.0), trained)
     assert sorted(model.state_dict()) == sorted(before)
     assert not torch.equal(model[0].weight, before["0.weight"])
     assert len(model[2].weight.detach().unique()) > 200
@@ -63,17 +63,17 @@ def test_the_weights_stay_in_float_and_have_learned() -> None:
 
 def test_the_same_seed_finds_the_same_bits_and_weights() -> None:
     models = [network(), network()]
-    found = [learned_bits(model, problem(model, 3.5), trained, STEPS) for model in models]
+    found = [learned_bits(model, problem(model, 3.5), trained) for model in models]
     assert found[0] == found[1]
     assert torch.equal(models[0][2].weight, models[1][2].weight)
 
 
 def test_a_layer_that_rounding_hurts_more_keeps_more_bits() -> None:
     model = network()
-    levels = Levels(problem(model, 4.0), [model[at].weight for at in (0, 2, 4)], 10)  # type: ignore[misc]
+    levels = Levels(problem(model, 4.0), [model[at].weight for at in (0, 2, 4)])  # type: ignore[misc]
     levels.noise[2] *= 30.0
-    for _ in range(10):
-        levels.advance()
+    for step in range(10):
+        levels.advance((step + 1) / 10)
     found = levels.frozen()
     assert found[2] > found[1]
 
@@ -81,10 +81,10 @@ def test_a_layer_that_rounding_hurts_more_keeps_more_bits() -> None:
 def test_the_schedule_lowers_the_expected_bytes_to_the_budget_before_the_end() -> None:
     model = network()
     asked = problem(model, 3.0)
-    levels = Levels(asked, [model[at].weight for at in (0, 2, 4)], 20)  # type: ignore[misc]
+    levels = Levels(asked, [model[at].weight for at in (0, 2, 4)])  # type: ignore[misc]
     found = []
-    for _ in range(20):
-        levels.advance()
+    for step in range(20):
+        levels.advance((step + 1) / 20)
         found.append(float(levels.expected()))
     assert all(later <= before + 1e-6 for before, later in itertools.pairwise(found))
     assert found[14] <= asked.budget + 1e-3  # type: ignore[operator]
@@ -92,7 +92,7 @@ def test_the_schedule_lowers_the_expected_bytes_to_the_budget_before_the_end() -
 
 def test_while_training_either_depth_is_drawn_and_otherwise_the_more_probable_one_is_taken() -> None:
     model = network()
-    levels = Levels(problem(model, 8.0), [model[at].weight for at in (0, 2, 4)], 10)  # type: ignore[misc]
+    levels = Levels(problem(model, 8.0), [model[at].weight for at in (0, 2, 4)])  # type: ignore[misc]
     levels.log_odds[0] = 0.5
     drawn = DrawnBits(model[0].weight, CHOICES, levels, 0, seed=0)  # type: ignore[arg-type]
     upper, lower = drawn.rounded(model[0].weight, 4), drawn.rounded(model[0].weight, 3)  # type: ignore[arg-type]
@@ -107,10 +107,10 @@ def test_while_training_either_depth_is_drawn_and_otherwise_the_more_probable_on
 
 def test_a_loss_that_wants_the_lower_depth_moves_the_layer_down() -> None:
     model = network()
-    levels = Levels(problem(model, 8.0), [model[at].weight for at in (0, 2, 4)], 10_000)  # type: ignore[misc]
-    for _ in range(400):
+    levels = Levels(problem(model, 8.0), [model[at].weight for at in (0, 2, 4)])  # type: ignore[misc]
+    for step in range(400):
         levels.collect(1, torch.tensor(1.0))
-        levels.advance()
+        levels.advance((step + 1) / 10_000)
     assert int(levels.level[1]) < len(CHOICES) - 1
     assert int(levels.level[0]) == len(CHOICES) - 1
     assert float(levels.log_odds.max()) <= SPAN
@@ -119,11 +119,11 @@ def test_a_loss_that_wants_the_lower_depth_moves_the_layer_down() -> None:
 def test_a_training_without_steps_keeps_the_budget_too() -> None:
     model = network()
     asked = problem(model, 2.5)
-    assert asked.keeps(learned_bits(model, asked, lambda model, penalty=None: model, 0))
+    assert asked.keeps(learned_bits(model, asked, lambda model, penalty=None: model))
 
 
 def test_where_no_layer_is_free_the_network_trains_all_the_same() -> None:
     calls: list[nn.Module] = []
     model = network()
-    assert learned_bits(model, Problem((), CHOICES, 2, 0.0), lambda model, penalty=None: calls.append(model), 1) == {}
+    assert learned_bits(model, Problem((), CHOICES, 2, 0.0), lambda model, penalty=None: calls.append(model)) == {}
     assert calls == [model]

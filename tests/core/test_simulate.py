@@ -20,7 +20,7 @@ from core.quantise.setting import Finetune, Penalty, Setting, untrained
 from core.quantise.simulate import SIMULATED, FixedPoint, Simulated
 from core.runtimes import RUNTIMES
 from core.students import STUDENTS
-from core.train import Device, fit
+from core.train import Batch, Device, fit
 from tests.tiny_data import view_set
 from tests.tiny_nets import CLASSES, PATTERNS, SHAPE, Pattern, Residual, images, plan_of, settled
 
@@ -130,9 +130,9 @@ def training(seen: list[nn.Module]) -> Finetune:
         seen.append(model)
         recipe = TrainConfig(epochs=3.0, batch_size=16, lr=0.02)
 
-        def loss(logits: Tensor, batch: object) -> Tensor:
-            found = nn.functional.cross_entropy(logits.float(), batch.labels)  # type: ignore[attr-defined]
-            return found if penalty is None else found + penalty()
+        def loss(logits: Tensor, batch: Batch) -> Tensor:
+            found = nn.functional.cross_entropy(logits.float(), batch.labels)
+            return found if penalty is None else found + penalty(batch.progress)
 
         return fit(model, view_set(), loss, recipe, CPU, seed=0)
 
