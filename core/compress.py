@@ -120,7 +120,7 @@ def draft(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime: Runti
         noise = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0))
         model, packed, _ = _whole(copy.deepcopy(pruned), plan, quantiser, noise, runtime)
     else:
-        graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, input_shape)
+        graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, input_shape, runtime.addends)
         model, packed = export_onnx(graph, input_shape), pack(packed_tensors(graph))
     return CompressedModel(plan, model, packed, count_parameters(pruned), count_macs(pruned, input_shape))
 
@@ -129,7 +129,13 @@ def rough_bytes(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime:
     """Bytes of the draft's weight file, without its ONNX file; of a quantiser that makes whole files by way of that."""
     if quantiser in MODEL_QUANTISERS:
         return len(draft(pruned, plan, input_shape, runtime, quantiser).packed)
-    return len(pack(packed_tensors(build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, input_shape))))
+    return len(
+        pack(
+            packed_tensors(
+                build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, input_shape, runtime.addends)
+            )
+        )
+    )
 
 
 def quantise(
@@ -181,21 +187,21 @@ def _calibrated(
 ) -> fx.GraphModule:
     """The graph with chosen activation scales, or those of `points`, and with corrected biases where the weights were only rounded."""
     shape = _shape_of(images)
-    graph = build_graph(model, weights, plan, runtime.activation_grid, shape)
+    graph = build_graph(model, weights, plan, runtime.activation_grid, shape, runtime.addends)
     if points is not None:
         take_scales(graph, points)
         return graph
     calibrate(graph, images, config.activations)
     if quantiser == "ptq" and config.ptq.bias_correction:
         in_float = as_stored(plan, "float")
-        reference = build_graph(model, keep_float(model, _bits(plan), untrained), in_float, runtime.activation_grid, shape)
+        reference = build_graph(model, keep_float(model, _bits(plan), untrained), in_float, runtime.activation_grid, shape, runtime.addends)
         correct_biases(graph, reference, images[:CORRECTION_IMAGES])
     return graph
 
 
 def _points(model: nn.Module, plan: ShapePlan, images: Tensor, runtime: Runtime, config: QuantiseConfig) -> fx.GraphModule:
     """The graph of the network in float, with its activations calibrated: where points stand does not depend on the weights."""
-    graph = build_graph(model, keep_float(model, _bits(plan), untrained), plan, runtime.activation_grid, _shape_of(images))
+    graph = build_graph(model, keep_float(model, _bits(plan), untrained), plan, runtime.activation_grid, _shape_of(images), runtime.addends)
     calibrate(graph, images, config.activations)
     return graph
 
@@ -233,7 +239,7 @@ def refit(
         )
     shape, plan = _shape_of(calibration), _as_packed(plan, tensors, runtime)
     drafted = draft(pruned, plan, shape, runtime, quantiser)
-    graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, shape)
+    graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, shape, runtime.addends)
     load_packed(graph, tensors)
     calibrate(graph, calibration)
     packed = pack(packed_tensors(graph))

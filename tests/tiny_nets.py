@@ -13,7 +13,7 @@ from core.candidate import Execution, LayerPlan, ShapePlan, WeightBits
 from core.compress import calibrate
 from core.hardware import int8_bits_here
 from core.layers import layer_infos
-from core.quantise.graph import Grid, build_graph
+from core.quantise.graph import Addends, Grid, build_graph
 from core.quantise.ptq import ptq
 from core.quantise.setting import Penalty
 
@@ -67,10 +67,12 @@ def plan_of(
     return ShapePlan(student="tiny", width=1.0, layers=tuple(layers))
 
 
-def quantised(model: nn.Module, plan: ShapePlan, shape: tuple[int, int, int] = SHAPE, grid: Grid = "uint8_relu") -> fx.GraphModule:
+def quantised(
+    model: nn.Module, plan: ShapePlan, shape: tuple[int, int, int] = SHAPE, grid: Grid = "uint8_relu", addends: Addends = "both"
+) -> fx.GraphModule:
     """Rounded, not trained; calibrated on random images."""
     weights = ptq(model, {layer.name: layer.weight_bits for layer in plan.layers}, lambda model: model)
-    graph = build_graph(model, weights, plan, grid, shape)
+    graph = build_graph(model, weights, plan, grid, shape, addends)
     calibrate(graph, images(64, shape))
     return graph
 

@@ -2,8 +2,8 @@
 
 One torch.fx graph serves all three, so simulation and engine cannot differ in where they quantise:
 batch norm is folded, every planned layer holds integers, and explicit Q/DQ points stand where the runtimes fuse them
-(docs/architecture.md, decision 3): the input of every INT8 layer, both inputs of a residual add between INT8 layers,
-and the input of a pooling after one.
+(docs/architecture.md, decision 3): the input of every INT8 layer, both inputs of a residual add between INT8 layers or the
+skipping one alone, and the input of a pooling after one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from core.quantise.stored import StoredWeight
 from core.quantise.trace import trace
 
 Grid = Literal["uint8_relu", "int8"]
+Addends = Literal["both", "skip"]
 
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CATS = (torch.cat, torch.concat, torch.concatenate)
@@ -45,7 +46,12 @@ IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropo
 
 
 def build_graph(
-    model: nn.Module, weights: Mapping[str, StoredWeight], plan: ShapePlan, grid: Grid, input_shape: tuple[int, int, int]
+    model: nn.Module,
+    weights: Mapping[str, StoredWeight],
+    plan: ShapePlan,
+    grid: Grid,
+    input_shape: tuple[int, int, int],
+    addends: Addends = "both",
 ) -> fx.GraphModule:
     """The quantised network: eval mode, on the CPU, activations not yet calibrated. `input_shape` is (C, H, W).
 
@@ -59,7 +65,7 @@ def build_graph(
     for layer in plan.layers:
         _replace(traced, layer.name, folded[layer.name], as_conv=layer.name in on_maps)
     int8 = {layer.name for layer in plan.layers if layer.execution == "int8"}
-    _insert_quantisers(traced, int8, grid)
+    _insert_quantisers(traced, int8, grid, addends)
     traced.graph.lint()
     traced.recompile()
     return traced
@@ -128,13 +134,16 @@ def _replace(traced: fx.GraphModule, name: str, weight: StoredWeight, *, as_conv
 # --- placement of Q/DQ -----------------------------------------------------------------------------------------------
 
 
-def _insert_quantisers(traced: fx.GraphModule, int8: set[str], grid: Grid) -> None:
+def _insert_quantisers(traced: fx.GraphModule, int8: set[str], grid: Grid, addends: Addends) -> None:
     """Rewire every edge that must be INT8 through one quantiser per tensor."""
     placed: dict[fx.Node, fx.Node] = {}
     nodes = list(traced.graph.nodes)
     domain = _int8_domain(traced, nodes, int8)
+    whole = _added_before_rounding(traced, domain, int8, nodes) if addends == "skip" else set()
     for node in nodes:
         for source in _quantised_inputs(traced, node, int8, domain):
+            if source in whole:
+                continue
             if source not in placed:
                 placed[source] = _quantiser_after(traced, source, grid, placed)
             node.replace_input_with(source, placed[source])
@@ -151,6 +160,17 @@ def _quantised_inputs(traced: fx.GraphModule, node: fx.Node, int8: set[str], dom
     if _is(traced, node, MAX_POOLS) and node in domain and all(user.target in int8 for user in node.users):
         return list(node.all_input_nodes[:1])
     return []
+
+
+def _added_before_rounding(traced: fx.GraphModule, domain: set[fx.Node], int8: set[str], nodes: list[fx.Node]) -> set[fx.Node]:
+    """Of each residual add between INT8 layers the result of the last of those before it, where nothing else takes that."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        inputs = set(node.all_input_nodes)
+        if _is(traced, node, ADDS) and node in domain and len(inputs) == 2:
+            results = [each for each in nodes if each in inputs and each.op == "call_module" and each.target in int8]
+            found.update(each for each in results[-1:] if len(each.users) == 1)
+    return found
 
 
 def _int8_domain(traced: fx.GraphModule, nodes: list[fx.Node], int8: set[str]) -> set[fx.Node]:

@@ -31,6 +31,7 @@ def runtime() -> Runtime:
         name="openvino",
         version=installed_version("openvino"),
         activation_grid="uint8_relu",
+        addends="skip",
         depthwise_int8=True,
         load=OpenVinoEngine,
         files=_files,

@@ -96,6 +96,9 @@ class Runtime:
     """Whether depthwise and grouped convolutions gain from INT8 here."""
     load: Callable[[str, EngineOptions], Engine]
     """Engine of an ONNX file; the runtime's own exceptions pass through (core/engines.py meets them)."""
+    addends: Literal["both", "skip"] = "both"
+    """Which inputs of a residual add between INT8 layers carry Q/DQ. skip: not the result of the last layer before the add, for a runtime
+    whose kernels add before they round: it leaves out a rounding that the file states there, and does not compute what the file says."""
     precisions: tuple[Precision, ...] = ("f32",)
     needs: Mapping[Precision, str] = field(default_factory=dict)
     """Of its precisions: those that take an instruction set of the processor, and which (`core.hardware.ISA_FLAGS`)."""

@@ -138,6 +138,34 @@ def test_a_residual_block_has_both_add_inputs_and_the_pooling_input_quantised() 
         assert quantised_inputs(graph, call(graph, name)) == [True]
 
 
+def test_where_kernels_add_before_they_round_the_last_result_before_an_add_has_no_quantiser() -> None:
+    graph = quantised(network(), plan_of(network()), addends="skip")
+    add = next(node for node in graph.graph.nodes if str(node.target) == "<built-in function add>")
+    whole = [node.target for node in add.all_input_nodes if quantiser_of(graph, node) is None]
+    last = [node.target for node in graph.graph.nodes if node.target in ("conv2", "project")][-1]
+    assert whole == [last]
+    for name in LAYERS:
+        assert quantised_inputs(graph, call(graph, name)) == [True]
+
+
+def test_a_result_that_another_layer_takes_too_has_its_quantiser_before_an_add() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = conv(3, 8), conv(8, 8), head(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            once = self.first(x)
+            return self.head(pooled(once + self.second(once)))
+
+    torch.manual_seed(0)
+    model = settled(Shared())
+    for addends, expected in (("both", [True, True]), ("skip", [True, False])):
+        graph = quantised(model, plan_of(model), addends=addends)  # type: ignore[arg-type]
+        add = next(node for node in graph.graph.nodes if str(node.target) == "<built-in function add>")
+        assert quantised_inputs(graph, add) == expected
+
+
 def test_a_shared_tensor_has_one_quantiser() -> None:
     graph = quantised(network(), plan_of(network()))
     assert call(graph, "conv1").args[0] is call(graph, "project").args[0]
