@@ -90,7 +90,8 @@ def _session(path: str, options: EngineOptions, provider: str, profile_prefix: s
     settings.log_severity_level = 3
     settings.add_free_dimension_override_by_name("batch", options.batch)
     settings.add_session_config_entry("session.set_denormal_as_zero", "1")
-    settings.add_session_config_entry("session.x64quantprecision", "1")
+    if int8_bits_here() < 8:  # elsewhere all kernels are exact, and a layer that is called twice would be refused with it
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     if profile_prefix:
         settings.enable_profiling = True
         settings.profile_file_prefix = profile_prefix
