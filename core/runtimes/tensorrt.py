@@ -18,6 +18,7 @@ def runtime() -> Runtime:
         name=NAME,
         version=installed_version("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
         activation_grid="int8",
+        addends="skip",
         depthwise_int8=False,
         load=_load,
         files=_files,

@@ -20,6 +20,7 @@ def runtime() -> Runtime:
         name=NAME,
         version=installed_version(*BINDINGS),
         activation_grid="int8",
+        addends="skip",
         depthwise_int8=False,
         load=_load,
         files=_files,
