@@ -66,7 +66,7 @@ TRIALS = 60
 POSITIONS = 6
 SEARCHED = ("haq", "per_layer", "per_position")
 """Strategies that ask Optuna."""
-RATES = (0.1, 0.3, 1, 3, 6, 10)
+RATES = (0.1, 0.3, 1, 2, 3, 6, 10)
 """Factors on the mean coded bits of a weight: the more weights a network has, the less each of them feels one."""
 OVER = 100.0
 """Nats, of bits that take more than the budget: more than any loss."""
@@ -117,6 +117,8 @@ NETWORKS: tuple[tuple[str, tuple[int, ...], dict[str, Kind]], ...] = (
     ("vgg8", (0,), KINDS | CHAINS),
     # MLPerf Tiny's network
     ("resnet8", (0,), {name: kind for name, kind in KINDS.items() if kind.strategy is None or name == "sensitivity-w3"}),
+    # in as many bytes as a quarter of resnet8 in INT8
+    ("resnet14", (0,), {name: KINDS[name] for name in ("fp32", "rate-1", "rate-2", "rate-3")}),
     ("resnet20", (0,), LONG),
 )
 """(student, seeds, what is made of it)"""

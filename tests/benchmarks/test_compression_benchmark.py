@@ -73,7 +73,7 @@ def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place(
     shards = [compression.TABLE.choose(None, f"{index}/3") for index in range(3)]
     assert {row for shard in shards for row in shard} == set(compression.ROWS)
     assert len({row.name for row in compression.ROWS}) == len(compression.ROWS)
-    assert {row.student for row in compression.ROWS} == {"resnet20", "vgg8", "resnet8"}
+    assert {row.student for row in compression.ROWS} == {"resnet20", "vgg8", "resnet8", "resnet14"}
     with pytest.raises(UserError, match="a row is network:kind:seed"):
         compression.TABLE.choose("resnet20:w4", "0/1")
 
