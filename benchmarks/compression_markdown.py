@@ -24,7 +24,7 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|"
     )
     lines = [_caption(result, rows), "", head, *(_line(*key, table) for key in table)]
-    return "\n".join([*lines, "", "### Bars", "", *bar_lines(bars(table))])
+    return "\n".join([*lines, "", "### What is asked of it", "", *bar_lines(bars(table))])
 
 
 def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:

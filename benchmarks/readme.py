@@ -24,7 +24,7 @@ MARKS = "<!-- measured{}: begin -->", "<!-- measured{}: end -->"
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from benchmarks import library_networks, walk  # late: as a script this file is in no package
+    from benchmarks import compression_markdown, library_networks, walk  # late: as a script this file is in no package
     from benchmarks.readme_text import PAGES
     from benchmarks.recipes import with_measured
 
@@ -40,6 +40,8 @@ def main() -> None:
     changes["docs/recipes.md"] = with_measured
     networks, walked = library_networks.markdown(read("library_networks")), changes["docs/guide.md"]
     changes["docs/guide.md"] = lambda page: with_section(walked(page), networks, " networks")
+    kept, taught = compression_markdown.markdown(read("compression")), changes["docs/methods.md"]
+    changes["docs/methods.md"] = lambda page: with_section(taught(page), kept, " compression")
     for page, change in changes.items():
         path = ROOT / page
         old = path.read_text(encoding="utf-8")

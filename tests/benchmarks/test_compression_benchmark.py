@@ -109,7 +109,7 @@ def of_seeds(kinds: dict[str, tuple[tuple[float, float], int]]) -> list[dict[str
 
 def test_strategies_are_compared_with_the_uniform_bits_of_their_bytes_in_pairs() -> None:
     rows = of_seeds({"fp32": ((0.9, 0.8), 8000), "w3": ((0.86, 0.76), 1000), "haq-w3": ((0.88, 0.78), 1000)})
-    lines = markdown(result_of(rows)).split("### Bars")[0].strip().splitlines()
+    lines = markdown(result_of(rows)).split("### What is asked of it")[0].strip().splitlines()
     assert "| haq-w3 | 2 | 83.00 ± 5.00 | -2.00 ± 0.00 (n = 2) | +2.00 ± 0.00 (n = 2) | 3.00 | 1.0 | 0.5 | 16.0x |" in lines[-1]
     assert markdown({}) == "no row is finished yet"
 
