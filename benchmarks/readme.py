@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    sections = {page: section(words) for page, words in PAGES.items()} | {
-        "docs/protocol.md": protocol(),
-        "docs/methods.md": methods(),
-        "docs/guide.md": walk.section(read("walk")),
+    sections = {page: {"": section(words)} for page, words in PAGES.items()} | {
+        "docs/protocol.md": {"": protocol()},
+        "docs/methods.md": {"": methods(), " compression": compression_markdown.markdown(read("compression"))},
+        "docs/guide.md": {"": walk.section(read("walk")), " networks": library_networks.markdown(read("library_networks"))},
     }
-    changes: dict[str, Callable[[str], str]] = {page: partial(with_section, text=text) for page, text in sections.items()}
+    changes: dict[str, Callable[[str], str]] = {page: partial(with_sections, texts=texts) for page, texts in sections.items()}
     changes["docs/recipes.md"] = with_measured
-    networks, walked = library_networks.markdown(read("library_networks")), changes["docs/guide.md"]
-    changes["docs/guide.md"] = lambda page: with_section(walked(page), networks, " networks")
-    kept, taught = compression_markdown.markdown(read("compression")), changes["docs/methods.md"]
-    changes["docs/methods.md"] = lambda page: with_section(taught(page), kept, " compression")
     for page, change in changes.items():
         path = ROOT / page
         old = path.read_text(encoding="utf-8")
@@ -80,11 +76,13 @@ def teacher_text(result: dict[str, Any]) -> str:
     )
 
 
-def with_section(page: str, text: str, name: str = "") -> str:
-    """The page with `text` between its marks."""
-    begin, end = (mark.format(name) for mark in MARKS)
-    head, rest = page.split(begin)
-    return f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+def with_sections(page: str, texts: Mapping[str, str]) -> str:
+    """The page with each text between the marks of its name."""
+    for name, text in texts.items():
+        begin, end = (mark.format(name) for mark in MARKS)
+        head, rest = page.split(begin)
+        page = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+    return page
 
 
 def section(words: dict[str, str]) -> str:

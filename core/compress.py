@@ -120,7 +120,7 @@ def draft(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime: Runti
         noise = torch.randn(4, *input_shape, generator=torch.Generator().manual_seed(0))
         model, packed, _ = _whole(copy.deepcopy(pruned), plan, quantiser, noise, runtime)
     else:
-        graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, input_shape, runtime.addends)
+        graph = _rough_graph(pruned, plan, quantiser, input_shape, runtime)
         model, packed = export_onnx(graph, input_shape), pack(packed_tensors(graph))
     return CompressedModel(plan, model, packed, count_parameters(pruned), count_macs(pruned, input_shape))
 
@@ -129,13 +129,7 @@ def rough_bytes(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime:
     """Bytes of the draft's weight file, without its ONNX file; of a quantiser that makes whole files by way of that."""
     if quantiser in MODEL_QUANTISERS:
         return len(draft(pruned, plan, input_shape, runtime, quantiser).packed)
-    return len(
-        pack(
-            packed_tensors(
-                build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, input_shape, runtime.addends)
-            )
-        )
-    )
+    return len(pack(packed_tensors(_rough_graph(pruned, plan, quantiser, input_shape, runtime))))
 
 
 def quantise(
@@ -170,9 +164,15 @@ def quantise(
     return CompressedModel(plan, filled, packed, drafted.parameters, drafted.macs), simulation
 
 
-def _rough(pruned: nn.Module, plan: ShapePlan, quantiser: str) -> Mapping[str, StoredWeight]:
-    """Untrained weights of the kinds, bits and shapes that the quantiser will give."""
-    return DRAFTS.get(quantiser, ptq)(copy.deepcopy(pruned), _bits(plan), untrained, UNITERATED)
+def _rough_graph(pruned: nn.Module, plan: ShapePlan, quantiser: str, shape: Shape, runtime: Runtime) -> fx.GraphModule:
+    """With untrained weights of the kinds, bits and shapes that the quantiser will give."""
+    weights = DRAFTS.get(quantiser, ptq)(copy.deepcopy(pruned), _bits(plan), untrained, UNITERATED)
+    return _graph_for(runtime, pruned, weights, plan, shape)
+
+
+def _graph_for(runtime: Runtime, model: nn.Module, weights: Mapping[str, StoredWeight], plan: ShapePlan, shape: Shape) -> fx.GraphModule:
+    """With Q/DQ where this runtime wants them, on its grid."""
+    return build_graph(model, weights, plan, runtime.activation_grid, shape, runtime.addends)
 
 
 def _calibrated(
@@ -187,21 +187,21 @@ def _calibrated(
 ) -> fx.GraphModule:
     """The graph with chosen activation scales, or those of `points`, and with corrected biases where the weights were only rounded."""
     shape = _shape_of(images)
-    graph = build_graph(model, weights, plan, runtime.activation_grid, shape, runtime.addends)
+    graph = _graph_for(runtime, model, weights, plan, shape)
     if points is not None:
         take_scales(graph, points)
         return graph
     calibrate(graph, images, config.activations)
     if quantiser == "ptq" and config.ptq.bias_correction:
         in_float = as_stored(plan, "float")
-        reference = build_graph(model, keep_float(model, _bits(plan), untrained), in_float, runtime.activation_grid, shape, runtime.addends)
+        reference = _graph_for(runtime, model, keep_float(model, _bits(plan), untrained), in_float, shape)
         correct_biases(graph, reference, images[:CORRECTION_IMAGES])
     return graph
 
 
 def _points(model: nn.Module, plan: ShapePlan, images: Tensor, runtime: Runtime, config: QuantiseConfig) -> fx.GraphModule:
     """The graph of the network in float, with its activations calibrated: where points stand does not depend on the weights."""
-    graph = build_graph(model, keep_float(model, _bits(plan), untrained), plan, runtime.activation_grid, _shape_of(images), runtime.addends)
+    graph = _graph_for(runtime, model, keep_float(model, _bits(plan), untrained), plan, _shape_of(images))
     calibrate(graph, images, config.activations)
     return graph
 
@@ -239,7 +239,7 @@ def refit(
         )
     shape, plan = _shape_of(calibration), _as_packed(plan, tensors, runtime)
     drafted = draft(pruned, plan, shape, runtime, quantiser)
-    graph = build_graph(pruned, _rough(pruned, plan, quantiser), plan, runtime.activation_grid, shape, runtime.addends)
+    graph = _rough_graph(pruned, plan, quantiser, shape, runtime)
     load_packed(graph, tensors)
     calibrate(graph, calibration)
     packed = pack(packed_tensors(graph))

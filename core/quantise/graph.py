@@ -139,21 +139,20 @@ def _insert_quantisers(traced: fx.GraphModule, int8: set[str], grid: Grid, adden
     placed: dict[fx.Node, fx.Node] = {}
     nodes = list(traced.graph.nodes)
     domain = _int8_domain(traced, nodes, int8)
-    whole = _added_before_rounding(traced, domain, int8, nodes) if addends == "skip" else set()
     for node in nodes:
-        for source in _quantised_inputs(traced, node, int8, domain):
-            if source in whole:
-                continue
+        for source in _quantised_inputs(traced, node, int8, domain, addends):
             if source not in placed:
                 placed[source] = _quantiser_after(traced, source, grid, placed)
             node.replace_input_with(source, placed[source])
 
 
-def _quantised_inputs(traced: fx.GraphModule, node: fx.Node, int8: set[str], domain: set[fx.Node]) -> list[fx.Node]:
+def _quantised_inputs(traced: fx.GraphModule, node: fx.Node, int8: set[str], domain: set[fx.Node], addends: Addends) -> list[fx.Node]:
     if node.op == "call_module" and node.target in int8:
         return list(node.all_input_nodes[:1])
     if _is(traced, node, ADDS) and node in domain:
-        return list(dict.fromkeys(node.all_input_nodes))
+        inputs = list(dict.fromkeys(node.all_input_nodes))
+        whole = _added_before_rounding(traced, inputs, int8) if addends == "skip" else None
+        return [source for source in inputs if source is not whole]
     if _is(traced, node, MEAN_POOLS) and node in domain:
         return list(node.all_input_nodes[:1])
     # ONNX Runtime 1.31 pushes Q/DQ through a max pooling and mistypes it where a float operation follows
@@ -162,15 +161,10 @@ def _quantised_inputs(traced: fx.GraphModule, node: fx.Node, int8: set[str], dom
     return []
 
 
-def _added_before_rounding(traced: fx.GraphModule, domain: set[fx.Node], int8: set[str], nodes: list[fx.Node]) -> set[fx.Node]:
-    """Of each residual add between INT8 layers the result of the last of those before it, where nothing else takes that."""
-    found: set[fx.Node] = set()
-    for node in nodes:
-        inputs = set(node.all_input_nodes)
-        if _is(traced, node, ADDS) and node in domain and len(inputs) == 2:
-            results = [each for each in nodes if each in inputs and each.op == "call_module" and each.target in int8]
-            found.update(each for each in results[-1:] if len(each.users) == 1)
-    return found
+def _added_before_rounding(traced: fx.GraphModule, addends: list[fx.Node], int8: set[str]) -> fx.Node | None:
+    """Of the inputs of a residual add the result of the last INT8 layer before it, where nothing else takes that."""
+    results = [node for node in traced.graph.nodes if node in addends and node.op == "call_module" and node.target in int8]
+    return results[-1] if len(addends) == 2 and results and len(results[-1].users) == 1 else None
 
 
 def _int8_domain(traced: fx.GraphModule, nodes: list[fx.Node], int8: set[str]) -> set[fx.Node]:
