@@ -9,6 +9,9 @@ from core.candidate import KB, BuildReport, LatencyReport, Measurement, Rung, mi
 from core.errors import InfeasibleCandidate
 from objectives.outlook import Traits, interval
 
+UNTRAINED = "not trained"
+"""How a message ends that refuses a candidate before its training."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -18,16 +21,16 @@ class Limits:
     size_kb: float | None = None
     accuracy: float | None = None
 
-    def check_size(self, size_bytes: int) -> None:
-        """Raises InfeasibleCandidate above the limit."""
+    def check_size(self, size_bytes: int, so_far: str) -> None:
+        """Raises InfeasibleCandidate above the limit; the message ends with what was done by then."""
         if self.size_kb is not None and size_bytes > self.size_kb * KB:
-            raise InfeasibleCandidate(f"size_kb must be at most {self.size_kb:g}, but is {size_bytes / KB:.2f}; not trained")
+            raise InfeasibleCandidate(f"size_kb must be at most {self.size_kb:g}, but is {size_bytes / KB:.2f}; {so_far}")
 
-    def check_latency(self, report: LatencyReport | BuildReport) -> None:
-        """Raises InfeasibleCandidate above the limit."""
+    def check_latency(self, report: LatencyReport | BuildReport, so_far: str) -> None:
+        """Raises InfeasibleCandidate above the limit; the message ends with what was done by then."""
         for median_ms in milliseconds(report):
             if self.latency_ms is not None and median_ms > self.latency_ms:
-                raise InfeasibleCandidate(f"latency_ms must be at most {self.latency_ms:g}, but is {median_ms:.4f}; not trained")
+                raise InfeasibleCandidate(f"latency_ms must be at most {self.latency_ms:g}, but is {median_ms:.4f}; {so_far}")
 
     def check_accuracy(self, accuracy: float) -> None:
         """Raises InfeasibleCandidate below the limit."""

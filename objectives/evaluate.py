@@ -29,7 +29,7 @@ from core.quantise.setting import genes_of, setting_of
 from objectives.accuracy import Score, score
 from objectives.allocation import at_best, images_of, learn_bits, learns_bits
 from objectives.bench import Stages, Workbench
-from objectives.budget import Gate, Known, Limits
+from objectives.budget import UNTRAINED, Gate, Known, Limits
 from objectives.first_look import first_look
 from objectives.journal import Journal
 from objectives.outlook import traits_of
@@ -139,7 +139,7 @@ def evaluate(
         setting, calibration = setting_of(candidate, bench.config.quantise), images_of(bench)
         compressed, graph = quantise(student, drafted, candidate.quantiser, finetune, calibration, bench.engines.runtime, setting)
         compressed = recoded(compressed, bench.coding)
-        limits.check_size(len(compressed.packed))
+        limits.check_size(len(compressed.packed), "trained and coded")
     with stages("accuracy"):
         model = compressed.save(folder)
         forget(folder)
@@ -165,10 +165,10 @@ def _drafted(
     drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
     least_bytes = least_size(drafted, bench.coding)
     note(size_bytes=least_bytes)
-    limits.check_size(least_bytes)
+    limits.check_size(least_bytes, UNTRAINED)
     latency = _latency(drafted, bench)
     note(latency_ms=next(iter(milliseconds(latency)), None))
-    limits.check_latency(latency)
+    limits.check_latency(latency, UNTRAINED)
     return drafted, Known(traits_of(at_best(candidate), drafted.parameters, drafted.macs), least_bytes, latency)
 
 

@@ -10,12 +10,11 @@ A sampler's trials are not quite exchangeable: later ones are better, and trials
 better ones. Both raise the limit, so both err towards training. Where finished trials have nothing like the candidate (a student or a
 method that none of them has, more capacity than any has), nothing is said of it.
 
-A candidate is asked about by its traits, by the look before its training and after every epoch of its first half, and one answer is
-enough to end it. If
-each were wrong with a probability of its own, K answers would be wrong up to K times as often. So the confidence is that of all together:
-what counts of a finished trial is its worst miss over all of them, each in units of what is missed there. Splitting the error among them
-(Bonferroni) would keep the same word, but for a confidence of 0.9 its quantiles exist after 49 trials where there are 5, and after 139
-where there are 14; and they are higher, as looks at one training miss alike. This one exists after 9.
+A candidate is asked about by its traits, by the look before its training and after every epoch of its first half, and one answer is enough
+to end it. If each were wrong with a probability of its own, K answers would be wrong up to K times as often. So the confidence is that of
+all together: what counts of a finished trial is its worst miss over all of them, each in units of what is missed there. Splitting the error
+among them (Bonferroni) would keep the same word, but for a confidence of 0.9 its quantiles exist after 49 trials where there are 5, and
+after 139 where there are 14; and they are higher, as looks at one training miss alike. This one exists after 9.
 
 References: Vovk, "Cross-conformal predictors", 2015; Barber et al., "Predictive inference with the jackknife+", 2021 (CV+);
 for all looks together: Diquigiovanni et al., "Conformal prediction bands for multivariate functional data", 2022 (the largest scaled miss).

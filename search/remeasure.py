@@ -96,7 +96,7 @@ def _moved(
         trial.state, trial.values = TrialState.COMPLETE, list(objectives(record))
         limit = None if constraints.soft else constraints.latency_ms
         try:
-            Limits(latency_ms=limit).check_latency(latency)
+            Limits(latency_ms=limit).check_latency(latency, "trained for another device")
         except InfeasibleCandidate as error:
             record = record.model_copy(update={"state": "PRUNED", "reason": str(error), "ending": "limit"})
             trial.state, trial.values = TrialState.PRUNED, None

@@ -9,7 +9,7 @@ from typing import Any
 from core.candidate import Measurement, Rung
 from core.config import StoppingConfig
 from core.errors import HopelessCandidate
-from objectives.budget import Known, Limits, dominates, surely_dominates
+from objectives.budget import UNTRAINED, Known, Limits, dominates, surely_dominates
 from objectives.outlook import TOGETHER, Finished, Outlook, traits_of
 from results.front import complete
 from results.record import TrialRecord
@@ -62,14 +62,17 @@ class Gatekeeper:
             return
         confidence = self.judge.config.confidence
         upper = self.judge.outlook(self.records()).upper(known.traits)
-        self.limits.check_reach(upper, confidence, "not trained")
+        self.limits.check_reach(upper, confidence, UNTRAINED)
         for record in self.front():
             if surely_dominates(measured(record), known, upper, confidence):
                 self.notes["ending"] = "skipped"
-                raise HopelessCandidate(f"{_beaten(record, upper, confidence)}; not trained")
+                raise HopelessCandidate(f"{_beaten(record, upper, confidence)}; {UNTRAINED}")
 
     def at_rung(self, known: Known, rung: Rung) -> None:
-        """Note the rung. In the first half of a training, raises as `before_training`, by the best that may still come."""
+        """Note the rung. Raises as `before_training`, by the best that may still come: that is known in the first half of a training.
+
+        Later only a point of the front with 100 % ends it, which nothing passes.
+        """
         self.notes["rungs"] = (*self.notes.get("rungs", ()), rung)
         if self.judge is None or not self.judge.config.stop:
             return

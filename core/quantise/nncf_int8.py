@@ -1,6 +1,7 @@
 """INT8 by NNCF's post-training quantisation of the exported ONNX file: its ranges, its placement of Q/DQ, its bias correction.
 
-For comparison with what is ours. Its weights are int8 initialisers, as decision 3 wants them; activations are symmetric on the runtime's
+For comparison with what is ours. Of its placement one thing is undone: where a runtime adds before it rounds (`Runtime.addends`), so does
+the file. Its weights are int8 initialisers, as decision 3 wants them; activations are symmetric on the runtime's
 grid: unsigned with zero point 0 where NNCF saw nothing negative, or signed everywhere (`int8`).
 """
 
@@ -11,6 +12,8 @@ import copy
 import io
 import logging
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +54,8 @@ def nncf(model: nn.Module, plan: ShapePlan, images: Tensor, runtime: Runtime) ->
     batches = [{INPUT: part.numpy()} for part in images.split(1)]
     float_layers = [layer.name for layer in plan.layers if layer.execution != "int8"]
     quantised = _quantised(exported, batches, float_layers, halved=runtime.int8_bits < 8)
+    if runtime.addends == "skip":
+        _add_before_rounding(quantised)
     tensors = _named_as_packed(quantised, grid)
     return Int8Model(quantised, tensors, Literally(quantised))
 
@@ -80,6 +85,40 @@ def _quantised(
     finally:
         logging.disable(level)
     return found
+
+
+def _add_before_rounding(model: onnx.ModelProto) -> None:
+    """In place: at every residual add the result of the last INT8 layer before it loses its Q/DQ, where nothing else takes it."""
+    graph = model.graph
+    makers = {output: node for node in graph.node for output in node.output}
+    places = {output: place for place, node in enumerate(graph.node) for output in node.output}
+    takers = Counter(name for node in graph.node for name in node.input)
+    for add in [node for node in graph.node if node.op_type == "Add"]:
+        pairs = {index: pair for index, name in enumerate(add.input) if (pair := _pair_before(name, makers))}
+        results = {index: pair[0].input[0] for index, pair in pairs.items() if _is_int8_layer(makers.get(pair[0].input[0]), makers)}
+        if not results:
+            continue
+        last = max(results, key=lambda index: places[results[index]])
+        if all(takers[name] == 1 for name in (results[last], *(node.output[0] for node in pairs[last]))):
+            add.input[last] = results[last]
+            for node in pairs[last]:
+                graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for each in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(each)
+
+
+def _pair_before(name: str, makers: Mapping[str, onnx.NodeProto]) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    """Q and DQ, where the tensor `name` comes out of them."""
+    back = makers.get(name)
+    point = None if back is None or back.op_type != "DequantizeLinear" else makers.get(back.input[0])
+    return (point, back) if back is not None and point is not None else None
+
+
+def _is_int8_layer(node: onnx.NodeProto | None, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether its weights are integers."""
+    weight = makers.get(node.input[1]) if node is not None and node.op_type in ("Conv", "Gemm") else None
+    return weight is not None and weight.op_type == "DequantizeLinear"
 
 
 def _named_as_packed(model: onnx.ModelProto, grid: Grid) -> dict[str, Packed]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -114,6 +115,20 @@ def test_nncf_takes_half_of_the_range_where_sums_saturate() -> None:
     assert max(np.abs(values.astype(int)).max() for values in weights) == 64
 
 
+def test_where_a_runtime_adds_before_it_rounds_so_does_the_file_of_nncf() -> None:
+    pruned, plan = resolve(
+        student(), Candidate(student="resnet8", width=0.5, groups=(GroupPlan(weight_bits=8),), quantiser="nncf"), SHAPE, RUNTIME
+    )
+    points: dict[str, list[int]] = {}
+    for addends in ("both", "skip"):
+        made = MODEL_QUANTISERS["nncf"](pruned, plan, images(8), replace(RUNTIME, addends=addends)).model
+        onnx.checker.check_model(made)
+        rounded = {output for node in made.graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+        points[addends] = [len(rounded & set(node.input)) for node in made.graph.node if node.op_type == "Add"]
+        assert {each.name for each in made.graph.initializer} <= {name for node in made.graph.node for name in node.input}
+    assert points == {"both": [2, 2, 2], "skip": [1, 1, 1]}
+
+
 def test_a_whole_file_goes_to_no_other_runtime() -> None:
     pruned, plan = resolve(student(), candidate("nncf"), SHAPE, RUNTIME)
     with pytest.raises(UserError, match="nncf made this file whole"):
@@ -121,8 +136,6 @@ def test_a_whole_file_goes_to_no_other_runtime() -> None:
 
 
 def test_nncf_keeps_the_signed_grid_where_a_runtime_wants_it() -> None:
-    import onnx
-
     pruned, plan = resolve(student(), candidate("nncf"), SHAPE, RUNTIME)
     made = MODEL_QUANTISERS["nncf"](pruned, plan, images(8), replace(RUNTIME, activation_grid="int8"))
     zeros = [each.data_type for each in made.model.graph.initializer if each.name.endswith(".zero")]

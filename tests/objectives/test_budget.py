@@ -30,21 +30,21 @@ def report(low: float, median: float) -> LatencyReport:
 
 def test_without_limits_everything_passes() -> None:
     limits = Limits()
-    limits.check_size(10**12)
-    limits.check_latency(report(1e6, 1e6))
+    limits.check_size(10**12, "not trained")
+    limits.check_latency(report(1e6, 1e6), "not trained")
     limits.check_accuracy(0.0)
 
 
 def test_a_size_at_the_limit_passes_and_one_byte_more_does_not() -> None:
-    Limits(size_kb=2.5).check_size(2500)
-    with pytest.raises(InfeasibleCandidate, match=r"size_kb must be at most 2\.5, but is"):
-        Limits(size_kb=2.5).check_size(2501)
+    Limits(size_kb=2.5).check_size(2500, "not trained")
+    with pytest.raises(InfeasibleCandidate, match=r"size_kb must be at most 2\.5, but is 2\.50; trained and coded$"):
+        Limits(size_kb=2.5).check_size(2501, "trained and coded")
 
 
 def test_a_latency_at_the_limit_passes() -> None:
-    Limits(latency_ms=1.0).check_latency(report(0.99, 1.0))
-    with pytest.raises(InfeasibleCandidate, match=r"latency_ms must be at most 1, but is 1\.0200"):
-        Limits(latency_ms=1.0).check_latency(report(1.01, 1.02))
+    Limits(latency_ms=1.0).check_latency(report(0.99, 1.0), "not trained")
+    with pytest.raises(InfeasibleCandidate, match=r"latency_ms must be at most 1, but is 1\.0200; not trained$"):
+        Limits(latency_ms=1.0).check_latency(report(1.01, 1.02), "not trained")
 
 
 def test_an_accuracy_at_the_limit_passes() -> None:
