@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from core.candidate import KB, milliseconds
 from core.errors import UserError
 from results.record import TrialRecord
@@ -25,11 +27,16 @@ def non_dominated(points: Sequence[Point]) -> list[int]:
     Equal points do not dominate each other, so all of them stay. A point with NaN can be compared with nothing and is on no front.
     """
     usable = [index for index, point in enumerate(points) if not any(math.isnan(value) for value in point)]
+    if not usable:
+        return []
+    costs = np.array([_order(points[index]) for index in usable])
     kept: list[int] = []
-    # In this order a point comes after every point that dominates it, and the first of those is never dominated itself.
-    for index in sorted(usable, key=lambda index: _order(points[index])):
-        if not any(_dominates(points[other], points[index]) for other in kept):
-            kept.append(index)
+    # In this order a point comes after every point that dominates it, so the first that is left is never dominated itself.
+    left = np.lexsort(costs.T[::-1])
+    while left.size:
+        first = costs[left[0]]
+        kept += [usable[index] for index in left[(costs[left] == first).all(axis=1)]]
+        left = left[(costs[left] < first).any(axis=1)]
     return sorted(kept)
 
 
@@ -147,10 +154,6 @@ def _describe(record: TrialRecord) -> str:
 
 def _order(point: Point) -> Point:
     return -point[0], *point[1:]
-
-
-def _dominates(a: Point, b: Point) -> bool:
-    return a != b and all(x <= y for x, y in zip(_order(a), _order(b), strict=True))
 
 
 def _rank_order(record: TrialRecord) -> tuple[float, ...]:
