@@ -26,6 +26,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,8 +173,12 @@ def _design(rows: Sequence[Row], known: Sequence[Row]) -> np.ndarray:
     """
     rising = np.maximum(0.0, _ranged(_rising(rows), _rising(known)))
     settings = SMALL * _ranged(_settings(rows), _settings(known))
-    names = dict.fromkeys(name for row in known for name in _names(row))
-    free = np.array([[1.0, *(SMALL * (name in own) for name in names)] for own in map(_names, rows)])
+    names = dict.fromkeys(chain.from_iterable(_names(traits) for traits, _ in known))
+    places = {name: place for place, name in enumerate(names, start=1)}
+    free = np.zeros((len(rows), 1 + len(places)))
+    free[:, 0] = 1.0
+    for own, (traits, _) in zip(free, rows, strict=True):
+        own[[places[name] for name in _names(traits) if name in places]] = SMALL
     return np.hstack([rising, settings, free, -settings, -free])
 
 
@@ -181,7 +186,7 @@ def _alike(known: Sequence[Row], row: Row) -> bool:
     """Whether the known rows tell of `row`: they have its student and its methods, and it is hardly beyond them (MARGIN)."""
     traits, _ = row
     methods = {("student", traits.student), *enumerate(traits.kinds)}
-    if not methods <= set().union(*map(_names, known)):
+    if not methods.issubset(chain.from_iterable(_names(traits) for traits, _ in known)):
         return False
     rising, settings = _rising(known), _settings(known)
     mine = _settings([row])
@@ -203,10 +208,10 @@ def _settings(rows: Sequence[Row]) -> np.ndarray:
     return np.array([traits.settings for traits, _ in rows])
 
 
-def _names(row: Row) -> set[tuple[Any, ...]]:
-    """Those with a constant of their own."""
-    traits, _ = row
-    return {("student", traits.student), ("student", traits.student, traits.width), *enumerate(traits.kinds)}
+@lru_cache(maxsize=4096)
+def _names(traits: Traits) -> tuple[tuple[Any, ...], ...]:
+    """Those with a constant of their own, in a fixed order."""
+    return ("student", traits.student), ("student", traits.student, traits.width), *enumerate(traits.kinds)
 
 
 def _ranged(columns: np.ndarray, known: np.ndarray) -> np.ndarray:
