@@ -65,7 +65,7 @@ ENGLISH = {
     "gpu": (
         "**GPUs:** none was at hand, and TensorRT itself could not be installed, so no latency here is a GPU's. "
         "TensorRT-RTX {version} built {built} of {asked} engines without a GPU: {students} students, INT8-mixed and float, for "
-        "{targets}, with {warnings} warnings."
+        "{targets} (SM75 computes all layers in float, hybrids there in f16), with {warnings} warnings."
     ),
 }
 
@@ -121,7 +121,8 @@ CHINESE = {
     ),
     "gpu": (
         "**GPU：** 没有可用的 GPU，也无法安装 TensorRT 本身，因此这里没有任何 GPU 延迟。TensorRT-RTX {version} 在没有 GPU 的情况下构建了 "
-        "{asked} 个引擎中的 {built} 个：{students} 个学生，INT8 混合与浮点，面向 {targets}，警告 {warnings} 条。"
+        "{asked} 个引擎中的 {built} 个：{students} 个学生，INT8 混合与浮点，面向 {targets}（SM75 上所有层以浮点计算，其中混合网络用 f16），"
+        "警告 {warnings} 条。"
     ),
 }
 

@@ -160,6 +160,9 @@ def _header(path: Path) -> tuple[tuple[int, int], str] | None:
 def _shared_size(sizes: set[tuple[int, int]], root: Path) -> int:
     width, height = next(iter(sizes)) if len(sizes) == 1 else (0, 0)
     if not 0 < width == height <= LARGEST_SHARED_SIZE:
+        if (largest := max(map(min, sizes), default=0)) > DEFAULT_SIZE:
+            told = "images of up to %d px are scaled to %d px, as data.image_size is not set; set it to what your network was trained at"
+            log.warning(told, largest, DEFAULT_SIZE)
         return DEFAULT_SIZE
     if width < SMALLEST_SIZE:
         raise UserError(

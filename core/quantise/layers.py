@@ -139,7 +139,9 @@ class ActivationQuantiser(nn.Module):
         """float32, any shape -> the same, on the grid."""
         if self.calibrating:
             flat = x.detach().flatten()
-            self.samples.append(flat[:: max(1, len(flat) // self.SAMPLE)].clone())
+            count = min(len(flat), self.SAMPLE)
+            # a whole step would meet the same columns of every map again and again
+            self.samples.append(flat[torch.arange(count, device=flat.device) * len(flat) // count])
             self.samples.append(flat.abs().max().view(1))
             return x
         if _exporting.get():

@@ -120,6 +120,15 @@ def test_a_small_square_size_that_all_share_is_kept_else_32(sizes: list[tuple[in
     assert load(tmp_path / "set", image_size=20).train.images.shape[-1] == 20
 
 
+def test_images_that_are_made_smaller_unasked_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        add_images(tmp_path / "set" / name, 3, (70, 90))
+    assert load(tmp_path / "set", image_size=64).train.images.shape[-1] == 64
+    assert not caplog.text
+    assert load(tmp_path / "set").train.images.shape[-1] == 32
+    assert "images of up to 70 px are scaled to 32 px, as data.image_size is not set" in caplog.text
+
+
 def test_one_colour_image_makes_the_set_colour(split_folder: Path) -> None:
     assert load(split_folder).train.images.shape[1] == 1
     add_images(split_folder / "test/cat", 1, mode="RGB")
