@@ -27,9 +27,9 @@ from core.quantise import MODEL_QUANTISERS, QUANTISERS
 from core.quantise.codebook import codebook
 from core.quantise.fold import make_gains_positive
 from core.quantise.graph import build_graph
-from core.quantise.layers import LEAST_ERROR, activation_quantisers
+from core.quantise.layers import LEAST_ERROR, activation_quantisers, integer_layers
 from core.quantise.ptq import correct_biases, keep_float, ptq
-from core.quantise.setting import Finetune, Setting, untrained
+from core.quantise.setting import Finetune, Setting, plain_layer, untrained
 from core.quantise.simulate import SIMULATED, take_scales, through
 from core.quantise.stored import StoredWeight
 from core.quantise.trace import trace
@@ -41,6 +41,8 @@ PLAIN = Setting()
 UNITERATED = Setting(QuantiseConfig(codebook=CodebookConfig(iterations=0)))
 """For a draft, whose values nobody looks at."""
 CORRECTION_IMAGES = 128
+RUNNING = ("running_mean", "running_var")
+"""What training changes besides parameters."""
 DRAFTS: dict[str, Callable[..., Mapping[str, StoredWeight]]] = {"codebook": codebook, "float": keep_float}
 """What gives the draft the very names, shapes and types that the quantiser will give; the others have integers."""
 STORED: dict[str, Callable[[LayerPlan], dict[str, Any]]] = {
@@ -146,6 +148,8 @@ def quantise(
     `calibration`: normalised training images (N, C, H, W) on the CPU. Returns the files and a module that simulates them.
     """
     plan, model = drafted.plan, model.cpu().eval()
+    for name in _bits(plan):
+        plain_layer(model, name)  # the signs of a weight that is computed cannot be turned
     make_gains_positive(model, _bits(plan), _shape_of(calibration))
     if quantiser in MODEL_QUANTISERS:
         filled, packed, simulation = _whole(model, plan, quantiser, calibration, runtime)
@@ -167,7 +171,22 @@ def quantise(
 def _rough_graph(pruned: nn.Module, plan: ShapePlan, quantiser: str, shape: Shape, runtime: Runtime) -> fx.GraphModule:
     """With untrained weights of the kinds, bits and shapes that the quantiser will give."""
     weights = DRAFTS.get(quantiser, ptq)(copy.deepcopy(pruned), _bits(plan), untrained, UNITERATED)
-    return _graph_for(runtime, pruned, weights, plan, shape)
+    graph = _graph_for(runtime, pruned, weights, plan, shape)
+    _fill_what_trains(graph)
+    return graph
+
+
+@torch.no_grad()
+def _fill_what_trains(graph: fx.GraphModule) -> None:
+    """Give what a training changes and the graph keeps in float (norms that are not folded) values as long as trained ones.
+
+    Untrained they are 0 and 1, which fit into fp16 and would make the file smaller than the trained one is.
+    """
+    layers = tuple(f"{name}." for name in integer_layers(graph))
+    trained = {name for name, value in graph.named_parameters() if value.requires_grad}
+    for name, value in (*graph.named_parameters(), *graph.named_buffers()):
+        if (name in trained or name.endswith(RUNNING)) and not name.startswith(layers):
+            value.fill_(1 / 3)
 
 
 def _graph_for(runtime: Runtime, model: nn.Module, weights: Mapping[str, StoredWeight], plan: ShapePlan, shape: Shape) -> fx.GraphModule:
@@ -217,19 +236,27 @@ def _as_packed(plan: ShapePlan, tensors: Mapping[str, PackedTensor], runtime: Ru
 
     def kept(layer: LayerPlan) -> LayerPlan:
         packed = tensors.get(f"{layer.name}.weight")
-        if layer.execution == "float" or not isinstance(packed, QTensor):
+        if not isinstance(packed, QTensor):
             return layer
-        return layer.model_copy(update={"weight_bits": packed.bits, "execution": "int8" if packed.bits <= runtime.int8_bits else "float"})
+        in_int8 = layer.execution == "int8" and packed.bits <= runtime.int8_bits
+        return layer.model_copy(update={"weight_bits": packed.bits, "execution": "int8" if in_int8 else "float"})
 
     return plan.model_copy(update={"layers": tuple(map(kept, plan.layers))})
 
 
 def refit(
-    pruned: nn.Module, plan: ShapePlan, tensors: Mapping[str, PackedTensor], calibration: Tensor, runtime: Runtime, quantiser: str = "ptq"
+    pruned: nn.Module,
+    plan: ShapePlan,
+    tensors: Mapping[str, PackedTensor],
+    calibration: Tensor,
+    runtime: Runtime,
+    quantiser: str = "ptq",
+    rule: RangeConfig = LEAST_ERROR,
 ) -> tuple[CompressedModel, fx.GraphModule]:
     """A finished candidate for another runtime: its packed weights on that one's grid and plan, activations calibrated anew.
 
-    `pruned` is the untrained network of its shapes, `plan` what the candidate resolves to there, `calibration` as in `quantise`.
+    `pruned` is the untrained network of its shapes, `plan` what the candidate resolves to there, `calibration` as in `quantise`,
+    `rule` how the scales of activations are chosen.
     Weights keep their bits; a layer of more than the runtime's INT8 kernels are exact with executes in float there. Raises UserError for
     a candidate of a quantiser that places Q/DQ itself.
     """
@@ -241,7 +268,7 @@ def refit(
     drafted = draft(pruned, plan, shape, runtime, quantiser)
     graph = _rough_graph(pruned, plan, quantiser, shape, runtime)
     load_packed(graph, tensors)
-    calibrate(graph, calibration)
+    calibrate(graph, calibration, rule)
     packed = pack(packed_tensors(graph))
     filled = with_weights(drafted.model, unpack(packed))
     check_rebuilds(filled, unpack(packed))

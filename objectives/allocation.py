@@ -103,6 +103,7 @@ def learn_bits(candidate: Candidate, student: nn.Module, bench: Workbench, finet
     student.cpu()
     file_bytes = partial(_file_bytes, student, infos, shape, bench.engines.runtime)
     problem = problem_of(candidate, infos, lambda bits: file_bytes(settled(candidate, infos, bits)))
+    problem.check_feasible()
     bits = learned_bits(student, problem, finetune, bench.config.seed)
     found = settled(candidate, infos, bits)
     return found, plan_of(found, infos, bench.engines.runtime)

@@ -45,7 +45,8 @@ def reexport(
     train = viewed(data.train, normalise, config.views, config.seed, torch.device("cpu"))
     calibration = train.plain(calibration_indices(len(train), config.quantise.calibration_images))
     content = packed.read_bytes()
-    compressed, graph = refit(pruned, plan, unpack(content), calibration, engines.runtime, record.candidate.quantiser)
+    quantiser, rule = record.candidate.quantiser, config.quantise.activations
+    compressed, graph = refit(pruned, plan, unpack(content), calibration, engines.runtime, quantiser, rule)
     compressed = recoded(compressed, coding_of(content))
     model = compressed.save(folder)
     with required(f"the point must run in {engines.runtime.name}"):

@@ -128,6 +128,18 @@ def head(inputs: int = 8) -> nn.Linear:
     return nn.Linear(inputs, CLASSES)
 
 
+def _on_under_the_old_name(m: nn.Module, x: Tensor) -> Tensor:
+    h = m.a(x)
+    m.r(h)
+    return m.head(pooled(m.b(h)))
+
+
+def _on_under_both_names(m: nn.Module, x: Tensor) -> Tensor:
+    h = m.a(x)
+    y = F.relu_(h)
+    return m.head(pooled(m.b(y) + h))
+
+
 PATTERNS = [
     Pattern(
         "concatenation of two branches",
@@ -254,6 +266,11 @@ PATTERNS = [
             head=head(),
         ),
     ),
+    Pattern(
+        "in place, and on under the old name",
+        lambda: Forward(_on_under_the_old_name, a=conv(3, 8), b=conv(8, 8), r=nn.ReLU(True), head=head()),
+    ),
+    Pattern("in place, and on under both names", lambda: Forward(_on_under_both_names, a=conv(3, 8), b=conv(8, 8), head=head())),
     Pattern(
         "classifier by convolution",
         lambda: Forward(lambda m, x: m.head(F.relu(m.a(x))).mean((2, 3)), a=conv(3, 8), head=nn.Conv2d(8, CLASSES, 1)),

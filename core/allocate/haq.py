@@ -36,8 +36,9 @@ def action_of(bits: int, choices: Sequence[int]) -> float:
 def clamped(problem: Problem, bits: dict[str, int]) -> dict[str, int]:
     """Sweeps over the layers from the last to the first, each time one step less, until the budget is kept.
 
-    The budget must be within reach (`Problem.check_feasible`).
+    Raises InfeasibleCandidate where the fewest bits break it.
     """
+    problem.check_feasible()
     bits = dict(bits)
     while not problem.keeps(bits):
         for layer in reversed(problem.free):

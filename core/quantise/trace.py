@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 from collections.abc import Collection
 
 import torch
@@ -11,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from core.errors import UserError
 
 FORWARDS = (nn.Conv2d.forward, nn.Linear.forward)
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 TRACE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 """What tracing, or a forward that is run on proxies, is known to raise (fx's TraceError is a ValueError)."""
 
@@ -38,7 +41,50 @@ def trace(model: nn.Module, planned: Collection[str], input_shape: tuple[int, in
             "take control flow and sizes that depend on tensors out of forward"
         ) from error
     _check_layers(traced, planned)
+    _name_results_in_place(traced)
     return traced
+
+
+def _name_results_in_place(traced: fx.GraphModule) -> None:
+    """Let whoever comes after an operation in place take its result, not the tensor under its old name.
+
+    As it runs these are one tensor; once a Q/DQ point stands on it they are two.
+    """
+    places = {node: place for place, node in enumerate(traced.graph.nodes)}
+    for node, place in places.items():
+        if not _works_in_place(traced, node):
+            continue
+        source = node.all_input_nodes[0]
+        for user in [user for user in source.users if places[user] > place]:
+            user.replace_input_with(source, node)
+    traced.recompile()
+
+
+def _works_in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.all_input_nodes or "tensor_meta" not in node.all_input_nodes[0].meta:  # a size is a number, and n += 1 makes another one
+        return False
+    if node.op == "call_module":
+        return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method":
+        return _ends_in_place(str(node.target))
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        return node.target in IN_PLACE or _ends_in_place(name) or _asks_in_place(node)
+    return False
+
+
+def _ends_in_place(name: str) -> bool:
+    """torch's convention: add_, relu_."""
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _asks_in_place(node: fx.Node) -> bool:
+    """By the argument `inplace` of a function, by name or by place."""
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # a builtin without a signature
+        return bool(node.kwargs.get("inplace", False))
+    return given.get("inplace") is True
 
 
 def _check_layers(traced: fx.GraphModule, planned: Collection[str]) -> None:

@@ -16,6 +16,7 @@ from core.candidate import LayerPlan, ShapePlan
 from core.compress import calibrate
 from core.errors import UserError
 from core.layers import layer_infos
+from core.quantise.fold import make_gains_positive
 from core.quantise.graph import build_graph
 from core.quantise.integer import IntegerWeight
 from core.quantise.layers import ActivationQuantiser, IntegerConv2d, IntegerLinear
@@ -81,7 +82,9 @@ def _with_activations(model: nn.Module, names: list[str], images: Tensor) -> nn.
         for info in layer_infos(model, shape)
         if info.name in names
     )
-    weights = ptq(model, {layer.name: BITS for layer in layers}, untrained)
+    bits = {layer.name: BITS for layer in layers}
+    make_gains_positive(model, bits, shape)
+    weights = ptq(model, bits, untrained)
     graph = build_graph(model, weights, ShapePlan(student=type(model).__name__, width=1.0, layers=layers), "uint8_relu", shape)
     calibrate(graph, images.detach().cpu().float())
     return graph

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from core.candidate import Candidate, GroupPlan
-from core.compress import draft, quantise, refit, resolve
+from core.compress import draft, quantise, refit, resolve, rough_bytes
 from core.config import BrecqConfig, QuantiseConfig
 from core.errors import EngineMismatch, UserError
 from core.layers import evaluating
@@ -104,6 +104,38 @@ def test_where_sums_of_eight_bits_saturate_a_layer_in_int8_has_seven_or_takes_it
         assert all(layer.execution == "float" or layer.weight_bits <= target.int8_bits for layer in again.plan.layers)
         with torch.no_grad():
             assert torch.isfinite(graph(images(4))).all()
+
+
+def test_depthwise_layers_that_go_to_float_elsewhere_keep_the_bits_that_they_were_packed_with() -> None:
+    shape = (3, 16, 16)
+    here = replace(RUNTIME, int8_bits=7)
+    elsewhere = replace(RUNTIME, int8_bits=8, depthwise_int8=False)
+    torch.manual_seed(0)
+    model = settled(STUDENTS["mobilenet_v2"](classes=CLASSES, image_size=16, width=0.25), shape)
+    asked = Candidate(student="mobilenet_v2", width=0.25, groups=(GroupPlan(weight_bits=8),), quantiser="lsq")
+    pruned, plan = resolve(model, asked, shape, here)
+    made, _ = quantise(model, draft(pruned, plan, shape, here, "lsq"), "lsq", untrained, images(16, shape), here, SETTING)
+    _, wanted = resolve(model, asked, shape, elsewhere)
+    again, _ = refit(pruned, wanted, unpack(made.packed), images(16, shape), elsewhere, "lsq")
+    assert {layer.weight_bits for layer in again.plan.layers} == {7}
+    assert {layer.execution for layer in again.plan.layers} == {"int8", "float"}
+
+
+@pytest.mark.parametrize("name", ["airbench", "wrn_16_2", "hybrid_serial", "mobilenet_v2"])
+def test_the_size_before_training_is_that_of_the_trained_file(name: str) -> None:
+    """Also where a norm is not folded, whose trained numbers take more bytes than the 0 and 1 that it starts with."""
+    shape = (3, 16, 16)
+    torch.manual_seed(0)
+    dense = STUDENTS[name](classes=CLASSES, image_size=16, width=0.25).eval()
+    asked = Candidate(student=name, width=0.25, groups=(GroupPlan(weight_bits=4),), quantiser="lsq")
+    pruned, plan = resolve(dense, asked, shape, RUNTIME)
+    drafted = draft(pruned, plan, shape, RUNTIME, "lsq")
+    assert rough_bytes(pruned, plan, shape, RUNTIME, "lsq") == len(drafted.packed)
+    with torch.no_grad():
+        for value in pruned.parameters():
+            value.add_(0.1 * torch.rand_like(value))
+    made, _ = quantise(settled(pruned, shape), drafted, "lsq", untrained, images(16, shape), RUNTIME, SETTING)
+    assert len(made.packed) == len(drafted.packed)
 
 
 def test_nncf_takes_half_of_the_range_where_sums_saturate() -> None:
