@@ -18,7 +18,7 @@ import numpy as np
 from core.candidate import EngineArtifact, LatencyReport
 from core.config import RuntimeConfig
 from core.engine_process import one_line
-from core.errors import EngineBuildError, MeasurementError, UserError
+from core.errors import Disturbed, EngineBuildError, MeasurementError, UserError
 from core.hardware import exact_int8_bits
 from core.runtimes import RUNTIMES, Runtime
 from core.tables import lookup
@@ -98,7 +98,7 @@ class AgentConnection:
         if status == http.client.OK:
             return answer
         message = f"the agent {self._url} refuses: {one_line(str(answer.get('message', status)))}"
-        raise {"user": UserError, "measurement": MeasurementError}.get(answer.get("error"), EngineBuildError)(message)
+        raise {"user": Disturbed, "measurement": MeasurementError}.get(answer.get("error"), EngineBuildError)(message)
 
 
 def _there(entry: Runtime, version: str, device: dict[str, Any]) -> Runtime:

@@ -154,7 +154,8 @@ def quantise(
     if quantiser in MODEL_QUANTISERS:
         filled, packed, simulation = _whole(model, plan, quantiser, calibration, runtime)
         if structure_key(filled) != drafted.structure:
-            raise EngineMismatch(f"latency is measured on the draft's structure, but {quantiser} gave the trained network another one")
+            law = f"latency is measured on the draft's structure, but {quantiser} gave the trained network another one"
+            raise EngineMismatch(f"{law}; take another quantiser")
     else:
         setting, points = replace(setting, images=calibration), None
         if setting.config.simulate_activations and quantiser in SIMULATED:

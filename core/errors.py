@@ -3,7 +3,8 @@
     ParetopressError
     ├── UserError               bad input: one line (law, values, remedy), exit code 2, nothing lost
     │   ├── MissingRuntime      a runtime that is not installed here, with its install line
-    │   └── DiskRefused         a disk that is full, a folder that may not be written: what was going on is done again
+    │   └── Disturbed           something around the run has failed: what was going on is done again
+    │       └── DiskRefused         a disk that is full, a folder that may not be written
     └── TrialError              one trial ends, the study goes on
         ├── InfeasibleCandidate     -> PRUNED: the candidate can never satisfy a hard limit
         │   └── HopelessCandidate       -> PRUNED: nor could it join the front
@@ -28,7 +29,11 @@ class MissingRuntime(UserError):
     """A runtime that is not installed on this machine."""
 
 
-class DiskRefused(UserError):
+class Disturbed(UserError):
+    """A process, a file or a device that the run needs has failed, for no fault of the candidate."""
+
+
+class DiskRefused(Disturbed):
     """A file could not be written, for no fault of what was to be in it."""
 
 

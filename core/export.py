@@ -145,7 +145,9 @@ def check_rebuilds(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> Non
             continue
         known = arrays.get(initialiser.name)
         if known is None or (known.dtype, known.shape) != (value.dtype, value.shape) or known.tobytes() != value.tobytes():
-            raise EngineMismatch(f"the packed file must rebuild the ONNX bit for bit, but {initialiser.name!r} differs")
+            raise EngineMismatch(
+                f"the packed file must rebuild the ONNX bit for bit, but {initialiser.name!r} differs; search or export anew"
+            )
 
 
 def _is_fill(value: np.ndarray) -> bool:

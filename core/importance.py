@@ -32,7 +32,11 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def magnitude(norm: int) -> Rank:
-    """Sum of |w|^norm over all that belongs to a channel, averaged over the group's layers."""
+    """Sum of |w|^norm over all that belongs to a channel, averaged over the group's layers.
+
+    Depthwise convolutions and layer norms behind it are not among them, and a grouped convolution counts with the filters of all groups:
+    so Torch-Pruning's criterion has it.
+    """
     rank: Rank = tp.importance.GroupMagnitudeImportance(p=norm, normalizer=None)
     return rank
 

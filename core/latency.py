@@ -100,10 +100,10 @@ def time_calls(
             narrow = len(medians) >= MIN_BLOCKS and _is_narrow(medians, rel_ci)
             if narrow or clock() >= end:
                 break
-    return _timing(blocks, quiet if quiet.any() else ~quiet, len(blocks) - int(quiet.sum()), level, narrow)
+    return _timing(blocks, quiet if quiet.any() else ~quiet, level, narrow)
 
 
-def _timing(blocks: Sequence[np.ndarray], kept: np.ndarray, redone: int, level: float, stable: bool) -> Timing:
+def _timing(blocks: Sequence[np.ndarray], kept: np.ndarray, level: float, stable: bool) -> Timing:
     """The numbers of the `kept` (n,) blocks; of all where none is undisturbed, since some number must be shown."""
     chosen = [block for block, keep in zip(blocks, kept, strict=True) if keep]
     medians, samples = np.array([np.median(block) for block in chosen]), np.concatenate(chosen)
@@ -114,7 +114,7 @@ def _timing(blocks: Sequence[np.ndarray], kept: np.ndarray, redone: int, level: 
         "ci_ms": (low / 1e6, high / 1e6),
         "samples": len(samples),
         "blocks": len(chosen),
-        "redone": redone,
+        "redone": len(blocks) - len(chosen),
         "reference_ms": level / 1e6,
         "stable": stable,
     }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from core.errors import UserError
 
 if TYPE_CHECKING:
     import onnx
@@ -11,6 +14,20 @@ if TYPE_CHECKING:
 COMPUTE = ("Conv", "Gemm", "MatMul")
 RESHAPES = ("DequantizeLinear", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast")
 """What may stand between a layer and its weights or its quantised input."""
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model in an ONNX file. Raises UserError for one that is damaged."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path)
+    except DecodeError as error:
+        raise UserError(f"{path} is damaged: it is no ONNX model; run search.doctor, or search anew") from error
+    if not model.graph.node:
+        raise UserError(f"{path} is damaged: it holds no operators; run search.doctor, or search anew")
+    return model
 
 
 def layer_calls(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.NodeProto]]:

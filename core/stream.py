@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as transforms
 from core.config import ViewsConfig
 from core.data.files import ImageFiles
 from core.data.images import load_upright, quiet_decoder
-from core.errors import UserError
+from core.errors import Disturbed, UserError
 from core.views import Normalisation, Order
 
 ASPECT = (3 / 4, 4 / 3)
@@ -69,7 +69,7 @@ class StreamedViews:
         """
         for images, indices, view, bad in self._read_ahead(order):
             if bad:
-                raise UserError(f"{bad}; repair or remove it, or leave such images out with --skip-bad")
+                raise Disturbed(f"{bad}; repair or remove it, or leave such images out with --skip-bad")
             yield self._input(images), indices.to(self.labels.device, non_blocking=True), view
 
     def _read_ahead(self, order: Order) -> Iterator[tuple[Tensor, Tensor, int, str]]:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from core.checkpoint import Stateful, keep, resume
 from core.config import HardwareConfig, TrainConfig
 from core.data.types import Images
-from core.errors import TrainingDiverged, TrialError, UserError
+from core.errors import Disturbed, TrainingDiverged, TrialError, UserError
 from core.hardware import device_facts
 from core.muon import Muon, is_orthogonal
 from core.views import ViewedSet
@@ -208,7 +208,7 @@ def lost_workers_are_named() -> Iterator[None]:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         reason = " ".join(str(_latest(error)).split())
-        raise UserError(f"the processes that decode images must live, but {reason}; set data.workers lower, 0 for none") from error
+        raise Disturbed(f"the processes that decode images must live, but {reason}; set data.workers lower, 0 for none") from error
 
 
 def _latest(error: Exception) -> Exception:

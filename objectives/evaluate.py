@@ -142,7 +142,6 @@ def evaluate(
         limits.check_size(len(compressed.packed), "trained and coded")
     with stages("accuracy"):
         model = compressed.save(folder)
-        forget(folder)
         images = map(bench.teacher.normalise, bench.data.search.chunks())
         scored = score(bench.engines, model, graph, images, bench.data.search.labels)
         try:
@@ -155,6 +154,7 @@ def evaluate(
             latency = bench.engines.build_report(model, folder / ENGINE)
     measured = _measurement(scored, compressed, latency, bench)
     records = journal.finish(measured, graph, folder)
+    forget(folder)  # until here an interrupted trial goes on from its last epoch
     return Evaluation(measured, _artifact(scored, latency, model), folder, final, records, graph)
 
 

@@ -22,6 +22,8 @@ from objectives.bench import Stages, Workbench
 
 FILE = "stages.json"
 """In a candidate's folder."""
+STAGE = "journal"
+"""What its own looks are called in the account."""
 
 
 @dataclass
@@ -39,18 +41,20 @@ class Journal:
         if not self.bench.config.journal:
             return
         seconds, shape = self._since(), self.bench.input_shape
-        logits = predict_all(model, self.bench.data.search, self.bench.teacher.normalise, self.bench.device)
-        plain = copy.deepcopy(model.cpu()).float().eval()
-        size, latency = self._in_float(plain) if plan is None else self._by_plan(plain, plan, quantiser)
-        self._add(stage, logits, size, count_parameters(plain), count_macs(plain, shape), latency, seconds)
+        with self.stages(STAGE):
+            logits = predict_all(model, self.bench.data.search, self.bench.teacher.normalise, self.bench.device)
+            plain = copy.deepcopy(model.cpu()).float().eval()
+            size, latency = self._in_float(plain) if plan is None else self._by_plan(plain, plan, quantiser)
+            self._add(stage, logits, size, count_parameters(plain), count_macs(plain, shape), latency, seconds)
 
     def finish(self, measured: Measurement, graph: nn.Module, folder: Path) -> tuple[StageRecord, ...]:
         """After the last stage: the engine's own numbers, and the loss of its simulation `graph`. Writes FILE to `folder`."""
         if not self.bench.config.journal:
             return ()
-        images = map(self.bench.teacher.normalise, self.bench.data.search.chunks())
-        logits = torch.cat([simulate(graph, part) for part in images])
-        last = (measured.size_bytes, measured.parameters, measured.macs, measured.latency, self._since())
+        images, seconds = map(self.bench.teacher.normalise, self.bench.data.search.chunks()), self._since()
+        with self.stages(STAGE):
+            logits = torch.cat([simulate(graph, part) for part in images])
+        last = (measured.size_bytes, measured.parameters, measured.macs, measured.latency, seconds)
         self._add("quantise", logits, *last, accuracy=measured.accuracy)
         write_atomically(folder / FILE, json.dumps([record.model_dump(mode="json") for record in self.records], indent=1) + "\n")
         return tuple(self.records)
@@ -82,7 +86,7 @@ class Journal:
 
     def _since(self) -> float:
         """Seconds of the stages since the record before; those of the journal itself are not among them."""
-        total = sum(self.stages.seconds.values())
+        total = sum(seconds for stage, seconds in self.stages.seconds.items() if stage != STAGE)
         seconds, self.counted = total - self.counted, total
         return seconds
 

@@ -250,7 +250,7 @@ def _worst_missed(known: tuple[Finished, ...], looks: tuple[Look, ...]) -> np.nd
     worst = np.empty(len(known))
     for own in set(later):
         misses = _misses(known, (*looks, *own))
-        spreads = [max(float(np.nanstd(missed)), 1e-9) for missed in misses]
+        spreads = [max(float(np.nanstd(missed)), 1e-9) if np.isfinite(missed).any() else 1.0 for missed in misses]
         alike = np.array([each == own for each in later])
         scaled = [missed[alike] / spread for missed, spread in zip(misses, spreads, strict=True)]
         worst[alike] = np.nanmax(scaled, axis=0) * spreads[len(looks)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from core.candidate import Execution
-from core.onnx_layers import RESHAPES, layer_calls, makers, source_of
+from core.onnx_layers import RESHAPES, layer_calls, makers, read_model, source_of
 from core.pack import QTensor, Tensor, tensor_bytes, unpack
 
 if TYPE_CHECKING:
@@ -40,14 +40,12 @@ class LayerFacts(NamedTuple):
 def read_layers(folder: Path) -> tuple[LayerFacts, ...]:
     """Every layer of `folder`'s model.onnx and weights.pack in order of execution; () where a file is missing.
 
-    Raises PackError for a damaged weight file.
+    Raises UserError for a damaged file.
     """
     model, packed = folder / "model.onnx", folder / "weights.pack"
     if not (model.is_file() and packed.is_file()):
         return ()
-    import onnx
-
-    graph = onnx.load(model).graph
+    graph = read_model(model).graph
     content = packed.read_bytes()
     tensors, sizes = unpack(content), tensor_bytes(content)
     found = dict(layer_calls(graph))
@@ -71,9 +69,7 @@ def classes_of(model: Path) -> int | None:
     """Number of classes of an exported model; None where the file is missing or leaves it open."""
     if not model.is_file():
         return None
-    import onnx
-
-    return _dims(onnx.load(model).graph.output[0])[-1] or None
+    return _dims(read_model(model).graph.output[0])[-1] or None
 
 
 def _facts(

@@ -15,6 +15,8 @@ PARTS = {
     "training": ("prune", "quantise dense", "distil", "quantise"),
     "engine": ("shape", "engine", "build"),
     "accuracy": ("accuracy",),
+    "journal": ("journal",),
+    "waiting": ("wait",),
 }
 """Part of the account -> stages of a trial."""
 TRAINED = (*PARTS["training"], *PARTS["accuracy"])

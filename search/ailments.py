@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from core.checkpoint import SUFFIX
 from core.engines import ALIVE, HOST_PREFIX
+from core.errors import UserError
 from core.files import TEMPORARY, is_held, lock_of, target_of
 from core.sealed import read_array
 from results.record import CANDIDATE_FILES, file_digests
@@ -93,13 +94,13 @@ def _unpacks(path: Path) -> bool:
 
 
 def _is_onnx(path: Path) -> bool:
-    import onnx
-    from google.protobuf.message import DecodeError
+    from core.onnx_layers import read_model
 
     try:
-        return bool(onnx.load(path).graph.node)
-    except DecodeError:
+        read_model(path)
+    except UserError:
         return False
+    return True
 
 
 def orphans(patient: Patient) -> Iterator[Finding]:

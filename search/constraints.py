@@ -12,11 +12,13 @@ from search.space import Constraints
 def excesses(constraints: Constraints, record: TrialRecord) -> dict[str, float]:
     """Constraint -> how far the record is beyond it, as a share of the limit; 0 or less keeps it. Only of numbers that are known."""
     accuracy = record.measurement.accuracy if record.measurement is not None else None
+    # before it is coded a file's bytes are a lower limit
+    size_bytes = record.measurement.size_bytes if record.measurement is not None else record.size_bytes
     found = {}
     if constraints.latency_ms is not None and record.latency_ms is not None:
         found["latency_ms"] = record.latency_ms / constraints.latency_ms - 1
-    if constraints.size_kb is not None and record.size_bytes is not None:
-        found["size_kb"] = record.size_bytes / (KB * constraints.size_kb) - 1
+    if constraints.size_kb is not None and size_bytes is not None:
+        found["size_kb"] = size_bytes / (KB * constraints.size_kb) - 1
     if constraints.accuracy is not None and accuracy is not None:
         found["accuracy"] = 1 - accuracy / constraints.accuracy
     return found

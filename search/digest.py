@@ -21,11 +21,13 @@ def portable(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a study without the folders of its files: they may move. `check_inputs` in search/study.py keeps what is in them."""
     config = content["config"]
     teacher = config["teacher"]
-    runtime = {key: value for key, value in config["runtime"].items() if key not in ("agent", "wait_s")}  # the device is in its fingerprint
+    # the device is in its fingerprint; how long to wait, and how many processes decode images, changes no result
+    runtime = {key: value for key, value in config["runtime"].items() if key not in ("agent", "wait_s", "timeout_s")}
+    data = {key: value for key, value in config["data"].items() if key != "workers"}
     if not runtime.get("build_for"):
         runtime.pop("build_for", None)  # as in a study of an older version
     config = {key: value for key, value in config.items() if key not in ("journal", "stopping")}  # no result of a trial depends on them
-    moved = {"data": {**config["data"], "dir": None}, "teacher": _placeless(teacher), "runtime": runtime}
+    moved = {"data": {**data, "dir": None}, "teacher": _placeless(teacher), "runtime": runtime}
     # absent in a study of an older version
     more = {"more_teachers": [_placeless(each) for each in config.get("more_teachers", ())]}
     space = {key: value for key, value in content["space"].items() if key != "allocation" or value["strategy"] != "per_position"}

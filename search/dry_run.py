@@ -25,10 +25,10 @@ from search.students import check_students
 from search.study import check_space, count_finished, find_study
 
 
-def dry_run(space: Space, config: Config, name: str, url: str, trials: int, cache: Path) -> None:
-    """Print the resolved plan. Raises UserError for the first thing that would stop the run."""
+def dry_run(space: Space, config: Config, name: str, url: str, trials: int, cache: Path, *, fresh: bool = False) -> None:
+    """Print the resolved plan; `fresh`: of a run that begins anew. Raises UserError for the first thing that would stop the run."""
     digest, content = space_digest(space, config)
-    finished = _finished(url, name, digest, content)
+    finished = 0 if fresh else _finished(url, name, digest, content)
     inputs = load_inputs(space, config, cache)
     info, data = inputs.data.info, inputs.data
     _line(

@@ -256,16 +256,15 @@ def run_facts(folder: Path) -> dict[str, Any]:
 
 def _check_files(model: Path, packed: Path, size_bytes: int) -> None:
     """Raises UserError unless the two files belong together and to the measurement."""
-    import onnx
-
     from core.export import check_rebuilds
+    from core.onnx_layers import read_model
     from core.pack import unpack
 
     content = packed.read_bytes()
     if len(content) != size_bytes:
         raise UserError(f"{packed} must have the {size_bytes} bytes that were measured, but has {len(content)}; search anew with --fresh")
     with required(f"{packed} must rebuild the weights of {model.name}"):
-        check_rebuilds(onnx.load(model), unpack(content))
+        check_rebuilds(read_model(model), unpack(content))
 
 
 def _check_data(data: SearchData, run: Mapping[str, Any]) -> None:

@@ -135,7 +135,10 @@ def combined(reports: Sequence[LatencyReport]) -> LatencyReport:
 def _best_seed(point: TrialRecord, bench: Workbench, plan: Plan, progress: Progress) -> tuple[TrialRecord, dict[int, float]]:
     """The record of the seed that is best on the search split, and every seed's accuracy there."""
     seeds = range(bench.config.seed, bench.config.seed + plan.seeds)
-    trained = {seed: _train(point, replace(bench, config=bench.config.model_copy(update={"seed": seed})), plan, progress) for seed in seeds}
+    trained = {}
+    for seed in seeds:
+        trained[seed] = _train(point, replace(bench, config=bench.config.model_copy(update={"seed": seed})), plan, progress)
+        progress.done += 1
     accuracies = {seed: measurement.accuracy for seed, measurement in trained.items()}
     best = max(accuracies, key=lambda seed: (accuracies[seed], -seed))
     place = _place(point, bench, best, plan)

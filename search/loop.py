@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
-from core.errors import DiskRefused, TrialError, UserError
+from core.errors import Disturbed, TrialError, UserError
 from search.baselines import enqueue_allocated, something_waits
 from search.goal import Goal, volumes_of
 from search.lock import StudyLock
@@ -30,21 +30,19 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
     """
     failures, drawing = 0, False
     while (reason := goal.over(time.monotonic(), volumes_of(runner.records))) is None and take(study, runner, goal.trials, lock):
-        if (reason := goal.over(time.monotonic(), ())) is not None:  # the hours, if it waited for another worker's last trial
-            lock.release()
-            return reason
         start = time.perf_counter()
-        start += runner.first(study)
-        enqueue_allocated(study)
-        if not drawing:  # under the lock: no two workers find the same number begun, so no two draw the same candidates
-            sampler, drawing = make_sampler(goal.sampler, goal.seed, count_begun(study), goal.trials), True
-            study.sampler = sampler
-        if sampler.exhausted(study) and not something_waits(study):
-            lock.release()
-            return "every combination of the space has been tried (--sampler grid)"
         try:
+            if (reason := goal.over(time.monotonic(), ())) is not None:  # the hours, if it waited for another worker's last trial
+                return reason
+            start += runner.first(study)
+            enqueue_allocated(study)
+            if not drawing:  # under the lock: no two workers find the same number begun, so no two draw the same candidates
+                sampler, drawing = make_sampler(goal.sampler, goal.seed, count_begun(study), goal.trials), True
+                study.sampler = sampler
+            if sampler.exhausted(study) and not something_waits(study):
+                return "every combination of the space has been tried (--sampler grid)"
             study.optimize(runner, n_trials=1, catch=(TrialError,))
-        except (KeyboardInterrupt, DiskRefused, OSError):  # none of them the candidate's fault
+        except (KeyboardInterrupt, Disturbed, OSError):  # none of them the candidate's fault
             requeue_interrupted(study, runner.newest)
             raise
         except (UpdateFinishedTrialError, ValueError):  # ValueError: how Optuna refuses to tell a finished trial
@@ -56,7 +54,7 @@ def run_trials(study: optuna.Study, runner: TrialRunner, goal: Goal, lock: Study
             lock.release()
             runner.release()
             runner.loop_seconds += time.perf_counter() - start
-            runner.sampler_seconds = sampler.seconds
+            runner.sampler_seconds = sampler.seconds if drawing else 0.0
         last = runner.records[-1]
         failures = failures + 1 if last.state == "FAIL" else 0
         if failures == FAILURES_IN_A_ROW:

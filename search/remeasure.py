@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
@@ -19,15 +18,16 @@ from optuna.trial import FrozenTrial, TrialState
 from core.candidate import BuildReport, LatencyReport, milliseconds
 from core.cli import required
 from core.config import Config
-from core.engines import EngineHost
+from core.engines import EngineHost, living_hosts
 from core.errors import InfeasibleCandidate, UserError
 from core.export import structure_key
+from core.onnx_layers import read_model
 from objectives.budget import Limits
 from results.front import objectives
 from results.record import RECORD_KEY, REFERENCE_KEY, TrialRecord, candidate_file, read_records
 from search.constraints import excesses
 from search.space import Constraints
-from search.study import INPUTS_KEY, METRICS, requeue
+from search.study import INPUTS_KEY, METRICS, check_at_rest, requeue
 from search.trial import VOLUME_KEY
 
 DEVICE = "device or runtime"
@@ -43,12 +43,15 @@ def remeasure(study: optuna.Study, constraints: Constraints, config: Config, fol
     """The study on this device, and what was done, in lines; the study itself where it has been here all the time.
 
     A candidate that this device makes too slow for a hard limit becomes a pruned trial; one that the former device pruned, for its latency
-    or because others looked better, is queued again. Raises UserError when a stored model is missing or does not run here.
+    or because others looked better, is queued again. Raises UserError when a stored model is missing or does not run here, and while
+    somebody else works on the study.
     """
+    others = living_hosts(folder)
     with EngineHost(config.runtime, folder) as engines:
         former = study.user_attrs.get(INPUTS_KEY, {}).get(DEVICE)
         if former in (None, engines.fingerprint) or not study.get_trials(deepcopy=False):
             return study, []
+        check_at_rest(study, folder, others, "--remeasure")
         records = {record.number: record for record in read_records(study)}
         with required("a stored model must run on this device to be timed here"):
             latencies = _latencies(list(records.values()), engines, folder)
@@ -56,8 +59,8 @@ def remeasure(study: optuna.Study, constraints: Constraints, config: Config, fol
     before = study.get_trials()
     trials = [_moved(trial, records.get(trial.number), latencies, constraints) for trial in study.get_trials()]
     again = [old for old, new in zip(before, trials, strict=True) if (old.state, new.state) == (TrialState.PRUNED, TrialState.FAIL)]
-    kept = f"{study.study_name}-on-{former}"
-    moved = _rewritten(study, kept, trials, device)
+    kept = _copied(study, f"{study.study_name}-on-{former}")
+    moved = _rewritten(study, trials, device)
     for trial in again:
         requeue(moved, trial)
     lines = [f"{len(latencies)} models timed on this device ({device}); the study as it was is kept as {kept!r}"]
@@ -76,7 +79,7 @@ def _latencies(records: list[TrialRecord], engines: EngineHost, folder: Path) ->
                 f"stored models run in {known}, but runtime.name is {engines.runtime.name} here; install {known}, or search anew"
             )
         model = candidate_file(folder, record, "model.onnx")
-        found[str(record.fingerprint)] = engines.latency(model, key=structure_key(onnx.load(model)))
+        found[str(record.fingerprint)] = engines.latency(model, key=structure_key(read_model(model)))
     return found
 
 
@@ -112,12 +115,26 @@ def _moved(
     return trial
 
 
-def _rewritten(study: optuna.Study, kept: str, trials: list[FrozenTrial], device: str) -> optuna.Study:
-    """A study of the same name with these trials; the former one under `kept`, where it is before anything is deleted."""
+def _copied(study: optuna.Study, wanted: str) -> str:
+    """The name of a whole copy of the study: `wanted`, or the next one that is free where another study has that (`-2`, ...)."""
+    storage = study._storage
+    names, mine, name, number = set(optuna.get_all_study_names(storage)), _states(study), wanted, 1
+    while name in names and _states(optuna.load_study(study_name=name, storage=storage)) != mine:
+        name, number = f"{wanted}-{number + 1}", number + 1
+    if name not in names:  # else a start that was interrupted has made it
+        optuna.copy_study(from_study_name=study.study_name, from_storage=storage, to_storage=storage, to_study_name=name)
+    return name
+
+
+def _states(study: optuna.Study) -> list[tuple[TrialState, str | None]]:
+    """What tells two states of one study apart."""
+    return [(trial.state, trial.user_attrs.get(RECORD_KEY)) for trial in study.get_trials(deepcopy=False)]
+
+
+def _rewritten(study: optuna.Study, trials: list[FrozenTrial], device: str) -> optuna.Study:
+    """A study of the same name with these trials in its place."""
     storage, name = study._storage, study.study_name
     attributes: dict[str, Any] = {key: value for key, value in study.user_attrs.items() if key != REFERENCE_KEY}
-    if kept not in optuna.get_all_study_names(storage):
-        optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=kept)
     optuna.delete_study(study_name=name, storage=storage)
     moved = optuna.create_study(storage=storage, study_name=name, directions=study.directions)
     with warnings.catch_warnings():

@@ -23,6 +23,7 @@ from search.space import Space
 if TYPE_CHECKING:
     import optuna
 
+    from search.cluster import Placement
     from search.lock import StudyLock
 
 RUNS = Path("runs")
@@ -34,36 +35,34 @@ def main(argv: list[str]) -> int:
     args = build_parser().parse_args(argv)
     load_plugins(args.plugin)
     space, config = resolve_arguments(args)
-    from search.storage import storage_errors, storage_url  # late: bad input is answered without Optuna
+    from search.cluster import Placement
+    from search.storage import check_workers, storage_errors, storage_url  # late: bad input is answered without Optuna
     from search.study import check_name
 
     name = check_name(args.study or (args.space.stem if args.space else "own"))
-    url = storage_url(RUNS / name, args.storage)
+    url, place = storage_url(RUNS / name, args.storage), Placement(args.workers, args.cluster, args.gpus_per_worker)
     with storage_errors(url), _quiet_optuna(), _termination_is_ctrl_c():
+        check_workers(url, place.workers, place.elsewhere)
         if args.dry_run:
             from search.dry_run import dry_run
 
-            dry_run(space, config, name, url, args.trials, CACHE)
+            dry_run(space, config, name, url, args.trials, CACHE, fresh=args.fresh)
         else:
-            _search(args, space, config, name, url, _command(argv, args.storage))
+            _search(args, space, config, name, url, place, _command(argv, args.storage))
     return 0
 
 
-def _search(args: argparse.Namespace, space: Space, config: Config, name: str, url: str, command: Sequence[str]) -> None:
+def _search(args: argparse.Namespace, space: Space, config: Config, name: str, url: str, place: Placement, command: Sequence[str]) -> None:
     from results.front import front
     from results.record import read_records
-    from search.cluster import Placement
     from search.goal import Goal
     from search.lock import StudyLock
     from search.loop import queued_again, run_trials
     from search.progress import Progress
     from search.session import open_session
-    from search.storage import check_workers
     from search.study import count_finished, sweep
     from search.workers import Job, added, run_workers
 
-    place = Placement(args.workers, args.cluster, args.gpus_per_worker)
-    check_workers(url, place.workers, place.elsewhere)
     deadline = args.max_hours and time.monotonic() + 3600 * args.max_hours
     goal = Goal(args.trials, config.seed, args.sampler, args.max_hours, deadline, args.plateau)
     folder, lock = RUNS / name, StudyLock(url, RUNS / name)
@@ -110,10 +109,14 @@ def _open_study(fresh: bool, space: Space, config: Config, name: str, url: str, 
 
 def _remeasured(study: optuna.Study, space: Space, config: Config, folder: Path, lock: StudyLock) -> optuna.Study:
     """`--remeasure`: the study with the latencies of this device."""
+    from search.loop import queued_again
     from search.remeasure import remeasure
+    from search.study import sweep
 
     with lock:
+        swept = sweep(study, lock.one_machine)  # a copy of a running trial would run for ever
         study, lines = remeasure(study, space.constraints, config, folder)
+    lines = [*([queued_again(swept)] if swept else []), *lines]
     print("\n".join(lines), end="\n" if lines else "", flush=True)
     return study
 

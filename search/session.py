@@ -172,18 +172,12 @@ def open_bench(
     check_networks(space, config, data.info)
     check_answers(space, config, data.info, len(data.train), cache)
     stages = Stages(lambda name: progress.stage(None, name), lambda name, *numbers: progress.epoch(None, name, *numbers))
-    with stages("teacher") as on_epoch:
-        teachers = [
-            obtain_teacher(
-                config.model_copy(update={"teacher": each}),
-                data,
-                device,
-                cache,
-                with_rate(on_epoch, each.train, len(data.train)),
-                progress.message,
-            )
-            for each in config.teachers
-        ]
+    teachers = []
+    for number, each in enumerate(config.teachers, start=1):
+        with stages("teacher" if number == 1 else f"teacher {number}") as on_epoch:
+            rated = with_rate(on_epoch, each.train, len(data.train))
+            own = config.model_copy(update={"teacher": each})
+            teachers.append(obtain_teacher(own, data, device, cache, rated, progress.message))
     if any(each.model or each.weights for each in config.teachers):
         check_inputs(study, inputs | {"weights or network": "+".join(teacher.digest for teacher in teachers)})
     for teacher in teachers[1:]:
@@ -201,7 +195,7 @@ def open_bench(
         device,
         engines,
         folder,
-        stages.seconds["teacher"],
+        sum(stages.seconds.values()),
         progress.message,
         space.objectives.size,
     )

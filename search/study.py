@@ -6,7 +6,7 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from results.front import Point
 from results.record import REFERENCE_KEY, read_records
 from search.digest import portable
 from search.owner import OWNER_KEY, is_dead
-from search.storage import open_storage, safe_url, sqlite_file
+from search.storage import GRACE_S, open_storage, safe_url, sqlite_file
 
 METRICS = ("accuracy", "size_bytes", "latency_ms")
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
@@ -113,17 +113,23 @@ def fixed_reference(study: optuna.Study, reference: Point) -> Point:
     return tuple(map(float, study.user_attrs[REFERENCE_KEY]))
 
 
+def check_at_rest(study: optuna.Study, folder: Path, hosts: Sequence[Path], flag: str) -> None:
+    """Raises UserError where somebody else runs a trial, or holds one of the engine `hosts`: in its teacher's training, say."""
+    busy = [trial.number for trial in _running(study) if not is_orphan(trial)]
+    if busy:
+        raise UserError(
+            f"{flag} needs a study at rest, but another process is running trial {busy[0]} of {study.study_name!r}; stop that one first"
+            f" (one that was killed on another machine counts until it has been silent for {GRACE_S // 60} minutes)"
+        )
+    if hosts:
+        raise UserError(f"{flag} needs a study at rest, but another process works in {folder}; stop that one first")
+
+
 def delete_study(url: str, name: str, folder: Path) -> None:
     """`--fresh`: forget the study and the files of its runs; other studies of the database and the user's own files stay."""
     study = find_study(url, name)
     if study is not None:
-        busy = [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if not is_orphan(trial)]
-        if busy:
-            raise UserError(
-                f"--fresh needs a study at rest, but another process is running trial {busy[0]} of {name!r}; stop that one first"
-            )
-        if living_hosts(folder):  # in its teacher's training, say
-            raise UserError(f"--fresh needs a study at rest, but another process works in {folder}; stop that one first")
+        check_at_rest(study, folder, living_hosts(folder), "--fresh")
         if study.get_trials(deepcopy=False) and DIGEST_KEY not in study.user_attrs:
             raise UserError(f"--fresh deletes only what this program made, but the study {name!r} is another's; choose another --study")
         optuna.delete_study(study_name=name, storage=open_storage(url))

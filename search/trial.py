@@ -60,7 +60,7 @@ class TrialRunner:
     reference: Point | None = None
     """Of the hypervolume; None: none is kept."""
     stage_seconds: float = 0.0
-    """Of all stages of the trials that this process has ended."""
+    """Of all stages of the trials that this process has begun."""
     loop_seconds: float = 0.0
     """From looking whether a trial is wanted to having told how it ended, without waiting for other workers."""
     sampler_seconds: float = 0.0
@@ -81,6 +81,13 @@ class TrialRunner:
         stages = Stages(
             lambda name: self.progress.stage(trial.number, name), lambda name, *numbers: self.progress.epoch(trial.number, name, *numbers)
         )
+        try:
+            return self._ended(trial, stages)
+        finally:  # also of a trial that is interrupted
+            self.stage_seconds += sum(stages.seconds.values())
+
+    def _ended(self, trial: optuna.Trial, stages: Stages) -> Point:
+        """Evaluate and record, however it ends."""
         self.progress.stage(trial.number, "sample")
         known: dict[str, Any] = {"number": trial.number}
         try:
@@ -106,7 +113,8 @@ class TrialRunner:
         fingerprint = fingerprint_of(candidate, plan)
         known |= _identity(candidate, plan, fingerprint)
         folder = self.bench.folder / "candidates" / fingerprint
-        self.held.enter_context(made_once(folder, self.progress.message))
+        with stages("wait"):
+            self.held.enter_context(made_once(folder, self.progress.message))
         self._learn(trial.study)
         twin = self._twin(fingerprint)
         if twin is not None:
@@ -171,7 +179,6 @@ class TrialRunner:
             pass_on(self.space.constraints, trial, record)
         show_trial(trial, record, self.best, self.bench.folder)
         trial.set_user_attr(RECORD_KEY, record.model_dump_json())
-        self.stage_seconds += sum(record.seconds.values())
         self.records.append(record)
         self.progress.trial_done(record, self.best)
 

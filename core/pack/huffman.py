@@ -42,11 +42,15 @@ def decode(cursor: Cursor, count: int) -> np.ndarray:
         return _decode_symbols(cursor, count)
     entries = cursor.varint()
     if form not in GAP_BITS or not 0 < entries <= count:
-        raise PackError(f"Huffman-coded integers are dense or have gaps of {GAP_BITS} bits, but this packed weight file has form {form}")
+        raise PackError(
+            f"Huffman-coded integers are dense or have gaps of {GAP_BITS} bits, but this packed file has form {form}; export it again"
+        )
     gaps = _decode_symbols(cursor, entries) - LOWEST
     places = np.cumsum(gaps + 1) - 1
     if gaps.min() < 0 or gaps.max() >= 1 << form or places[-1] >= count:
-        raise PackError("gaps between integers must stay within their tensor, but those of this packed weight file do not: it is damaged")
+        raise PackError(
+            "gaps between integers must stay within their tensor, but those of this file do not: it is damaged; export it again"
+        )
     values = np.zeros(count, np.int64)
     values[places] = _decode_symbols(cursor, entries)
     return values
@@ -92,7 +96,7 @@ def _decode_symbols(cursor: Cursor, count: int) -> np.ndarray:
     hops, place, places = steps[window].tolist(), 0, []
     for _ in range(count):
         if place >= len(hops) or hops[place] == 0:
-            raise PackError("Huffman codes must be those of their table and end in the file, but these do not: it is damaged")
+            raise PackError("Huffman codes must be those of their table and end in the file, but these do not; export it again")
         places.append(place)
         place += hops[place]
     cursor.take(-(-place // 8))
@@ -113,7 +117,7 @@ def _lookup(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(symbol, length of its code) of every window, 2^LONGEST each; length 0 where no code begins so."""
     codes = _codes(lengths)
     if sum(1 << (LONGEST - int(length)) for length in lengths if length) > 1 << LONGEST:
-        raise PackError("the lengths of a Huffman code must leave room for all its symbols, but these do not: the file is damaged")
+        raise PackError("the lengths of a Huffman code must leave room for all its symbols, but these do not; export it again")
     symbols, steps = np.zeros(1 << LONGEST, np.int64), np.zeros(1 << LONGEST, np.int64)
     for symbol in np.flatnonzero(lengths):
         rest = LONGEST - int(lengths[symbol])

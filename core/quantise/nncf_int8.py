@@ -23,6 +23,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from core.candidate import ShapePlan
+from core.onnx_layers import layer_calls
 from core.pack import QTensor
 from core.pack import Tensor as Packed
 from core.quantise.graph import Grid, build_graph
@@ -66,9 +67,8 @@ def _quantised(
     """`halved`: weights in -64..64, whose products with 8-bit activations no INT8 kernel clips."""
     import nncf as library  # late: it takes seconds
 
-    weights = {f"{name}.weight" for name in float_layers}
     advanced = library.AdvancedQuantizationParameters(overflow_fix=library.OverflowFix.ENABLE) if halved else None
-    ignored = [node.name for node in exported.graph.node if weights & set(node.input)]
+    ignored = [node.name for name, node in layer_calls(exported.graph) if name in float_layers]
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

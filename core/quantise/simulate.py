@@ -83,9 +83,13 @@ class Simulated(nn.Module):
 class FixedPoint(nn.Module):
     """A calibrated Q/DQ point through which gradients pass, within its range."""
 
+    scale: Tensor
+
     def __init__(self, point: ActivationQuantiser) -> None:
         super().__init__()
-        self.scale, self.low, self.high = float(point.scale), point.low, point.high
+        # a tensor: by a number CUDA multiplies with the reciprocal, and ties may fall on the other side
+        self.register_buffer("scale", point.scale.detach().clone(), persistent=False)
+        self.low, self.high = point.low, point.high
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same, on the grid: in float32 bit for bit what the export's operators give."""
@@ -96,14 +100,13 @@ class RoundWithin(torch.autograd.Function):
     """torch's own fake quantisation has kernels that are not vectorised on CPUs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, low: int, high: int) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.ends = (low * scale, high * scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, low * scale, high * scale)
         return (x / scale).round_().clamp_(low, high).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (x,), (low, high) = ctx.saved_tensors, ctx.ends
+        x, low, high = ctx.saved_tensors
         return grad * ((x >= low) & (x <= high)), None, None, None
 
 

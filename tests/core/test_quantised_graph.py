@@ -265,6 +265,16 @@ def test_calibrated_activations_are_on_the_grid_and_stay_there() -> None:
         assert point.samples == []
 
 
+@pytest.mark.parametrize(("channels", "side"), [(512, 4), (200, 8), (128, 8), (400, 4)])
+def test_the_scale_is_chosen_by_values_from_everywhere_on_the_map(channels: int, side: int) -> None:
+    point = ActivationQuantiser(signed=False)
+    point.calibrating = True
+    columns = torch.arange(side, dtype=torch.float32).expand(128, channels, side, side)
+    point(columns)
+    sampled = torch.bincount(point.samples[0].long(), minlength=side) / len(point.samples[0])
+    assert sampled.min() > 0.8 / side
+
+
 def test_an_activation_that_is_always_zero_gets_a_finite_scale() -> None:
     point = ActivationQuantiser(signed=False)
     point.calibrating = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from core.candidate import Candidate, GroupPlan
 from core.compress import draft, quantise, refit, resolve, rough_bytes
@@ -136,6 +138,25 @@ def test_the_size_before_training_is_that_of_the_trained_file(name: str) -> None
             value.add_(0.1 * torch.rand_like(value))
     made, _ = quantise(settled(pruned, shape), drafted, "lsq", untrained, images(16, shape), RUNTIME, SETTING)
     assert len(made.packed) == len(drafted.packed)
+
+
+def test_two_bits_behind_weight_norm_survive_a_negative_gain() -> None:
+    """Folded as it is, the gain would turn the lowest of -2, -1, 0, 1 into 2, which is none."""
+    model = student()
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.weight.data[::2] *= -1.0
+    bits = Candidate(student="resnet8", width=0.5, groups=(GroupPlan(weight_bits=2),), edge_bits=None, quantiser="lsq")
+    made = {}
+    for how in ("plain", "computed"):
+        network = copy.deepcopy(model)
+        if how == "computed":
+            weight_norm(next(module for module in network.modules() if isinstance(module, nn.Conv2d)))
+        pruned, plan = resolve(model, bits, SHAPE, RUNTIME)
+        made[how], _ = quantise(network, draft(pruned, plan, SHAPE, RUNTIME, "lsq"), "lsq", untrained, images(16), RUNTIME, SETTING)
+    first, second = (unpack(each.packed) for each in made.values())
+    for name, tensor in first.items():
+        if isinstance(tensor, QTensor):
+            assert np.mean(tensor.values != second[name].values) < 0.01, name  # weight norm rounds a little
 
 
 def test_nncf_takes_half_of_the_range_where_sums_saturate() -> None:

@@ -9,6 +9,7 @@ from core.candidate import Candidate, GroupPlan, ShapePlan
 from core.compress import draft, resolve
 from core.config import RuntimeConfig
 from core.engines import EngineHost
+from core.errors import UserError
 from core.runtimes import RUNTIMES
 from core.students import STUDENTS
 from results.explanation import Times, explanation, one_more_bit, why_float
@@ -92,6 +93,15 @@ def test_one_more_bit_costs_an_eighth_of_a_byte_for_each_weight_that_can_grow(mo
 def test_the_classes_are_those_of_the_exported_model(model, tmp_path):
     assert classes_of(model[2] / "model.onnx") == 7
     assert classes_of(tmp_path / "model.onnx") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\x0a\xff\xff"])
+def test_a_damaged_model_is_named_in_a_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    (tmp_path / "weights.pack").write_bytes(b"")
+    for read in (lambda: classes_of(tmp_path / "model.onnx"), lambda: read_layers(tmp_path)):
+        with pytest.raises(UserError, match=r"model\.onnx is damaged: it .*; run search\.doctor, or search anew"):
+            read()
 
 
 def test_missing_files_have_no_layers(tmp_path):

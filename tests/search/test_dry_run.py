@@ -47,6 +47,10 @@ def test_a_limit_that_nothing_reaches_is_named_with_its_floor(empty: Path, capfd
 def test_a_study_that_would_go_on_is_counted_and_one_of_another_space_refused(again: Path, capfd: Capture) -> None:
     assert "tiny: 5 trials, 2 of them finished; " in search(capfd, *command("--trials", "5", "--dry-run")).out
     assert "differs in config.seed" in refused(search(capfd, *command("--trials", "5", "--dry-run", "--seed", "3")))
+    fresh = search(capfd, *command("--trials", "5", "--dry-run", "--seed", "3", "--fresh"))
+    assert fresh.code == 0
+    assert "tiny: 5 trials, 0 of them finished; seed 3" in fresh.out
+    assert "SQLite takes at most 4 workers, but --workers is 9" in refused(search(capfd, *command("--dry-run", "--workers", "9")))
     assert begun(load()) == ["COMPLETE", "COMPLETE"]
 
 

@@ -15,6 +15,7 @@ from results.record import read_records
 from results.refined import accuracy_ties, latency_ties, mcnemar, read_refined
 from search import refine
 from search.finalists import combined
+from search.owner import OWNER_KEY, current_owner
 from tests.search.studies import Answer, _answer, command, export, load, refused, search
 
 Capture = pytest.CaptureFixture[str]
@@ -121,6 +122,18 @@ def test_a_study_on_another_device_goes_on_with_remeasure_alone(again: Path, cap
     for trial in load().get_trials():
         if trial.values is not None:
             assert trial.values[2] == after[trial.number].measurement.latency.p50_ms  # type: ignore[union-attr]
+
+    # the same way a second time: the copy of the first time is another study, and somebody may be at work
+    study = load()
+    study.set_user_attr("inputs", {**study.user_attrs["inputs"], "device or runtime": "0123456789ab"})
+    running = study.ask()
+    running.set_user_attr(OWNER_KEY, current_owner())
+    message = refused(search(capfd, *command("--trials", "2", "--remeasure")))
+    assert message.startswith(f"--remeasure needs a study at rest, but another process is running trial {running.number} of 'tiny'")
+    running.set_user_attr(OWNER_KEY, {**current_owner(), "start": 0})
+    answer = search(capfd, *command("--trials", "2", "--remeasure"))
+    assert "the study as it was is kept as 'tiny-on-0123456789ab-2'" in answer.out
+    assert {trial.state.name for trial in load().get_trials()} <= {"COMPLETE", "PRUNED", "FAIL"}
 
 
 masks = st.lists(st.booleans(), min_size=1, max_size=60)

@@ -209,8 +209,8 @@ def test_the_account_adds_up_and_calls_its_saving_an_estimate() -> None:
     assert saved(records) == {"skipped": 25.0, "stopped": 20.0}
     told = account(records, [{"teacher_seconds": 100.0, "wall_seconds": 210.0, "sampler_seconds": 1.0, "storage_seconds": 2.0}])
     assert told["seconds"] == {
-        "teacher": 100.0, "parents": 30.0, "allocation": 1.0, "training": 49.0, "engine": 8.0, "accuracy": 6.0, "sampler": 1.0,
-        "storage": 2.0, "other": 13.0,
+        "teacher": 100.0, "parents": 30.0, "allocation": 1.0, "training": 49.0, "engine": 8.0, "accuracy": 6.0, "journal": 0.0,
+        "waiting": 0.0, "sampler": 1.0, "storage": 2.0, "other": 13.0,
     }  # fmt: skip
     assert told["trials"] == {"complete": 2, "skipped": 1, "stopped": 1}
     assert "estimated" in account_text(told)[1]
@@ -224,6 +224,15 @@ def test_a_soft_constraint_is_a_share_of_its_limit(full: TrialRunner) -> None:
     strict = Constraints(size_kb=record.size_bytes / 2000, accuracy=1.0, soft=True)
     assert excesses(strict, record)["size_kb"] == pytest.approx(1.0)
     assert excesses(strict, record)["accuracy"] > 0
+
+
+def test_a_soft_limit_of_size_looks_at_the_file_that_was_measured_where_there_is_one(full: TrialRunner) -> None:
+    record = full.records[0]
+    assert record.measurement is not None
+    coded = record.model_copy(update={"size_bytes": record.measurement.size_bytes // 4})  # what it would have at least
+    limit = Constraints(size_kb=record.measurement.size_bytes / 2000, soft=True)
+    assert excesses(limit, coded) == pytest.approx({"size_kb": 1.0})
+    assert excesses(limit, coded.model_copy(update={"measurement": None}))["size_kb"] < 0
 
 
 def test_soft_constraints_reach_the_sampler_and_the_dashboard_s_key(full: TrialRunner) -> None:
