@@ -122,6 +122,22 @@ def test_the_parent_is_distilled_once_and_the_teacher_asked_once_per_view(done: 
     assert bench.logits.forward_images == asked
 
 
+def test_a_trial_that_is_interrupted_at_its_very_end_keeps_its_checkpoints(bench: Workbench, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def on_stage(name: str) -> None:
+        seen.append(name)
+        if name == "journal" and "accuracy" in seen:
+            raise KeyboardInterrupt
+
+    looking = replace(bench, config=bench.config.model_copy(update={"journal": True}))
+    with pytest.raises(KeyboardInterrupt):
+        run(CANDIDATE, looking, tmp_path, stages=Stages(on_stage))
+    assert list(tmp_path.glob("*.part"))
+    run(CANDIDATE, looking, tmp_path)
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_the_own_network_is_its_own_student(bench: Workbench, tmp_path: Path) -> None:
     before = copy.deepcopy(bench.teacher.model.state_dict())
     gentle = TrainConfig(epochs=4.0, batch_size=16, lr=0.005)  # it begins with trained weights

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 
+from core.errors import Disturbed
 from core.losses import DISTIL_LOSSES, kd_loss
 from search.owner import OWNER_KEY, current_owner
 from search.study import requeue, sweep
@@ -91,6 +92,24 @@ def test_kill_ends_a_run_as_ctrl_c_does_and_the_next_start_goes_on(empty: Path, 
 
     assert search(capfd, *argv).code == 0
     assert states(load("killed")) == ["FAIL", "COMPLETE"]
+
+
+@pytest.mark.usefixtures("dot")
+def test_a_trial_around_which_something_fails_is_queued_again(empty: Path, capfd: Capture, register_loss: Any) -> None:
+    failures = ["the processes that decode images must live, but one was killed; set data.workers lower, 0 for none"]
+
+    def loss(student: Any, teacher: Any, labels: Any, plan: Any) -> Any:
+        if failures:
+            raise Disturbed(failures.pop())
+        return kd_loss(student, teacher, plan.temperature)
+
+    register_loss("disturbed", loss)
+    argv = command("--trials", "1", study="disturbed", settings=[*ONE_NETWORK, "distil.loss=disturbed"])
+    assert "set data.workers lower" in refused(search(capfd, *argv))
+    assert states(load("disturbed")) == ["FAIL", "WAITING"]
+    answer = search(capfd, *command("--trials", "1", study="disturbed", settings=[*ONE_NETWORK, "distil.loss=disturbed", "data.workers=0"]))
+    assert answer.code == 0, answer
+    assert states(load("disturbed")) == ["FAIL", "COMPLETE"]
 
 
 def test_an_interrupt_before_the_first_trial_shows_the_front_of_earlier_runs(
