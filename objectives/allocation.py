@@ -79,6 +79,7 @@ def is_open(candidate: Candidate) -> bool:
 
 def parent_of(candidate: Candidate, bench: Workbench, stages: Stages) -> nn.Module:
     """The trained parent of the candidate, on the CPU."""
+    bench.await_parent(candidate.student, candidate.width, stages)
     with stages("parent") as on_epoch:
         rated = with_rate(on_epoch, bench.config.parent.train, len(bench.train_set))
         return bench.parent(candidate.student, candidate.width, rated)

@@ -19,13 +19,16 @@ from core.config import Config
 from core.data.types import SearchData
 from core.distil import distil
 from core.engines import EngineHost
-from core.files import made_once
+from core.files import is_held, lock_of, made_once
 from core.pack import Coding
 from core.start import load_published
 from core.students.own import load_weights, save_weights
 from core.teacher import Teacher, build_network
 from core.train import Device, EpochFn
 from core.views import ViewedSet
+
+WAIT = "wait"
+"""The stage in which another worker makes what a trial needs."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,13 @@ class Workbench:
                     self._train_parent(model, path, on_epoch)
         load_weights(model.cpu(), path)
         return model
+
+    def await_parent(self, student: str, width: float, stages: Stages) -> None:
+        """While another process trains that network: the stage `wait`."""
+        path = self._parent_file(student, width)
+        if student != SELF and is_held(lock_of(path)):
+            with stages(WAIT), made_once(path, self.on_wait):
+                pass
 
     def has_parent(self, student: str, width: float) -> bool:
         """Whether `parent` trains nothing."""
