@@ -109,13 +109,14 @@ def _nncf(table: Grid, student: str) -> Bar:
 
 
 def _rate(table: Grid, student: str) -> Bar:
-    """Bytes that lsq takes for the accuracy of each `rate`, over its own; the mean over seeds of the best weight.
+    """Bytes that lsq takes for the accuracy of each `rate`, over its own; the mean over seeds of the best weight that has all seeds.
 
     A row below all of lsq's has no equal: how small lsq gets there was not measured.
     """
     claim = f"{student}: rate has 1.3x smaller coded files than lsq at equal accuracy"
     lsq = [table.get((student, kind), {}) for kind in ("w2", "w3", "w4")]
     kinds = [kind for name, kind in table if name == student and kind.startswith("rate")]
+    kinds = [kind for kind in kinds if len(table[student, kind]) >= SEEDS.get(student, 1)] or kinds
     searched = {kind: found for kind in kinds if (found := _ratios(table[student, kind], lsq, "search"))}
     if not searched:
         return Bar(claim, "", None)
