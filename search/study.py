@@ -19,7 +19,7 @@ from core.errors import UserError
 from results.front import Point
 from results.record import REFERENCE_KEY, read_records
 from search.digest import portable
-from search.owner import OWNER_KEY, is_dead
+from search.owner import OWNER_KEY, current_owner, is_dead
 from search.storage import GRACE_S, open_storage, safe_url, sqlite_file
 
 METRICS = ("accuracy", "size_bytes", "latency_ms")
@@ -115,12 +115,12 @@ def fixed_reference(study: optuna.Study, reference: Point) -> Point:
 
 def check_at_rest(study: optuna.Study, folder: Path, hosts: Sequence[Path], flag: str) -> None:
     """Raises UserError where somebody else runs a trial, or holds one of the engine `hosts`: in its teacher's training, say."""
-    busy = [trial.number for trial in _running(study) if not is_orphan(trial)]
+    busy = [trial for trial in _running(study) if not is_orphan(trial)]
     if busy:
-        raise UserError(
-            f"{flag} needs a study at rest, but another process is running trial {busy[0]} of {study.study_name!r}; stop that one first"
-            f" (one that was killed on another machine counts until it has been silent for {GRACE_S // 60} minutes)"
-        )
+        away = busy[0].user_attrs[OWNER_KEY].get("host") != current_owner()["host"]
+        wait = f" (on another machine; if it was killed, it counts until it has been silent for {GRACE_S // 60} minutes)" if away else ""
+        law = f"{flag} needs a study at rest, but another process is running trial {busy[0].number} of {study.study_name!r}"
+        raise UserError(f"{law}; stop that one first{wait}")
     if hosts:
         raise UserError(f"{flag} needs a study at rest, but another process works in {folder}; stop that one first")
 
