@@ -90,24 +90,36 @@ class FixedPoint(nn.Module):
         # a tensor: by a number CUDA multiplies with the reciprocal, and ties may fall on the other side
         self.register_buffer("scale", point.scale.detach().clone(), persistent=False)
         self.low, self.high = point.low, point.high
+        ends = (point.low * float(point.scale), point.high * float(point.scale))
+        self.around = {dtype: _around(dtype, *ends) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same, on the grid: in float32 bit for bit what the export's operators give."""
-        return RoundWithin.apply(x, self.scale, self.low, self.high)
+        return RoundWithin.apply(x, self.scale, self.low, self.high, self.around[x.dtype])
 
 
 class RoundWithin(torch.autograd.Function):
     """torch's own fake quantisation has kernels that are not vectorised on CPUs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        ctx.save_for_backward(x, low * scale, high * scale)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, around: tuple[float, float]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.around = around
         return (x / scale).round_().clamp_(low, high).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        x, low, high = ctx.saved_tensors
-        return grad * ((x >= low) & (x <= high)), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (x,) = ctx.saved_tensors
+        # one pass, where two comparisons, their conjunction and a product are four
+        return torch.ops.aten.hardtanh_backward(grad, x, *ctx.around), None, None, None, None
+
+
+def _around(dtype: torch.dtype, low: float, high: float) -> tuple[float, float]:
+    """The nearest float32 numbers, in which kernels compare, outside of [low, high], whose ends are rounded to `dtype`."""
+    ends = torch.tensor([low, high], dtype=dtype).float()
+    below, above = torch.nextafter(ends, torch.tensor([-torch.inf, torch.inf])).tolist()
+    least = torch.finfo(torch.float32).tiny  # smaller ones may count as 0
+    return min(below, -least) if low == 0 else below, above
 
 
 @contextmanager

@@ -103,6 +103,24 @@ def test_a_point_rounds_bit_for_bit_as_the_export_and_passes_gradients_within_it
     assert torch.equal(values.grad, 2.0 * inside)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [0.0123, 0.01, 1.7e-3, 3.0])
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_ends_of_a_range_are_in_it_and_the_next_numbers_are_not(dtype: torch.dtype, scale: float, signed: bool) -> None:
+    point = ActivationQuantiser(signed=signed)
+    point.scale.copy_(torch.tensor(scale).half())
+    low, high = (torch.tensor(end * float(point.scale)).to(dtype) for end in (point.low, point.high))
+    below, above = torch.nextafter(low, low.new_tensor(-torch.inf)), torch.nextafter(high, high.new_tensor(torch.inf))
+    values = torch.stack([below, low, (low + high) / 2, high, above]).requires_grad_()
+    FixedPoint(point)(values).sum().backward()
+    assert values.grad is not None
+    if not signed:  # 0 has no next number that a training meets
+        below_is_out = values.grad[0]
+        values.grad[0] = 0.0
+        assert below_is_out in (0.0, 1.0)
+    assert values.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
 def test_the_layers_are_the_network_s_own_and_all_of_them_learn() -> None:
     model = network("resnet8")
     learner = pair(model, shape=LARGER)[0].train()
