@@ -116,7 +116,7 @@ def _rate(table: Grid, student: str) -> Bar:
     claim = f"{student}: rate has 1.3x smaller coded files than lsq at equal accuracy"
     lsq = [table.get((student, kind), {}) for kind in ("w2", "w3", "w4")]
     kinds = [kind for name, kind in table if name == student and kind.startswith("rate")]
-    kinds = [kind for kind in kinds if len(table[student, kind]) >= SEEDS.get(student, 1)] or kinds
+    kinds = [kind for kind in kinds if all_seeds(student, list(table[student, kind]))] or kinds
     searched = {kind: found for kind in kinds if (found := _ratios(table[student, kind], lsq, "search"))}
     if not searched:
         return Bar(claim, "", None)

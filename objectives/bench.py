@@ -75,10 +75,8 @@ class Workbench:
 
     def await_parent(self, student: str, width: float, stages: Stages) -> None:
         """While another process trains that network: the stage `wait`."""
-        path = self._parent_file(student, width)
-        if student != SELF and is_held(lock_of(path)):
-            with stages(WAIT), made_once(path, self.on_wait):
-                pass
+        if student != SELF:
+            await_maker(self._parent_file(student, width), stages, self.on_wait)
 
     def has_parent(self, student: str, width: float) -> bool:
         """Whether `parent` trains nothing."""
@@ -116,3 +114,10 @@ class Stages:
             yield lambda *numbers: self.on_epoch(name, *numbers)
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+def await_maker(path: Path, stages: Stages, on_wait: Callable[[str], None]) -> None:
+    """While another process makes `path` (`made_once`): the stage `wait`."""
+    if is_held(lock_of(path)):
+        with stages(WAIT), made_once(path, on_wait):
+            pass

@@ -67,10 +67,11 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
     goal = Goal(args.trials, config.seed, args.sampler, args.max_hours, deadline, args.plateau)
     folder, lock = RUNS / name, StudyLock(url, RUNS / name)
     study = _open_study(args.fresh, space, config, name, url, lock)
-    if args.remeasure:
-        study = _remeasured(study, space, config, folder, lock)
     with lock:
-        swept, done = sweep(study, lock.one_machine), count_finished(study)
+        swept = sweep(study, lock.one_machine)  # also before a study is copied: a copy of a running trial would run for ever
+        if args.remeasure:
+            study = _remeasured(study, space, config, folder)
+        done = count_finished(study)
     known, epochs = front(read_records(study)), folder / "epochs.csv"
     with Progress(args.trials, done=done, front=known, quiet=args.quiet, epochs_csv=epochs, live=place.alone) as progress:
         if swept:
@@ -107,16 +108,11 @@ def _open_study(fresh: bool, space: Space, config: Config, name: str, url: str, 
         return open_study(url, name, *space_digest(space, config))
 
 
-def _remeasured(study: optuna.Study, space: Space, config: Config, folder: Path, lock: StudyLock) -> optuna.Study:
-    """`--remeasure`: the study with the latencies of this device."""
-    from search.loop import queued_again
+def _remeasured(study: optuna.Study, space: Space, config: Config, folder: Path) -> optuna.Study:
+    """`--remeasure`: the study with the latencies of this device. Hold the study's lock."""
     from search.remeasure import remeasure
-    from search.study import sweep
 
-    with lock:
-        swept = sweep(study, lock.one_machine)  # a copy of a running trial would run for ever
-        study, lines = remeasure(study, space.constraints, config, folder)
-    lines = [*([queued_again(swept)] if swept else []), *lines]
+    study, lines = remeasure(study, space.constraints, config, folder)
     print("\n".join(lines), end="\n" if lines else "", flush=True)
     return study
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import optuna
 from core.candidate import Candidate, ShapePlan
 from core.checkpoint import forget
 from core.errors import InfeasibleCandidate, TrialError
-from core.files import is_held, lock_of, made_once
+from core.files import made_once
 from objectives.allocation import settle
-from objectives.bench import WAIT, Stages, Workbench
+from objectives.bench import Stages, Workbench, await_maker
 from objectives.budget import Limits
 from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
 from results.analysis import hypervolume, logarithmic
@@ -113,8 +113,8 @@ class TrialRunner:
         fingerprint = fingerprint_of(candidate, plan)
         known |= _identity(candidate, plan, fingerprint)
         folder = self.bench.folder / "candidates" / fingerprint
-        with stages(WAIT) if is_held(lock_of(folder)) else nullcontext():
-            self.held.enter_context(made_once(folder, self.progress.message))
+        await_maker(folder, stages, self.progress.message)
+        self.held.enter_context(made_once(folder, self.progress.message))
         self._learn(trial.study)
         twin = self._twin(fingerprint)
         if twin is not None:

@@ -1,8 +1,8 @@
 """INT8 by NNCF's post-training quantisation of the exported ONNX file: its ranges, its placement of Q/DQ, its bias correction.
 
 For comparison with what is ours. Of its placement one thing is undone: where a runtime adds before it rounds (`Runtime.addends`), so does
-the file. Its weights are int8 initialisers, as decision 3 wants them; activations are symmetric on the runtime's
-grid: unsigned with zero point 0 where NNCF saw nothing negative, or signed everywhere (`int8`).
+the file. Its weights are int8 initialisers, as decision 3 wants them; activations are symmetric on the runtime's grid: unsigned with zero
+point 0 where NNCF saw nothing negative, or signed everywhere (`int8`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from core.candidate import ShapePlan
-from core.onnx_layers import layer_calls
+from core.onnx_layers import layer_calls, makers
 from core.pack import QTensor
 from core.pack import Tensor as Packed
 from core.quantise.graph import Grid, build_graph
@@ -90,12 +90,12 @@ def _quantised(
 def _add_before_rounding(model: onnx.ModelProto) -> None:
     """In place: at every residual add the result of the last INT8 layer before it loses its Q/DQ, where nothing else takes it."""
     graph = model.graph
-    makers = {output: node for node in graph.node for output in node.output}
+    made = makers(graph)
     places = {output: place for place, node in enumerate(graph.node) for output in node.output}
     takers = Counter(name for node in graph.node for name in node.input)
     for add in [node for node in graph.node if node.op_type == "Add"]:
-        pairs = {index: pair for index, name in enumerate(add.input) if (pair := _pair_before(name, makers))}
-        results = {index: pair[0].input[0] for index, pair in pairs.items() if _is_int8_layer(makers.get(pair[0].input[0]), makers)}
+        pairs = {index: pair for index, name in enumerate(add.input) if (pair := _pair_before(name, made))}
+        results = {index: pair[0].input[0] for index, pair in pairs.items() if _is_int8_layer(made.get(pair[0].input[0]), made)}
         if not results:
             continue
         last = max(results, key=lambda index: places[results[index]])
@@ -108,16 +108,16 @@ def _add_before_rounding(model: onnx.ModelProto) -> None:
         graph.initializer.remove(each)
 
 
-def _pair_before(name: str, makers: Mapping[str, onnx.NodeProto]) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+def _pair_before(name: str, made: Mapping[str, onnx.NodeProto]) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
     """Q and DQ, where the tensor `name` comes out of them."""
-    back = makers.get(name)
-    point = None if back is None or back.op_type != "DequantizeLinear" else makers.get(back.input[0])
+    back = made.get(name)
+    point = None if back is None or back.op_type != "DequantizeLinear" else made.get(back.input[0])
     return (point, back) if back is not None and point is not None else None
 
 
-def _is_int8_layer(node: onnx.NodeProto | None, makers: Mapping[str, onnx.NodeProto]) -> bool:
+def _is_int8_layer(node: onnx.NodeProto | None, made: Mapping[str, onnx.NodeProto]) -> bool:
     """Whether its weights are integers."""
-    weight = makers.get(node.input[1]) if node is not None and node.op_type in ("Conv", "Gemm") else None
+    weight = made.get(node.input[1]) if node is not None and node.op_type in ("Conv", "Gemm") else None
     return weight is not None and weight.op_type == "DequantizeLinear"
 
 
