@@ -61,6 +61,8 @@ FOLDER = Path("runs", "compression")
 EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
 LONGER = 10 / 3
 """How many times as many epochs the rows have that are trained for longer: 40 and 10."""
+LONGER_PLAN = PLANS["sdd_lskd"].model_copy(update={"grid": 2})
+"""What teaches them. `early_sizes` shows parents 24 x 24 pixels, and a grid of 4 does not divide a map of 6 x 6."""
 CHOICES = (2, 3, 4, 5, 6, 8)
 TRIALS = 60
 POSITIONS = 6
@@ -232,7 +234,7 @@ def recipe_of(row: Row, config: Config) -> Config:
         return train.model_copy(update={"epochs": train.epochs * factor})
 
     if kind.longer:
-        parent = parent.model_copy(update={"distil": PLANS["sdd_lskd"], "train": times(parent.train, LONGER)})
+        parent = parent.model_copy(update={"distil": LONGER_PLAN, "train": times(parent.train, LONGER)})
     quantise = config.quantise.model_copy(update={"train": times(config.quantise.train, share)})
     return config.model_copy(update={"seed": row.seed, "parent": parent, "quantise": quantise})
 
@@ -268,7 +270,7 @@ def candidate_of(row: Row, bench: Workbench) -> Candidate:
     """The row as a point of a space. What Optuna is asked for is searched here."""
     kind = KIND_OF[row]
     group = GroupPlan(weight_bits=kind.bits, execution="float" if kind.quantiser == "float" else "int8")  # type: ignore[arg-type]
-    distil = PLANS["sdd_lskd"] if kind.longer else DistilPlan()
+    distil = LONGER_PLAN if kind.longer else DistilPlan()
     candidate = Candidate(student=row.student, distil=distil, groups=(group,), quantiser=kind.quantiser, **kind.genes)
     if kind.strategy in SEARCHED:
         return searched(candidate, kind, bench)

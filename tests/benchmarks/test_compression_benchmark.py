@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import compression
 from benchmarks.compression_bars import Rows, bars, bytes_for
@@ -16,6 +17,9 @@ from core.candidate import WEIGHT_BITS
 from core.errors import UserError
 from core.quantise import MODEL_QUANTISERS, QUANTISERS
 from core.runtimes import RUNTIMES
+from core.students import STUDENTS
+from core.teacher_logits import check_early_regions
+from core.yaml_io import load_config
 from tests.image_layouts import noise
 
 TINY = [
@@ -76,6 +80,14 @@ def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place(
     assert {row.student for row in compression.ROWS} == {"resnet20", "vgg8", "resnet8", "resnet14"}
     with pytest.raises(UserError, match="a row is network:kind:seed"):
         compression.TABLE.choose("resnet20:w4", "0/1")
+
+
+def test_networks_that_are_taught_for_longer_have_regions_at_every_size_that_their_parents_see() -> None:
+    recipe = load_config("cifar10", [], compression.ROOT).parent.train
+    assert recipe.early_sizes
+    for student in {row.student for row, kind in compression.KIND_OF.items() if kind.longer}:
+        network = STUDENTS[student](classes=10, channels=3, image_size=32)
+        check_early_regions(network, torch.randn(2, 3, 32, 32), compression.LONGER_PLAN.grid, {"parent.train": recipe}, student)
 
 
 def row(student: str, kind: str, seed: int, test: float, size: int, **more: object) -> dict[str, object]:
