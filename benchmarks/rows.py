@@ -108,6 +108,8 @@ class Table(Generic[R, B]):
 
     def _work(self, rows: Sequence[R], args: argparse.Namespace) -> None:
         with self.open_bench(args) as bench:
+            for row in rows:  # before the first minute of work
+                self._check(row, self.shared(bench), args.out)
             for row in rows:
                 if row.name in finished(args.out):  # another process may have had it meanwhile
                     continue
@@ -121,7 +123,7 @@ class Table(Generic[R, B]):
                 print(f"{row.name}: {self.told(result)}", flush=True)
 
     def _write(self, of: R, same: dict[str, Any], path: Path, row: dict[str, Any] | None = None, reason: str = "") -> None:
-        """Add a finished row, or why one failed; other processes may be doing so too. UserError where the file is of another set-up."""
+        """Add a finished row, or why one failed; other processes may be doing so too. Raises UserError as `_check`."""
         name, group = of.name, self.together(of)
         order = [known.name for known in self.rows]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,15 +131,21 @@ class Table(Generic[R, B]):
             common = {key: value for key, value in same.items() if key not in self.own}
             content = read(path) or {**common, **({"together": {}} if self.own else {}), "rows": []}
             own = {group: {key: same[key] for key in self.own}} if self.own and row else {}
-            known = content | content.get("together", {}).get(group, {})
-            if differing := [key for key, value in same.items() if known.get(key, value) != value]:
-                law = f"rows of one table share {', '.join(same)}"
-                raise UserError(f"{law}, but {path} has another {', '.join(differing)}; give another --out")
+            self._check(of, same, path)
             failed = {key: why for key, why in content.pop("failed", {}).items() if key != name} | ({} if row else {name: reason})
             rows = {old["row"]: old for old in content["rows"]} | ({name: row} if row else {})
             content["rows"] = sorted(rows.values(), key=lambda entry: order.index(entry["row"]))
             content |= ({"together": content["together"] | own} if own else {}) | ({"failed": failed} if failed else {})
             write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+    def _check(self, of: R, same: dict[str, Any], path: Path) -> None:
+        """UserError where the file is of another set-up. Facts of its own (`own`) has a group that has rows."""
+        content, group, there = read(path), self.together(of), finished(path)
+        alike = any(self.together(row) == group for row in self.rows if row.name in there)
+        known = content | (content.get("together", {}).get(group, {}) if alike else {})
+        if differing := [key for key, value in same.items() if known.get(key, value) != value]:
+            law = f"rows of one table share {', '.join(same)}"
+            raise UserError(f"{law}, but {path} has another {', '.join(differing)}; give another --out")
 
 
 def read(path: Path) -> dict[str, Any]:

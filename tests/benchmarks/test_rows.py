@@ -45,8 +45,13 @@ TABLE = Table(ROWS, "group:number", opened, lambda bad: {"same": 1}, made, json.
 
 
 def test_what_is_not_compared_may_stand_on_another_teacher_and_what_is_may_not(tmp_path: Path) -> None:
-    facts = {"teacher": 1, "data": 1}
-    table = Table(ROWS, "group:number", opened, lambda bad: dict(facts), made, json.dumps, together=lambda row: row.group, own=("teacher",))
+    facts, asked = {"teacher": 1, "data": 1}, []
+
+    def make(row: Plain, bad: set[str]) -> dict[str, Any]:
+        asked.append(row.name)
+        return made(row, bad)
+
+    table = Table(ROWS, "group:number", opened, lambda bad: dict(facts), make, json.dumps, together=lambda row: row.group, own=("teacher",))
 
     def run_rows(names: str) -> dict[str, Any]:
         table.run(argparse.Namespace(rows=names, shard="0/1", markdown=False, out=tmp_path / "t.json", bad=set()))
@@ -57,8 +62,12 @@ def test_what_is_not_compared_may_stand_on_another_teacher_and_what_is_may_not(t
     facts["teacher"] = 2
     content = run_rows("b:0")
     assert (content["data"], content["together"]) == (1, {"a": {"teacher": 1}, "b": {"teacher": 2}})
+    made_before = len(asked)
     with pytest.raises(UserError, match="has another teacher"):
-        run_rows("a:1")
+        run_rows("b:1,a:1")
+    assert len(asked) == made_before  # it is said before anything is made
+    (tmp_path / "t.json").write_text(json.dumps(content | {"rows": [row for row in content["rows"] if row["row"] != "a:0"]}))
+    assert run_rows("a:1")["together"]["a"] == {"teacher": 2}  # what has no rows binds nobody
     facts["data"] = 2
     with pytest.raises(UserError, match="has another data"):
         run_rows("b:1")
