@@ -24,8 +24,24 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any, /) -> Any: ...
 
 
+class Generators:
+    """torch's own random generators, of the CPU and of the training `device`: dropout draws from the latter."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        return states | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], /) -> None:
+        torch.set_rng_state(state_dict["cpu"])
+        if self.device.type == "cuda" and "cuda" in state_dict:  # a training may go on elsewhere
+            torch.cuda.set_rng_state(state_dict["cuda"], self.device)
+
+
 def keep(path: Path | None, step: int, parts: Mapping[str, Stateful]) -> None:
-    """Write what `parts` are after `step` steps, and the state of torch's generator; never half a file. Nothing where `path` is None.
+    """Write what `parts` are after `step` steps; never half a file. Nothing where `path` is None.
 
     Raises DiskRefused when the disk refuses.
     """
@@ -33,14 +49,14 @@ def keep(path: Path | None, step: int, parts: Mapping[str, Stateful]) -> None:
         return
     states = {name: part.state_dict() for name, part in parts.items()}
     content = io.BytesIO()  # where a disk refuses, torch says so in a RuntimeError of its own
-    torch.save({"step": step, "generator": torch.get_rng_state(), **states}, content)
+    torch.save({"step": step, **states}, content)
     write_atomically(path, content.getvalue())
 
 
 def resume(path: Path | None, parts: Mapping[str, Stateful]) -> int:
     """Bring `parts` back to where an interrupted training of the same kind left them; the steps that were done, 0 without a file.
 
-    A file that is damaged is removed, and counts as none.
+    A file that is damaged, or of a version with other parts, is removed and counts as none.
     """
     if path is None or not path.exists():
         return 0
@@ -49,9 +65,11 @@ def resume(path: Path | None, parts: Mapping[str, Stateful]) -> int:
     except DAMAGED:
         path.unlink(missing_ok=True)
         return 0
+    if kept.keys() != {"step", *parts}:
+        path.unlink(missing_ok=True)
+        return 0
     for name, part in parts.items():
         part.load_state_dict(kept[name])
-    torch.set_rng_state(kept["generator"])
     return int(kept["step"])
 
 

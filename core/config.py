@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from core.candidate import DistilPlan, Frozen
 
@@ -64,10 +64,12 @@ class LoraConfig(Frozen):
 class TrainConfig(Frozen):
     """One training run. Epochs may be fractional."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     epochs: Annotated[float, Field(ge=0.0)] = 10.0
     """Passes over the training images; may be fractional, 0 trains nothing."""
-    batch_size: Count = 128
-    """Images per step."""
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images per step, at most; one alone has no batch statistics."""
     optimiser: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
     """muon orthogonalises the steps of convolutions (core/muon.py), SGD trains the rest."""
     lr: Positive = 0.1
@@ -79,7 +81,7 @@ class TrainConfig(Frozen):
     nesterov: bool = True
     """Nesterov's momentum, of sgd; the published CIFAR-100 recipes have none."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
-    """Acts on convolution and linear weights only."""
+    """Acts on parameters of more than one dimension, as weights of convolutions and linear layers."""
     schedule: Literal["one_cycle", "linear", "cosine", "step"] = "one_cycle"
     """one_cycle rises over a fifth of the run and falls to 2 %; linear and cosine fall to 0; step falls at `marks`."""
     marks: tuple[Fraction, ...] = (0.625, 0.75, 0.875)

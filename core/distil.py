@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,16 @@ def distil(
     on_epoch: EpochFn | None = None,
     penalty: Callable[[float], Tensor] | None = None,
     checkpoint: Path | None = None,
+    full: Collection[str] = (),
 ) -> nn.Module:
     """Train `model` in place with `ce_weight` * CE + `weight` * loss and return it in eval mode. Raises TrainingDiverged.
 
-    `penalty`, of the progress in (0, 1], is added to the loss of every step: what a quantiser wants of the weights.
+    `penalty`, of the progress in (0, 1], is added to the loss of every step: what a quantiser wants of the weights. Under `config.lora`
+    the layers named in `full` train themselves.
     """
     loss = _with_penalty(distil_loss(plan, teacher, config.label_smoothing), penalty)
     learner = _hinted(model, plan, data, teacher, device, seed) if plan.loss == "hint" else model
-    with adapters(model, config.lora, seed=seed):
+    with adapters(model, config.lora, full, seed=seed):
         fit(learner, data, loss, config, device, seed=seed, on_epoch=on_epoch, forward=_forward(plan), checkpoint=checkpoint)
     return model.eval()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -58,10 +59,25 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def dry_run(model: nn.Module, input_shape: tuple[int, int, int], batch: int = 1) -> Any:
-    """The model's output for `batch` zero images of `input_shape` (C, H, W), in eval mode, on the model's device and in its dtype."""
-    first = next(model.parameters(), torch.empty(0))
+    """The model's output for `batch` zero images of `input_shape` (C, H, W), in eval mode, on the model's device and in its dtype.
+
+    Images are channels-last in memory, as in every training: what wants them contiguous is seen here.
+    """
     with evaluating(model), torch.no_grad():
-        return model(torch.zeros(batch, *input_shape, device=first.device, dtype=first.dtype))
+        return model(_zeros(model, input_shape, batch))
+
+
+def training_run(model: nn.Module, input_shape: tuple[int, int, int]) -> Any:
+    """A copy's output for two images, as of `dry_run`, as a training runs it: weights channels-last too, and in training mode, where it
+    may be another one. Draws from nobody's random numbers."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        return copy.deepcopy(model).to(memory_format=torch.channels_last).train()(_zeros(model, input_shape, 2))
+
+
+def _zeros(model: nn.Module, input_shape: tuple[int, int, int], batch: int) -> Tensor:
+    first = next(model.parameters(), torch.empty(0))
+    images = torch.zeros(batch, *input_shape, device=first.device, dtype=first.dtype)
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager

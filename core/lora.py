@@ -49,15 +49,12 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, full: Collection[str
 
     Adapted are Linear and Conv2d with one group. Depthwise and grouped ones stay frozen: they have few weights. A layer that is no larger
     than its adapter, and those named in `full`, train themselves. So do the gains and shifts of batch norm, whose statistics move
-    in training mode as ever. Raises UserError for a rank that leaves no layer with an adapter.
+    in training mode as ever.
     """
     if rank < 1 or alpha <= 0:
         raise UserError(f"lora needs a rank of at least 1 and an alpha greater than 0, but got rank {rank} and alpha {alpha:g}")
     model.requires_grad_(False)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer) and getattr(module, "groups", 1) == 1}
-    small = {name for name, layer in layers.items() if adapter_size(layer.weight.shape, rank) >= layer.weight.numel()}
-    if small >= layers.keys() - set(full):
-        raise UserError(f"lora.rank must make adapters smaller than their layers, but {rank} does so for none of {len(layers)}; lower it")
+    layers, small = _layers(model), _small(model, rank)
     for name, layer in layers.items():
         if name in small or name in full:
             layer.requires_grad_(True)
@@ -67,6 +64,22 @@ def add_adapters(model: nn.Module, rank: int, alpha: float, full: Collection[str
         if isinstance(module, _BatchNorm):
             module.requires_grad_(True)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def check_rank(model: nn.Module, rank: int) -> None:
+    """UserError for a rank that leaves no layer of `model` with an adapter."""
+    if len(small := _small(model, rank)) == len(_layers(model)):
+        raise UserError(f"lora.rank must make adapters smaller than their layers, but {rank} does so for none of {len(small)}; lower it")
+
+
+def _layers(model: nn.Module) -> dict[str, Layer]:
+    """Those that may have an adapter."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Layer) and getattr(module, "groups", 1) == 1}
+
+
+def _small(model: nn.Module, rank: int) -> set[str]:
+    """Those of them that are no larger than their adapter."""
+    return {name for name, layer in _layers(model).items() if adapter_size(layer.weight.shape, rank) >= layer.weight.numel()}
 
 
 def merge_adapters(model: nn.Module) -> None:

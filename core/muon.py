@@ -34,7 +34,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            if not (params := [p for p in group["params"] if p.grad is not None]):
+                continue
             updates = [self._nesterov(p, group) for p in params]
             if not group["orthogonal"]:
                 torch._foreach_add_(params, updates, alpha=-group["lr"])
@@ -53,8 +54,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_orthogonal(param: nn.Parameter) -> bool:
-    """Whether Muon's step suits it: the weight of a convolution over more than one input channel. A depthwise filter is no matrix."""
-    return param.ndim == 4 and param.shape[1] > 1
+    """Whether Muon's step suits it: the weight of a convolution over more than one input channel. A depthwise filter is no matrix.
+
+    A weight of zeros has no length to keep, and would stay what it is.
+    """
+    return param.ndim == 4 and param.shape[1] > 1 and bool(param.detach().any())
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,8 @@ from core.data.splits import split_search
 from core.data.types import DataInfo, SearchData
 from core.distil import distil
 from core.errors import UserError
-from core.layers import dry_run
+from core.layers import dry_run, training_run
+from core.lora import check_rank
 from core.losses import DISTIL_LOSSES
 from core.methods import METHODS, check_method, method_of, needs_labels
 from core.quantise.whole import dequantize_model, quantize_model
@@ -121,6 +122,8 @@ def distil_folder(
     data = _load(settings.data, Path(cache_dir), flat)
     check_average(settings.views, data.info.image_size)
     info = _check_networks(teachers, student, data.info)
+    if settings.train.lora is not None:
+        check_rank(student, settings.train.lora.rank)
     given = _given(mean, std, info)
     frozen = [_frozen(model, given, data, device) for model in teachers]
     normalise = frozen[0].normalise
@@ -228,7 +231,7 @@ def _is_flat(folder: Path) -> bool:
 
 
 def _load(config: DataConfig, cache_dir: Path, flat: bool) -> SearchData:
-    """Training images and the `search_fraction` held out; labels are -1 where there are none. A test/ folder is not opened."""
+    """Training images and the `search_fraction` held out; labels are -1 where there are none. No image of a test/ folder is used."""
     assert config.dir is not None
     raw = load_listing(list_unlabelled(config.dir), config, cache_dir) if flat else load_folder(config, cache_dir)
     if flat:
@@ -245,7 +248,13 @@ def _check_networks(teachers: Sequence[nn.Module], student: nn.Module, info: Dat
     learned = {id(value) for value in student.parameters()}
     if any(id(value) in learned for teacher in teachers for value in teacher.parameters()):
         raise UserError("teacher and student must not share weights, as the student's change; give a copy (copy.deepcopy)")
-    given = [_count_logits(model, info, "teacher") for model in teachers] + [_count_logits(student, info, "student")]
+    if not learned or not any(value.requires_grad for value in student.parameters()):
+        raise UserError("the student must have parameters that train, but has none; call student.requires_grad_(True)")
+    for who, model in (*(("teacher", teacher) for teacher in teachers), ("student", student)):
+        if odd := {str(value.dtype) for value in model.parameters() if value.dtype != torch.float32}:
+            raise UserError(f"networks must be float32, but the {who} has parameters of {', '.join(sorted(odd))}; call .float() first")
+    given = [_count_logits(model, info, "teacher", dry_run) for model in teachers]
+    given += [_count_logits(student, info, "student", run) for run in (dry_run, training_run)]
     if len(set(given)) > 1:
         raise UserError(f"teacher and student must give equally many logits, but give {', '.join(map(str, given))}")
     if not info.labelled:
@@ -258,16 +267,17 @@ def _check_networks(teachers: Sequence[nn.Module], student: nn.Module, info: Dat
     return info
 
 
-def _count_logits(model: nn.Module, info: DataInfo, who: str) -> int:
+def _count_logits(model: nn.Module, info: DataInfo, who: str, run: Callable[..., Any]) -> int:
     shape = " x ".join(map(str, info.shape))
     try:
-        output = dry_run(model, info.shape, batch=2)
+        output = run(model, info.shape)
     except REFUSALS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"the {who} must take images of {shape}, but refuses them ({reason}); set image_size= and channels=") from error
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"the {who} must map 2 images of {shape} to logits (2, K), but gives {found}; wrap it in a module that does")
+        mode = " in training mode" if run is training_run else ""
+        raise UserError(f"the {who} must map images of {shape} to logits (B, K), but gives {found}{mode}; wrap it in a module that does")
     return output.shape[1]
 
 

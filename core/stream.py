@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from core.config import ViewsConfig
-from core.data.files import ImageFiles
+from core.data.files import BAD_REMEDY, ImageFiles
 from core.data.images import load_upright, quiet_decoder
 from core.errors import Disturbed, UserError
 from core.views import Normalisation, Order
@@ -69,7 +69,7 @@ class StreamedViews:
         """
         for images, indices, view, bad in self._read_ahead(order):
             if bad:
-                raise Disturbed(f"{bad}; repair or remove it, or leave such images out with --skip-bad")
+                raise Disturbed(f"{bad}; {BAD_REMEDY}")
             yield self._input(images), indices.to(self.labels.device, non_blocking=True), view
 
     def _read_ahead(self, order: Order) -> Iterator[tuple[Tensor, Tensor, int, str]]:
@@ -83,6 +83,7 @@ class StreamedViews:
                 sampler=((indices.tolist(), view) for indices, view in order),
                 num_workers=self.files.workers,
                 pin_memory=self.labels.device.type == "cuda",
+                generator=torch.Generator(),  # else its seeds are drawn from torch's own, of which dropout draws as well
             )
             return iter(loader)
 

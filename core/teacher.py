@@ -18,9 +18,10 @@ from core.data.types import DataInfo, SearchData
 from core.errors import UserError
 from core.files import made_once
 from core.infobatch import InfoBatch
-from core.lora import adapters
+from core.lora import adapters, check_rank
 from core.start import Start, load_start
-from core.students.own import load_own_model, load_weights, save_weights
+from core.students.own import load_own_model, load_weights, save_weights, split_spec
+from core.students.own_sources import source_digest
 from core.students.zoo import find_student
 from core.train import Batch, Device, EpochFn, check_sizes, fit, predict, predict_all
 from core.views import Normalisation, normalisation_of, viewed
@@ -148,6 +149,8 @@ def _train(
     train_set = viewed(data.train, normalise, _views(config), config.seed, device.device)
     recipe = config.teacher.train
     check_sizes(model, train_set.plain(torch.arange(2, device=device.device)).cpu(), {"teacher.train": recipe}, "the teacher")
+    if recipe.lora is not None:
+        check_rank(model, recipe.lora.rank)
     chosen = InfoBatch(len(train_set), recipe.infobatch, recipe.epochs, config.seed, device.device)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -159,10 +162,10 @@ def _train(
 
 
 def _source_digest(config: TeacherConfig) -> str:
-    """The user's file may change under the same name."""
+    """The user's file, or one that it imports, may change under the same name."""
     if not config.model:
         return ""
-    return hashlib.sha256(Path(config.model.rpartition(":")[0]).read_bytes()).hexdigest()
+    return source_digest(split_spec(config.model)[0])
 
 
 def stated_normalisation(config: TeacherConfig, info: DataInfo) -> Normalisation | None:
@@ -173,6 +176,8 @@ def stated_normalisation(config: TeacherConfig, info: DataInfo) -> Normalisation
         raise UserError(
             f"teacher.mean and teacher.std must both be given, one value per channel ({info.channels}), std > 0, but got {mean} and {std}"
         )
+    if min(mean) < 0 or max(mean) > 1:
+        raise UserError(f"teacher.mean must be in [0, 1], as pixels are, but got {mean}; divide mean and std of 0..255 by 255")
     return Normalisation(mean, std)
 
 

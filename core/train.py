@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from core.checkpoint import Stateful, keep, resume
+from core.checkpoint import Generators, Stateful, keep, resume
 from core.config import HardwareConfig, TrainConfig
 from core.data.types import Images
 from core.errors import Disturbed, TrainingDiverged, TrialError, UserError
@@ -121,7 +121,8 @@ def fit(
     Raises TrainingDiverged on a non-finite loss.
     """
     assert checkpoint is None or stay is everybody, "who stays depends on losses that no checkpoint keeps"
-    steps_per_epoch = math.ceil(len(data) / config.batch_size)
+    # a batch of one image has no statistics
+    steps_per_epoch = max(1, min(math.ceil(len(data) / config.batch_size), len(data) // 2))
     total = round(config.epochs * steps_per_epoch)
     if total == 0:
         return model.eval()
@@ -133,11 +134,14 @@ def fit(
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
     meter = _Meter(on_epoch, steps_per_epoch, total)
     parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
+    parts |= {"generators": Generators(device.device)}
     parts |= {"average": average} if average is not None else {}
     begun = resume(checkpoint, parts)
     with safe_convolutions(model, device.device), out_of_memory_is_a_trial_error(), lost_workers_are_named():
-        order = islice(_order(len(data), data.plan.number, steps_per_epoch, total, seed, stay), begun, None)
-        for step, (whole, indices, view) in enumerate(data.batches(order), begun):
+        epochs = _epochs(len(data), data.plan.number, steps_per_epoch, total, seed, stay)
+        # who stays is known when an epoch begins: only where all do may images be read ahead beyond its end
+        runs = [islice(chain.from_iterable(epochs), begun, None)] if stay is everybody else epochs
+        for step, (whole, indices, view) in enumerate(chain.from_iterable(map(data.batches, runs)), begun):
             images = at_size_of(whole, config, step / total)
             batch = Batch(images, data.labels[indices], indices, view, (step + 1) / total, whole)
             with device.autocast():
@@ -156,13 +160,16 @@ def fit(
     return model.eval()
 
 
-def _order(count: int, views: int, steps_per_epoch: int, total: int, seed: int, stay: StayFn) -> Iterator[tuple[Tensor, int]]:
-    """Image indices (B,) and view of every step."""
-    for epoch in range(math.ceil(total / steps_per_epoch)):
+def _epochs(count: int, views: int, steps_per_epoch: int, total: int, seed: int, stay: StayFn) -> Iterator[Iterator[tuple[Tensor, int]]]:
+    """Per epoch the image indices (B,) and the view of every step; `stay` is asked when the epoch's first step is."""
+
+    def steps(epoch: int) -> Iterator[tuple[Tensor, int]]:
         order = stay(torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch)), epoch)
         # of nearly equal size: a rest of one image has no batch statistics
         for indices in order.tensor_split(steps_per_epoch)[: total - epoch * steps_per_epoch]:
             yield indices, epoch % views
+
+    return map(steps, range(math.ceil(total / steps_per_epoch)))
 
 
 def at_size_of(images: Tensor, config: TrainConfig, progress: float) -> Tensor:
@@ -244,7 +251,7 @@ class _Meter:
 
 
 def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Weight decay acts on convolution and linear weights only, not on biases, normalisation or quantisation steps."""
+    """Weight decay acts on what has several dimensions, as weights of convolutions and linear layers: not on biases, norms or steps."""
     params, muon = [p for p in model.parameters() if p.requires_grad], config.optimiser == "muon"
     turned = [p for p in params if muon and is_orthogonal(p)]
     decayed = [p for p in params if p.ndim > 1 and not (muon and is_orthogonal(p))]

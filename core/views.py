@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from core.config import ViewsConfig
 from core.data.files import ImageFiles
-from core.data.types import DataInfo, Images, ImageSet
+from core.data.types import DataInfo, Images, ImageSet, chunk_size
 
 Moves = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Order = Iterable[tuple[torch.Tensor, int]]
@@ -139,9 +139,12 @@ def _resident(images: ImageSet, normalise: Normalisation, plan: ViewsConfig, see
     """Put a training split on `device` and pad it for the plan's shifts."""
     pad = min(plan.shift, images.images.shape[-1] - 1)
     plan = plan.model_copy(update={"shift": pad})
+    count, channels, height, width = images.images.shape
+    padded = torch.empty(count, height + 2 * pad, width + 2 * pad, channels, dtype=torch.uint8)
     # reflect padding is not implemented for uint8; chunks keep the float copy small
-    chunks = [F.pad(part.float(), (pad,) * 4, mode="reflect").to(torch.uint8) for part in images.images.split(4096)]
-    padded = torch.cat(chunks).permute(0, 2, 3, 1).contiguous().to(device)
+    for part, chunk in zip(padded.split(size := chunk_size(images.shape) // 4 + 1), images.images.split(size), strict=True):
+        part.copy_(F.pad(chunk.float(), (pad,) * 4, mode="reflect").permute(0, 2, 3, 1))
+    padded = padded.to(device)
     return ResidentViews(padded, images.labels.to(device), images.images.shape[-1], normalise, plan, seed)
 
 

@@ -21,7 +21,7 @@ from core.distil import distil
 from core.engines import EngineHost
 from core.files import is_held, lock_of, made_once
 from core.pack import Coding
-from core.start import load_published
+from core.start import Start, load_published
 from core.students.own import load_weights, save_weights
 from core.teacher import Teacher, build_network
 from core.train import Device, EpochFn
@@ -89,10 +89,10 @@ class Workbench:
 
     def _train_parent(self, model: nn.Module, path: Path, on_epoch: EpochFn | None) -> None:
         recipe = self.config.parent
-        if recipe.pretrained:
-            load_published(model, self.data.info.channels)
-        seed, kept = self.config.seed + 1, path.with_suffix(SUFFIX)
-        distil(model, recipe.distil, self.train_set, self.logits, recipe.train, self.device, seed=seed, on_epoch=on_epoch, checkpoint=kept)
+        start = load_published(model, self.data.info.channels) if recipe.pretrained else Start()
+        seed, kept, full = self.config.seed + 1, path.with_suffix(SUFFIX), (start.new_head,)
+        data, answers, device = self.train_set, self.logits, self.device
+        distil(model, recipe.distil, data, answers, recipe.train, device, seed=seed, on_epoch=on_epoch, checkpoint=kept, full=full)
         save_weights(model, path)
         kept.unlink(missing_ok=True)
 

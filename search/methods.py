@@ -59,17 +59,21 @@ def check_networks(space: Space, config: Config, info: DataInfo) -> None:
     """
     import torch
 
+    from core.lora import check_rank
     from core.teacher import build_network, build_teacher_network
     from core.teacher_logits import check_early_regions, check_regions
     from core.train import check_sizes
 
     own = {"finetune": config.finetune, "quantise.train": config.quantise.train}
     looks, early = _looks(space), any(recipe.early_sizes for recipe in (config.parent.train, *own.values()))
+    lora = config.finetune.lora
     images = torch.randn(2, *info.shape, generator=torch.Generator().manual_seed(config.seed))
-    for name in options(space.student.name) if looks or early else ():
+    for name in options(space.student.name) if looks or early or lora else ():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             network, who = build_network(name, max(options(space.student.width)), config.teacher, info), f"the student {name}"
+        if lora is not None:
+            check_rank(network, lora.rank)
         for method, grid in looks:
             check_regions(network, images, grid, who, method)
         check_sizes(network, images, own if name == SELF else {"parent.train": config.parent.train} | own, who)  # SELF has no parent

@@ -176,7 +176,8 @@ def open_bench(
     for number, each in enumerate(config.teachers, start=1):
         with stages("teacher" if number == 1 else f"teacher {number}") as on_epoch:
             rated = with_rate(on_epoch, each.train, len(data.train))
-            own = config.model_copy(update={"teacher": each})
+            again = config.teachers[: number - 1].count(each)  # equal sections are trained apart: one network twice is no ensemble
+            own = config.model_copy(update={"teacher": each, "seed": config.seed + again})
             teachers.append(obtain_teacher(own, data, device, cache, rated, progress.message))
     if any(each.model or each.weights for each in config.teachers):
         check_inputs(study, inputs | {"weights or network": "+".join(teacher.digest for teacher in teachers)})

@@ -108,10 +108,11 @@ def load_plugins(paths: Sequence[Path]) -> None:
     for path in paths:
         if not path.is_file():
             raise UserError(f"--plugin must be a Python file, but there is no {path}")
-        from core.students.own import import_file, importable, own_code  # late: it imports torch
+        from core.students.own import import_file, own_code  # late: it imports torch
+        from core.students.own_sources import importable
 
         path = path.resolve()
-        with own_code(path, "being loaded as a plugin"), importable(path.parent):
+        with own_code(path, "being loaded as a plugin"), importable(path):
             import_file(path)
 
 

@@ -54,10 +54,17 @@ def check_students_start(space: Space, config: Config) -> None:
 
 def check_lora(space: Space, config: Config) -> None:
     """Adapters change trained weights a little: there must be some, and they must be floating-point."""
-    if config.parent.train.lora is not None and not config.parent.pretrained:
-        raise untrained("parent.train", "parent.pretrained")
+    if config.parent.train.lora is not None:
+        if not config.parent.pretrained:
+            raise untrained("parent.train", "parent.pretrained")
+        if bare := [name for name in options(space.student.name) if name != SELF and not in_zoo(name)]:
+            law = f"parent.train.lora adapts published weights, but student.name has {', '.join(bare)}, of which there are none"
+            raise UserError(f"{law}; leave it out, or name networks of {LIBRARIES} alone")
     if config.finetune.lora is not None and "scratch" in options(space.distil.init):
         raise untrained("finetune", "distil.init inherit")
+    if config.finetune.lora is not None and "quantise, prune" in options(space.order):
+        law = "finetune.lora adapts float weights, but with order quantise, prune it would train quantised ones"
+        raise UserError(f"{law}; leave it out, or set order to prune, quantise")
     if config.quantise.train.lora is not None:
         raise UserError("quantise.train.lora must be null, as quantised weights train themselves, but it is set; leave it out")
 

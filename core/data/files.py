@@ -14,13 +14,16 @@ import torch
 from core.data.images import decode_image, quiet_decoder
 from core.data.listing import Entry
 from core.data.types import chunk_size
-from core.errors import UserError
+from core.errors import Disturbed, UserError
 
 T = TypeVar("T")
 
 CHUNK = 256
 SURVEY_IMAGES = 1000
+SAMPLE_BYTES = 4096
 MOST_WORKERS = 8
+BAD_REMEDY = "repair or remove it, or leave such images out with --skip-bad"
+"""Of a file that cannot be decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,16 +65,19 @@ class ImageFiles:
         return replace(self, labels=labels)
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, C, H, W): the images at `indices` (B,). Raises UserError naming a file that cannot be decoded."""
+        """uint8 (B, C, H, W): the images at `indices` (B,). Raises Disturbed naming a file that cannot be decoded."""
         return self.decoded(indices, lambda index: decode_image(self.path(index), self.image_size, self.channels))
 
     def decoded(self, indices: torch.Tensor, decode: Callable[[int], np.ndarray]) -> torch.Tensor:
-        """uint8 (B, C, H, W): `decode` of every index, in threads. Raises UserError naming a file that cannot be decoded."""
+        """uint8 (B, C, H, W): `decode` of every index, in threads. Raises Disturbed naming a file that cannot be decoded."""
         images = np.empty((len(indices), *self.shape), np.uint8)
         wanted = indices.tolist()
 
         def fill(position: int) -> None:
-            images[position] = decode(wanted[position])
+            try:
+                images[position] = decode(wanted[position])
+            except UserError as error:
+                raise Disturbed(f"{error}; {BAD_REMEDY}") from error
 
         in_threads(fill, range(len(wanted)), chunk=16)
         return torch.from_numpy(images)
@@ -85,11 +91,24 @@ class ImageFiles:
         return self.take(torch.linspace(0, len(self) - 1, min(len(self), SURVEY_IMAGES)).long())
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """Shape, names and bytes of the files, and labels: reading every file at every start would take as long as an epoch."""
+        """Shape, names and bytes of the files, labels, and what is within some: to read all at every start would take an epoch."""
         yield repr((len(self), self.shape)).encode()
         for path, size in zip(self.paths.tolist(), self.sizes.tolist(), strict=True):
             yield f"{path} {size}\n".encode("utf-8", "surrogateescape")
         yield self.labels.numpy().data
+        # files of a format without compression are of one size, whatever they show
+        some = torch.linspace(0, len(self) - 1, min(len(self), SURVEY_IMAGES)).long().tolist()
+        yield from in_threads(lambda index: _middle(self.path(index), int(self.sizes[index])), some, chunk=16)
+
+
+def _middle(path: Path, size: int) -> bytes:
+    """At most 4 KB of a file; nothing of one that cannot be read, which its decoding will report."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, (size - SAMPLE_BYTES) // 2))
+            return file.read(SAMPLE_BYTES)
+    except OSError:
+        return b""
 
 
 def image_files(root: Path, entries: Sequence[Entry], size: int, channels: int, workers: int | None) -> ImageFiles:

@@ -14,14 +14,14 @@ import torch
 
 from core.config import DataConfig
 from core.data.cache import Arrays, cached_arrays
-from core.data.files import image_files, in_threads, unreadable_files
+from core.data.files import BAD_REMEDY, image_files, in_threads, unreadable_files
 from core.data.images import GREY_MODES, decode_image, image_header
 from core.data.listing import Entry, Listing, list_images, require_images
 from core.data.types import ImageSet, RawData
 from core.errors import UserError
 
-FORMAT = 1
-"""Raised whenever the decoding changes, so that caches of another decoder are not read."""
+FORMAT = 2
+"""Raised whenever the decoding or what is kept changes, so that caches of another decoder are not read."""
 DEFAULT_SIZE, LARGEST_SHARED_SIZE, SMALLEST_SIZE = 32, 64, 4
 FOLDERS = {"train": "train", "test": "test", "search": "val"}
 """Of the splits, for messages."""
@@ -90,6 +90,7 @@ def _resident(listing: Listing, config: DataConfig, cache_dir: Path) -> RawData:
         return arrays
 
     arrays = cached_arrays(cache_dir / f"images-{cache_key(listing, config)}.npz", decode)
+    _tell_shrinking(arrays["train_images"].shape[-1], int(arrays["largest"]))
     _report_bad(arrays["bad"].tolist(), config.skip_bad)
     _require_classes(listing, arrays)
     sets = {name: _image_set(arrays, name) for name in listing.splits()}
@@ -103,8 +104,8 @@ def cache_key(listing: Listing, config: DataConfig) -> str:
 
 
 def _decode_listing(listing: Listing, config: DataConfig) -> Arrays:
-    size, channels = _shape(listing, config)
-    arrays: Arrays = {}
+    size, channels, largest = _shape(listing, config)
+    arrays: Arrays = {"largest": np.array(largest)}
     bad: list[str] = []
     for split, entries in listing.splits().items():
         images, errors = _decode(listing.root, entries, size, channels)
@@ -134,19 +135,22 @@ def _kept_shape(listing: Listing, config: DataConfig, cache_dir: Path) -> tuple[
     if config.image_size is not None and config.channels is not None:
         return config.image_size, config.channels
     kept = cached_arrays(cache_dir / f"shape-{cache_key(listing, config)}.npz", lambda: {"shape": np.array(_shape(listing, config))})
-    size, channels = kept["shape"].tolist()
+    size, channels, largest = kept["shape"].tolist()
+    _tell_shrinking(size, largest)
     return size, channels
 
 
-def _shape(listing: Listing, config: DataConfig) -> tuple[int, int]:
-    """Side and channels: as configured, else what all headers agree on."""
+def _shape(listing: Listing, config: DataConfig) -> tuple[int, int, int]:
+    """Side and channels: as configured, else what all headers agree on. And the side of the largest image, 0 where it is not asked for."""
     if config.image_size is not None and config.channels is not None:
-        return config.image_size, config.channels
+        return config.image_size, config.channels, 0
     paths = [listing.root / entry.path for entries in listing.splits().values() for entry in entries]
     headers = [header for header in in_threads(_header, paths) if header is not None]
     sizes = {size for size, _ in headers}
     channels = 1 if headers and all(mode in GREY_MODES for _, mode in headers) else 3
-    return config.image_size or _shared_size(sizes, listing.root), config.channels or channels
+    if config.image_size is not None:
+        return config.image_size, config.channels or channels, 0
+    return _shared_size(sizes, listing.root), config.channels or channels, max(map(min, sizes), default=0)
 
 
 def _header(path: Path) -> tuple[tuple[int, int], str] | None:
@@ -160,9 +164,6 @@ def _header(path: Path) -> tuple[tuple[int, int], str] | None:
 def _shared_size(sizes: set[tuple[int, int]], root: Path) -> int:
     width, height = next(iter(sizes)) if len(sizes) == 1 else (0, 0)
     if not 0 < width == height <= LARGEST_SHARED_SIZE:
-        if (largest := max(map(min, sizes), default=0)) > DEFAULT_SIZE:
-            told = "images of up to %d px are scaled to %d px, as data.image_size is not set; set it to what your network was trained at"
-            log.warning(told, largest, DEFAULT_SIZE)
         return DEFAULT_SIZE
     if width < SMALLEST_SIZE:
         raise UserError(
@@ -172,6 +173,13 @@ def _shared_size(sizes: set[tuple[int, int]], root: Path) -> int:
     return width
 
 
+def _tell_shrinking(size: int, largest: int) -> None:
+    """At every start, for nobody asked for it."""
+    if largest > size:
+        told = "images of up to %d px are scaled to %d px, as data.image_size is not set; set it to what your network was trained at"
+        log.warning(told, largest, size)
+
+
 def _report_bad(bad: list[str], skip_bad: bool) -> None:
     if not bad:
         return
@@ -179,7 +187,7 @@ def _report_bad(bad: list[str], skip_bad: bool) -> None:
         log.warning("skipped %d unreadable image(s); the first: %s", len(bad), bad[0])
         return
     more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
-    raise UserError(f"{bad[0]}{more}; repair or remove it, or leave such images out with --skip-bad")
+    raise UserError(f"{bad[0]}{more}; {BAD_REMEDY}")
 
 
 def _require_classes(listing: Listing, arrays: Arrays) -> None:

@@ -122,10 +122,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips at 255, which turns a 16-bit photograph white.
         levels = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its brightness is in fractions without a range; save it with 8 or 16 bits")
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
-    return image.convert("L" if image.mode in ("1", "L", "F") else "RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:

@@ -12,7 +12,7 @@ import torch
 
 from core.config import DataConfig
 from core.data import DATASETS
-from core.data.types import DataInfo, Images, ImageSet, RawData, SearchData
+from core.data.types import DataInfo, Images, ImageSet, RawData, SearchData, chunk_size
 from core.errors import UserError
 from core.tables import lookup
 
@@ -122,7 +122,7 @@ def _describe(train: Images, search: Images, raw: RawData, config: DataConfig) -
 def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation per channel of uint8 (N, C, H, W) on the [0, 1] scale; the deviation is at least 1/255."""
     sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
-    for chunk in images.split(1024):
+    for chunk in images.split(chunk_size((images.shape[1], images.shape[2], images.shape[3])) // 16 + 1):
         # Sums of whole numbers below 2**53 are exact in float64, so the result does not depend on chunks or threads.
         pixels = chunk.to(torch.float64)
         sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])

@@ -10,6 +10,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.files import write_atomically
-from core.layers import dry_run
+from core.layers import dry_run, training_run
+from core.students.own_sources import importable
 from core.tables import nearest
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -38,17 +40,20 @@ def load_own_model(spec: str, *, classes: int, channels: int, image_size: int) -
     to logits (B, classes).
     """
     path, function = split_spec(spec)
-    with own_code(path, f"building {function}"), importable(path.parent):
+    with own_code(path, f"building {function}"), importable(path):
         module = import_file(path)
         build = find_function(module, function, path)
         model = call(build, {"classes": classes, "channels": channels, "image_size": image_size})
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec} must return a torch.nn.Module, but it returned {type(model).__name__}")
-    with own_code(path, f"running the network on an image of {channels}x{image_size}x{image_size}"):
-        output = dry_run(model, (channels, image_size, image_size), batch=2)
-    if not isinstance(output, Tensor) or tuple(output.shape) != (2, classes):
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"{spec} must map 2 images to logits of shape (2, {classes}), one per class of the data set, but it gave {shape}")
+    image = (channels, image_size, image_size)
+    for mode, run in (("", partial(dry_run, batch=2)), (" in training mode", training_run)):
+        with own_code(path, f"running the network on an image of {channels}x{image_size}x{image_size}{mode}"):
+            output = run(model, image)
+        if not isinstance(output, Tensor) or tuple(output.shape) != (2, classes):
+            found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            law = f"{spec} must map 2 images to logits of shape (2, {classes}), one per class of the data set"
+            raise UserError(f"{law}, but it gave {found}{mode}")
     return model.cpu().float()
 
 
@@ -117,16 +122,6 @@ def line_of(error: BaseException, path: Path) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     return f":{line}" if line else ""
-
-
-@contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Modules beside the user's file can be imported inside, as `python file.py` would allow."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def import_file(path: Path) -> ModuleType:

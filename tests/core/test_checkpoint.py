@@ -60,6 +60,12 @@ def test_a_training_that_was_complete_is_not_done_again(tmp_path: Path) -> None:
     assert not second.training
 
 
+def test_a_checkpoint_of_another_version_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "distil.part"
+    torch.save({"step": 5, "generator": torch.get_rng_state(), "model": network().state_dict()}, path)
+    assert train(network(), path) == [1.0, 2.0, 3.0, 4.0]
+
+
 def test_checkpoints_are_forgotten_and_nothing_else_is(tmp_path: Path) -> None:
     train(network(), tmp_path / "distil.part", epochs=1.0)
     (tmp_path / "model.onnx").write_bytes(b"x")

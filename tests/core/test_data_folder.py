@@ -126,7 +126,12 @@ def test_images_that_are_made_smaller_unasked_are_told(tmp_path: Path, caplog: p
     assert load(tmp_path / "set", image_size=64).train.images.shape[-1] == 64
     assert not caplog.text
     assert load(tmp_path / "set").train.images.shape[-1] == 32
-    assert "images of up to 70 px are scaled to 32 px, as data.image_size is not set" in caplog.text
+    told = "images of up to 70 px are scaled to 32 px, as data.image_size is not set"
+    assert told in caplog.text
+    for resident_gb in (1.0, 0.0, 0.0):  # also where they come from the cache
+        caplog.clear()
+        load(tmp_path / "set", resident_gb=resident_gb)
+        assert told in caplog.text
 
 
 def test_one_colour_image_makes_the_set_colour(split_folder: Path) -> None:

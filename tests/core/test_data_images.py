@@ -49,6 +49,12 @@ def test_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
     assert (decode_image(path, 8, 1)[0] == GRADIENT).all()
 
 
+def test_brightness_in_fractions_is_refused_as_nobody_knows_what_white_is(tmp_path: Path) -> None:
+    path = saved(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)), tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"a.tiff is not: its brightness is in fractions without a range; save it with 8 or 16 bits"):
+        decode_image(path, 8, 1)
+
+
 def test_transparency_is_laid_over_white_in_every_mode_that_has_it(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     palette = Image.new("P", (8, 8), 1)

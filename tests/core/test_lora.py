@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from core.candidate import DistilPlan
 from core.config import Config, DataConfig, LoraConfig, TrainConfig, ViewsConfig
@@ -16,7 +17,7 @@ from core.data import load_search_data
 from core.distil import distil
 from core.errors import UserError
 from core.layers import count_parameters
-from core.lora import LowRank, adapter_size, adapters, add_adapters, merge_adapters
+from core.lora import LowRank, adapter_size, adapters, add_adapters, check_rank, merge_adapters
 from core.students import STUDENTS
 from core.students.own import save_weights
 from core.teacher import Teacher, obtain_teacher
@@ -152,11 +153,22 @@ def test_layers_named_in_full_train_themselves() -> None:
 
 @pytest.mark.parametrize(
     ("rank", "alpha", "message"),
-    [(0, 1.0, "rank of at least 1"), (4, 0.0, "alpha greater than 0"), (400, 1.0, r"smaller than their layers, but 400 .* none of 10")],
+    [(0, 1.0, "rank of at least 1"), (4, 0.0, "alpha greater than 0")],
 )
-def test_ranks_that_adapt_nothing_are_refused(rank: int, alpha: float, message: str) -> None:
+def test_ranks_and_factors_that_mean_nothing_are_refused(rank: int, alpha: float, message: str) -> None:
     with pytest.raises(UserError, match=message):
         add_adapters(network(), rank, alpha)
+
+
+def test_a_rank_that_adapts_nothing_can_be_refused_and_then_all_layers_train_themselves() -> None:
+    """A pruned candidate may be as small; it's no reason to end a study."""
+    check_rank(network(), 2)
+    with pytest.raises(UserError, match=r"smaller than their layers, but 400 .* none of 10"):
+        check_rank(network(), 400)
+    model = network()
+    add_adapters(model, 400, 1.0)
+    assert not any(parametrize.is_parametrized(module) for module in model.modules())
+    assert model.classifier.weight.requires_grad
 
 
 def test_distilling_with_adapters_moves_the_weights_by_a_low_rank_and_leaves_a_plain_network() -> None:

@@ -60,6 +60,15 @@ def test_a_zero_gradient_leaves_finite_weights() -> None:
     assert torch.allclose(conv.weight, before, atol=1e-6)
 
 
+def test_a_convolution_that_starts_at_zero_trains_and_so_does_a_network_without_biases() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 2, 3, bias=False))
+    nn.init.zeros_(model[1].weight)
+    optimiser = _optimiser(model, TrainConfig(optimiser="muon", lr=0.05, rest_lr=0.3, momentum=0.6))
+    model(torch.randn(2, 3, 8, 8)).square().sum().add(model(torch.ones(2, 3, 8, 8)).sum()).backward()
+    optimiser.step()
+    assert bool(model[1].weight.detach().any())
+
+
 def test_depthwise_filters_linear_layers_and_biases_go_by_sgd() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
     optimiser = _optimiser(model, TrainConfig(optimiser="muon", lr=0.05, rest_lr=0.3, momentum=0.6))

@@ -9,6 +9,7 @@ from torch import nn
 from core.errors import UserError
 from core.students import light_cnn
 from core.students.own import load_own_model, load_weights, save_weights
+from core.students.own_sources import helpers, source_digest
 
 NET = """
 import torch
@@ -50,6 +51,19 @@ def build_tuple(classes):
         def forward(self, x):
             return super().forward(x), x
     return Two(classes, 3)
+
+def build_view(classes):
+    class View(Net):
+        def forward(self, x):
+            return self.head(torch.relu(self.conv(x)).view(-1, 8 * 6 * 6)[:, :8])
+    return View(classes, 3)
+
+def build_aux(classes):
+    class Aux(Net):
+        def forward(self, x):
+            found = super().forward(x)
+            return (found, found) if self.training else found
+    return Aux(classes, 3)
 
 def build_picky(classes):
     class Picky(Net):
@@ -106,6 +120,44 @@ def test_files_beside_the_model_can_be_imported(tmp_path: Path) -> None:
     assert load(f"{path}:build")[1].out_features == 4
 
 
+def test_what_a_network_imports_is_read_anew_where_it_was_changed_or_lies_elsewhere(tmp_path: Path) -> None:
+    """Else a teacher would be served with another one's answers."""
+    source = (
+        "from torch import nn\nfrom parts.head import head\n\ndef build(classes):\n    return nn.Sequential(nn.Flatten(), head(classes))\n"
+    )
+
+    def write(name: str, bias: bool) -> Path:
+        folder = tmp_path / name
+        (folder / "parts").mkdir(parents=True, exist_ok=True)
+        (folder / "parts" / "__init__.py").write_text("")
+        (folder / "parts" / "head.py").write_text("from . import sizes\nfrom torch import nn\ndef head(n): return sizes.layer(n)\n")
+        (folder / "parts" / "sizes.py").write_text(f"from torch import nn\ndef layer(n): return nn.Linear(192, n, bias={bias})\n")
+        (folder / "net.py").write_text(source)
+        return folder / "net.py"
+
+    def has_bias(path: Path) -> bool:
+        return load(f"{path}:build")[1].bias is not None
+
+    first, second = write("a", True), write("b", False)
+    assert list(helpers(first)) == ["parts", "parts.head", "parts.sizes"]
+    assert (has_bias(first), has_bias(second), has_bias(first)) == (True, False, True)
+    known = source_digest(first)
+    assert known != source_digest(second)
+    assert known == source_digest(write("c", True))
+    write("a", False)
+    assert source_digest(first) == source_digest(second)
+    assert not has_bias(first)
+
+
+def test_packages_of_this_project_are_no_part_of_a_network_that_lies_beside_them(tmp_path: Path) -> None:
+    net = tmp_path / "net.py"
+    net.write_text("from core.students import STUDENTS\nimport core.losses, torch\nimport net\n")
+    for name in ("core/students/__init__.py", "core/losses.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert helpers(net) == {}
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -117,6 +169,8 @@ def test_files_beside_the_model_can_be_imported(tmp_path: Path) -> None:
         ("build_dict", "must return a torch.nn.Module, but it returned dict"),
         ("build_tuple", r"logits of shape \(2, 4\).* gave tuple"),
         ("build_picky", "raised RuntimeError while running the network on an image of 3x8x8"),
+        ("build_view", r"running the network on an image of 3x8x8: view size is not compatible .* Use .reshape"),
+        ("build_aux", r"logits of shape \(2, 4\).* gave tuple in training mode"),
     ],
 )
 def test_a_function_that_makes_no_network_is_refused_with_its_reason(net: Path, function: str, message: str) -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,23 @@ class OneSize(Regions):
         if x.shape[-1] != 8:
             raise ValueError("8 pixels, please")
         return super().forward(x)
+
+
+class Auxiliary(Own):
+    def forward(self, x: Tensor) -> Any:
+        found = super().forward(x)
+        return (found, found) if self.training else found
+
+
+class Viewing(Own):
+    """It takes maps for contiguous, which they are not in a training."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__(hidden)
+        self.body.append(nn.Conv2d(hidden, hidden, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.body(x).view(len(x), -1))
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +364,14 @@ def test_networks_that_do_not_fit_are_refused(trained: nn.Module, labelled: Path
     refused("must not share weights", trained, trained, labelled, cache_dir=cache)
     refused("equally many logits", trained, Own(4, classes=7), labelled, cache_dir=cache)
     refused("the folder's 4 classes", Own(8, classes=7), Own(4, classes=7), labelled, cache_dir=cache)
-    refused(r"logits \(2, K\)", nn.Flatten(0), student(), labelled, cache_dir=cache)
+    refused(r"logits \(B, K\)", nn.Flatten(0), student(), labelled, cache_dir=cache)
+    refused("networks must be float32, but the teacher has .*float16; call .float", Own(4).half(), student(), labelled, cache_dir=cache)
+    refused("must have parameters that train", trained, student().requires_grad_(False), labelled, cache_dir=cache)
+    refused("gives tuple in training mode; wrap it", trained, Auxiliary(4), labelled, cache_dir=cache)
+    refused("Use .reshape", trained, Viewing(4), labelled, cache_dir=cache)
+    small = student()
+    refused("lora.rank must make adapters smaller", trained, small, labelled, cache_dir=cache, lora={"rank": 900})
+    assert all(parameter.requires_grad for parameter in small.parameters())
 
 
 def test_folders_that_cannot_be_used_are_refused(trained: nn.Module, tmp_path: Path) -> None:

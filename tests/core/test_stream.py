@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from core.config import DataConfig, TrainConfig, ViewsConfig
@@ -20,7 +22,8 @@ from core.data.files import ImageFiles
 from core.data.folder import load_folder
 from core.data.splits import split_search
 from core.data.types import Images, ImageSet
-from core.errors import UserError
+from core.errors import Disturbed, UserError
+from core.infobatch import InfoBatch
 from core.stream import ASPECT, StreamedViews, draw_crop
 from core.students import STUDENTS
 from core.train import Batch, Device, fit, predict_all
@@ -164,6 +167,48 @@ def test_a_training_sees_every_image_once_an_epoch_and_learns(workers: int, fold
     assert (logits.argmax(1) == load(folder).labels).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_who_sits_out_an_epoch_is_decided_when_the_one_before_it_is_over(workers: int, folder: Path) -> None:
+    """Processes read ahead: not beyond what is known."""
+    train_set = viewed(split_search_data(folder, workers), NORMALISE, PLAN, 0, CPU)
+    chosen, weights, done = InfoBatch(len(train_set), 0.5, 6.0, 0, CPU), [], []
+    batches = math.ceil(len(train_set) / 4)
+
+    def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        done.append(batch.indices.tolist())
+        if len(done) <= 2 * batches:
+            weights.extend(chosen._weights[batch.indices].tolist())
+        return chosen.mean(batch.indices.float() + 0 * logits.sum(1), batch.indices)
+
+    model = STUDENTS["light_cnn"](classes=3, channels=3, image_size=SIZE, width=0.25)
+    fit(model, train_set, loss, TrainConfig(epochs=6, batch_size=4, lr=0.05), DEVICE, seed=0, stay=chosen.stay)
+    assert set(weights) == {1.0}
+    learned = [index for index in range(len(train_set)) if index < (len(train_set) - 1) / 2]
+    third = {index for indices in done[2 * batches : 3 * batches] for index in indices}
+    assert third > set(range(len(train_set))) - set(learned)  # those with the larger losses all stay
+    assert len(third) < len(train_set)
+
+
+def test_reading_ahead_draws_none_of_the_random_numbers_of_a_training(folder: Path) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert len(list(views(folder, workers=0).batches([(torch.arange(4), 0)]))) == 1
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_files_of_one_name_and_size_with_other_pixels_are_another_set(tmp_path: Path) -> None:
+    def content(colours: tuple[str, str]) -> list[bytes]:
+        for name, colour in zip(("a", "b"), colours, strict=True):
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            for index in range(2):
+                Image.new("RGB", (40, 40), colour).save(tmp_path / "set" / name / f"{index}.bmp")
+        return [bytes(part) for part in load(tmp_path / "set").content()]
+
+    first = content(("red", "blue"))
+    assert content(("red", "blue")) == first
+    assert content(("blue", "red")) != first
+
+
 def split_search_data(folder: Path, workers: int) -> Images:
     config = DataConfig(name="folder", dir=folder, image_size=SIZE, channels=3, resident_gb=0, workers=workers)
     data = split_search(load_folder(config, folder.parent / "cache"), config)
@@ -179,7 +224,7 @@ def test_a_corrupt_file_is_named_in_one_line_when_it_is_met(workers: int, tmp_pa
     with pytest.raises(UserError, match=r"n02084071_3\.JPEG is not: .*--skip-bad$") as caught:
         list(data.batches([(torch.arange(8), 0), (torch.arange(8, 16), 0)]))
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"n02084071_3\.JPEG is not"):
+    with pytest.raises(Disturbed, match=r"n02084071_3\.JPEG is not: .*--skip-bad$"):
         data.plain(torch.arange(16))
 
 

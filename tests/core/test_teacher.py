@@ -161,6 +161,11 @@ def test_a_normalisation_that_is_stated_is_used(own: tuple[str, Path], tmp_path:
     assert obtain(tmp_path, stated)[0].normalise == Normalisation((0.1,), (0.7,))
 
 
+def test_a_mean_of_bytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"teacher.mean must be in \[0, 1\], as pixels are, but got \(123.7,\); divide mean and std"):
+        obtain(tmp_path, config(mean=(123.7,), std=(58.4,)))
+
+
 @pytest.mark.parametrize("wrong", [{"mean": (0.5,)}, {"mean": (0.5, 0.5), "std": (0.5, 0.5)}, {"mean": (0.5,), "std": (0.0,)}])
 def test_half_a_normalisation_is_refused(wrong: dict[str, tuple[float, ...]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"teacher\.mean and teacher\.std must both be given, one value per channel \(1\)"):

@@ -220,6 +220,14 @@ def test_a_trial_learns_by_it_from_beginning_to_end(loss: str, settings: list[st
     assert seen == {"hint": 3 * train + 2, "sdd_dkd": train, "kd": 6 * train}[loss]
 
 
+def test_teachers_of_equal_sections_are_trained_apart(empty: Path, capfd: Capture) -> None:
+    equal = "{name: light_cnn, width: 0.5, train: {epochs: 1}}"
+    settings = [*FEW, f"more_teachers=[{equal}, {equal}]", "finetune.epochs=0"]
+    assert search(capfd, *command("--trials", "1", study="one", settings=settings)).code == 0
+    kept = [path.read_bytes() for path in Path("runs/.cache/teachers").glob("*.safetensors")]
+    assert len(set(kept)) == len(kept) == 3
+
+
 @pytest.mark.parametrize(("scheme", "parent"), [("b", False), ("c", True)])
 def test_apprentice_is_a_recipe_that_runs_in_which_nothing_varies(scheme: str, parent: bool, empty: Path, capfd: Capture) -> None:
     space = str(ROOT / "spaces" / "recipes" / f"apprentice_{scheme}.yaml")

@@ -45,6 +45,14 @@ def resolve(*settings: str) -> tuple[Space, Config]:
         (["parent.train.lora.rank=2"], r"parent.train.lora adapts .* set parent.pretrained"),
         (["finetune.lora.rank=2", "distil.init=[inherit, scratch]"], r"finetune.lora adapts .* set distil.init inherit"),
         (["quantise.train.lora.rank=2"], "quantise.train.lora must be null"),
+        (
+            ["finetune.lora.rank=2", "distil.init=inherit", "order=[quantise, prune]", "quantise.quantiser=lsq", "prune.ratio=0.5"],
+            "finetune.lora adapts float weights, but with order quantise, prune",
+        ),
+        (
+            ["parent.pretrained=true", "parent.train.lora.rank=2", "student.name=[timm:resnet18, resnet8]", "student.width=1"],
+            "parent.train.lora adapts published weights, but student.name has resnet8, of which there are none; leave it out",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_line_before_anything_starts(settings: list[str], message: str) -> None:
