@@ -51,11 +51,9 @@ def twin_lines(twins: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line per network that was timed beside the bundle's own, in the same runtime and minutes."""
     lines = []
     for twin in twins:
-        latency = twin["latency"]
-        low, high = latency["ci_ms"]
-        unrest = LatencyReport.model_validate(latency).unrest()
-        marks = f"; {unrest}" if unrest else ""
-        lines.append(f"{twin['what']}: {latency['p50_ms']:.4f} ms (95 % interval {low:.4f} to {high:.4f}{marks})")
+        latency = LatencyReport.model_validate(twin["latency"])
+        marks = f"; {unrest}" if (unrest := latency.unrest()) else ""
+        lines.append(f"{twin['what']}: {latency.p50_ms:.4f} ms ({latency.spread()}{marks})")
     return lines
 
 

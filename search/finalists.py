@@ -184,7 +184,7 @@ def _judged(
     order = [records.index(record) for record in best] + [index for index, record in enumerate(records) if record not in best]
     on_front = order[: len(best)]
     close = accuracy_ties([right[index] for index in on_front]) if right else [()] * len(best)
-    near = latency_ties([combined(rounds[index]).ci_ms for index in on_front])
+    near = latency_ties([combined(rounds[index]).bounds_ms for index in on_front])
     finalists = []
     for place, index in enumerate(order):
         before, now = _measured(points[index]), _measured(records[index])
