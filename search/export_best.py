@@ -315,14 +315,16 @@ def _speed(measured: Measurement) -> str:
 
 
 def _readme_facts(record: TrialRecord, measurement: Mapping[str, Any]) -> dict[str, object]:
-    from core.bundle_card import twin_lines
-    from core.candidate import BuildReport
+    from core.bundle_card import elsewhere, twin_lines
     from search.final_score import judge
 
     assert record.measurement is not None
-    measured, latency, test = record.measurement, record.measurement.latency, measurement["test"]
-    how = f"batch {latency.batch}, {latency.threads} thread(s), {latency.runtime}"
-    speed = _speed(measured) if isinstance(latency, BuildReport) else f"{latency.p50_ms:.3f} ms median, {latency.p95_ms:.3f} ms p95, {how}"
+    measured, test = record.measurement, measurement["test"]
+    latency = measurement.get("latency", measurement["search"]["latency"])
+    speed = _speed(measured)
+    if "p50_ms" in latency:
+        how = f"batch {latency['batch']}, {latency['threads']} thread(s), {latency['runtime']}{elsewhere(latency, measurement)}"
+        speed = f"{latency['p50_ms']:.3f} ms median, {latency['p95_ms']:.3f} ms p95, {how}"
     return {
         "student": f"{record.student} at width {record.width:g}" if record.width else str(record.student),
         f"test {judge(record)}": f"{100 * test['accuracy']:.2f} % of {test['images']} images",
