@@ -210,8 +210,17 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path} is no bundle: {MANIFEST}: {first_line(error)}; export it again") from error
 
 
+def check_writable(path: Path) -> None:
+    """UserError unless the folder `path` could be made: the nearest one above it that exists must be a folder that may be written."""
+    above = next(parent for parent in path.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "may not be written" if above.is_dir() else "is a file"
+        raise UserError(f"a bundle needs a folder that can be written, but {above} {reason}; choose another folder")
+
+
 def check_replaceable(path: Path) -> None:
-    """UserError unless `path` is free, an empty folder, or one with nothing but a bundle's files in it, beside those of file managers."""
+    """UserError unless `path` can be made, and is free, empty, or a folder with a bundle's files alone (and those of file managers)."""
+    check_writable(path)
     if not path.exists():
         return
     if not path.is_dir():

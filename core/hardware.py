@@ -50,9 +50,13 @@ def device_facts() -> dict[str, Any]:
 
 def check_threads(threads: int) -> None:
     """UserError unless this process may use as many cores: with fewer, a runtime takes fewer threads without a word."""
-    cores = len(os.sched_getaffinity(0))
-    if threads > cores:
+    if threads > (cores := usable_cores()):
         raise UserError(f"runtime.threads may be up to {cores} on this machine, one for each core, but is {threads}; lower it")
+
+
+def usable_cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0))
 
 
 def exact_int8_bits(device: Mapping[str, Any]) -> Literal[7, 8]:
