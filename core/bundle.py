@@ -214,8 +214,8 @@ def check_writable(path: Path) -> None:
     """UserError unless the folder `path` could be made: the nearest one above it that exists must be a folder that may be written."""
     above = next(parent for parent in path.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        reason = "may not be written" if above.is_dir() else "is a file"
-        raise UserError(f"a bundle needs a folder that can be written, but {above} {reason}; choose another folder")
+        reason = "is not" if above.is_dir() else "is a file"
+        raise UserError(f"a bundle's folder must be writable, but {above} {reason}; choose another folder")
 
 
 def check_replaceable(path: Path) -> None:

@@ -151,7 +151,7 @@ def test_limits_choose_the_point_or_name_the_nearest_miss(again: Path, capfd: Ca
         (["--min-accuracy", "97"], "--min-accuracy must be between 0 and 1, but got 97; for 97 % give 0.97"),
         (["--data-dir", "nowhere"], "an export scores the point on the search's own test images, but there is no folder nowhere; "),
         (["--out", "runs"], "runs"),
-        (["--out", "runs/tiny/run.json/there"], "a bundle needs a folder that can be written, but "),
+        (["--out", "runs/tiny/run.json/there"], "a bundle's folder must be writable, but "),
         (["--out", "x" * 300], "File name too long"),
     ],
 )
