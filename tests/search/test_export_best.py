@@ -16,12 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from core.agent import AgentServer
+from core.agent_client import TOKEN_VARIABLE
+from core.engines import EngineHost
+from core.errors import UserError
 from core.pack import pack, unpack
 from core.runtimes import RUNTIMES
-from search.export_best import newest_run
+from search.export_best import _check_engine, newest_run
 from search.final_score import optimism, score, wilson
+from tests.core.test_agent import TOKEN, server, through
 from tests.search.studies import export, load, predict, refused
 
+__all__ = ["server"]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -99,6 +105,14 @@ def test_an_engine_is_exported_where_it_is_asked_for(again: Path, capfd: Capture
     assert len(load().user_attrs["test_accuracy"]) == 1  # the test split stayed closed
     assert export(capfd, "--rank", "0").code == 0
     assert not (bundle / "model.blob").exists()  # an export replaces the whole bundle
+
+
+def test_files_of_an_agents_device_are_not_asked_for(server: AgentServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    with EngineHost(through(server), tmp_path) as there:
+        _check_engine(there, asked=False)
+        with pytest.raises(UserError, match=r"--engine writes the runtime's own files, but it runs at an agent, whose files stay there"):
+            _check_engine(there, asked=True)
 
 
 def predicted_right(capfd: Capture, bundle: Path) -> int:
