@@ -33,6 +33,8 @@ from core.cli import Parser, run_main
 from core.config import RuntimeConfig
 from core.engines import EngineHost
 from core.errors import EngineBuildError, MeasurementError, TrialError, UserError
+from core.hardware import check_threads
+from core.latency import longest_s
 from core.upload import check_upload
 from core.yaml_io import parse
 
@@ -41,6 +43,8 @@ IO_S = 20.0
 SLOWEST_BYTES_PER_S = 100_000
 """A client that sends more slowly is cut off."""
 MAX_BATCH = 4096
+TIMED = 0.1
+"""Most of the seconds of a request that each of `warmup_s` and `max_s` may be: the build needs its share."""
 
 
 @dataclass(frozen=True)
@@ -208,14 +212,11 @@ def _options(text: str, limits: Limits) -> RuntimeConfig:
     if not isinstance(asked, dict) or not asked.keys() <= {*OPTIONS}:
         raise UserError(f"{OPTIONS_HEADER} must be a JSON object of {', '.join(OPTIONS)}; use a client of the same version")
     config = parse(RuntimeConfig, asked, OPTIONS_HEADER)
-    cores = os.cpu_count() or 1
-    if config.threads > cores or config.batch > MAX_BATCH:
-        got = f"{config.threads} and {config.batch}"
-        raise UserError(
-            f"runtime.threads and runtime.batch may be up to {cores} and {MAX_BATCH} on this machine, but are {got}; lower them"
-        )
-    capped = {key: min(getattr(config, key), limits.seconds) for key in ("warmup_s", "max_s", "timeout_s")}
-    return config.model_copy(update=capped)
+    check_threads(config.threads)
+    if config.batch > MAX_BATCH:
+        raise UserError(f"runtime.batch may be up to {MAX_BATCH} at an agent, but is {config.batch}; lower it")
+    timed = {key: min(getattr(config, key), TIMED * limits.seconds) for key in ("warmup_s", "max_s")}
+    return config.model_copy(update={**timed, "timeout_s": min(config.timeout_s, limits.seconds - longest_s(**timed))})
 
 
 def _images(content: bytes) -> np.ndarray:
@@ -257,7 +258,7 @@ def main(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             print(f"listening on http://{args.host}:{server.server_port}", flush=True)
-            if TOKEN_VARIABLE not in os.environ:
+            if not os.environ.get(TOKEN_VARIABLE):
                 print(f"export {TOKEN_VARIABLE}={token}", flush=True)
             server.serve_forever()
         finally:

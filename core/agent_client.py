@@ -20,6 +20,7 @@ from core.config import RuntimeConfig
 from core.engine_process import one_line
 from core.errors import Disturbed, EngineBuildError, MeasurementError, UserError
 from core.hardware import exact_int8_bits
+from core.latency import longest_s
 from core.runtimes import RUNTIMES, Runtime
 from core.tables import lookup
 
@@ -56,7 +57,8 @@ class AgentConnection:
     def time_model(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
         """As EngineHost.time_model, there."""
         config = self._config
-        limit_s = 2 * config.timeout_s + config.wait_s + GRACE_S  # an unstable measurement is repeated
+        once_s = config.timeout_s + longest_s(config.warmup_s, config.max_s)
+        limit_s = 2 * once_s + config.wait_s + GRACE_S  # an unstable measurement is repeated
         answer = self._ask("latency", _read(model), limit_s)
         return LatencyReport.model_validate(answer["latency"]), self._artifact(model, answer)
 
@@ -95,10 +97,12 @@ class AgentConnection:
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = one_line(str(error)) or type(error).__name__
             raise EngineBuildError(f"the agent {self._url} did not answer ({reason}); see that core.agent runs there") from error
+        if not isinstance(answer, dict):
+            raise EngineBuildError(f"the agent {self._url} did not answer as an agent does; see that core.agent runs there")
         if status == http.client.OK:
             return answer
         message = f"the agent {self._url} refuses: {one_line(str(answer.get('message', status)))}"
-        raise {"user": Disturbed, "measurement": MeasurementError}.get(answer.get("error"), EngineBuildError)(message)
+        raise {"user": Disturbed, "measurement": MeasurementError}.get(str(answer.get("error")), EngineBuildError)(message)
 
 
 def _there(entry: Runtime, version: str, device: dict[str, Any]) -> Runtime:

@@ -39,6 +39,8 @@ FILES = (
     *("model.onnx", "weights.pack", "candidate.yaml", "measurement.json", "labels.json", "preprocessing.json"),
     *("README.md", "MODEL_CARD.md", "verify.py", "requirements.txt"),
 )
+OF_FILE_MANAGERS = {".DS_Store", ".directory", "Thumbs.db", "desktop.ini"}
+"""Files that looking at a folder leaves in it: nobody's work."""
 VERIFIED_WITH = {"openvino": "openvino"}
 """Runtime -> what verify.py runs a bundle in; others by ONNX Runtime, which reads every grid."""
 Precision = Literal["f32", "bf16", "f16"]
@@ -162,9 +164,10 @@ def _engine_row(engine: EngineFacts | None) -> str:
 
 
 def requirements(runtime: str) -> str:
-    """What verify.py and the README's snippet need, in the versions installed here."""
+    """What verify.py and the README's snippet need, in the versions installed here: of ONNX Runtime also those of its build for GPUs."""
     names = dict.fromkeys((VERIFIED_WITH.get(runtime, "onnxruntime"), "onnxruntime", "numpy", "pillow"))
-    return "".join(f"{name}=={installed}\n" for name in names if (installed := installed_version(name)) is not None)
+    versions = {name: installed_version(name, f"{name}-gpu") for name in names}
+    return "".join(f"{name}=={version}\n" for name, version in versions.items() if version is not None)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -207,13 +210,22 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path} is no bundle: {MANIFEST}: {first_line(error)}; export it again") from error
 
 
+def check_writable(path: Path) -> None:
+    """UserError unless the folder `path` could be made: the nearest one above it that exists must be a folder that may be written."""
+    above = next(parent for parent in path.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "is not" if above.is_dir() else "is a file"
+        raise UserError(f"a bundle's folder must be writable, but {above} {reason}; choose another folder")
+
+
 def check_replaceable(path: Path) -> None:
-    """UserError unless `path` is free, an empty folder, or a folder with nothing but a bundle's files in it."""
+    """UserError unless `path` can be made, and is free, empty, or a folder with a bundle's files alone (and those of file managers)."""
+    check_writable(path)
     if not path.exists():
         return
     if not path.is_dir():
         raise UserError(f"a bundle is a folder, but {path} is a file; choose another folder")
-    names = {entry.name for entry in path.iterdir()}
+    names = {entry.name for entry in path.iterdir()} - OF_FILE_MANAGERS
     foreign = sorted(names - {*FILES, *ENGINE_FILES, MANIFEST})
     if foreign:
         raise UserError(f"only a bundle or an empty folder is replaced, but {path} holds {foreign[0]}; choose another folder")

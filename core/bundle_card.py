@@ -16,15 +16,14 @@ UNKNOWN = "not stated"
 def model_card(candidate: Candidate, measurement: Mapping[str, Any], labels: Sequence[str], runtime: str) -> str:
     """Markdown. What `measurement` does not hold is said to be not stated."""
     search, test = measurement.get("search", {}), measurement.get("test", {})
-    data = measurement.get("data", {})
+    data, judge = measurement.get("data", {}), judged(search)
     made_of = f"{_number(search.get('parameters'), ',')} parameters, {_number(search.get('macs'), ',')} MACs"
     images = f"{_number(data.get('train'), ',')} training images, {_number(data.get('search'), ',')} held out for all choices"
     scales = f"Activation scales were chosen on {len(measurement.get('calibration', ()))} training images"
     sections = {
         "Model": [
-            f"An image classifier for {len(labels)} classes: `{candidate.student}` at width {candidate.width:g}, pruned, distilled from a "
-            f"larger network by `{candidate.distil.loss}`, its weights stored in {_number(search.get('mean_bits'), '.1f')} bits on average "
-            f"(`candidate.yaml`).",
+            f"An image classifier for {len(labels)} classes: {_origin(candidate)}, its weights stored in "
+            f"{_number(search.get('mean_bits'), '.1f')} bits on average (`candidate.yaml`).",
             f"Made for the runtime `{runtime}`. {made_of}.",
         ],
         "Use": [
@@ -35,10 +34,11 @@ def model_card(candidate: Candidate, measurement: Mapping[str, Any], labels: Seq
             f"`{data.get('name', UNKNOWN)}`: {images}, {_number(test.get('images'), ',')} seen by the finished network alone.",
             f"Digest {data.get('digest', UNKNOWN)}. {scales} (`calibration` in `measurement.json`).",
         ],
-        "Results": [*_results(search, test, measurement.get("teacher", {})), *twin_lines(measurement.get("twins", ()))],
+        "Results": [*_results(measurement), *twin_lines(measurement.get("twins", ()))],
         "Limits": [
             "One split of one data set was measured: nothing is known of other cameras, places or times, nor of groups of people.",
-            "The front was chosen on the search split, so its accuracy there is a little too good; the test accuracy is the one to quote.",
+            f"The front was chosen on the search split, so its {judge} there is a little too good; the test {judge} is the one to quote.",
+            *([] if judge == "accuracy" else ["The images have no labels: how often the network is right is not known."]),
             "Latency belongs to the device in `measurement.json`; `python verify.py` measures it on yours.",
         ],
     }
@@ -51,29 +51,48 @@ def twin_lines(twins: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line per network that was timed beside the bundle's own, in the same runtime and minutes."""
     lines = []
     for twin in twins:
-        latency = twin["latency"]
-        low, high = latency["ci_ms"]
-        unrest = LatencyReport.model_validate(latency).unrest()
-        marks = f"; {unrest}" if unrest else ""
-        lines.append(f"{twin['what']}: {latency['p50_ms']:.4f} ms (95 % interval {low:.4f} to {high:.4f}{marks})")
+        latency = LatencyReport.model_validate(twin["latency"])
+        marks = f"; {unrest}" if (unrest := latency.unrest()) else ""
+        lines.append(f"{twin['what']}: {latency.p50_ms:.4f} ms ({latency.spread()}{marks})")
     return lines
 
 
-def _results(search: Mapping[str, Any], test: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[str]:
-    lines = []
+def judged(search: Mapping[str, Any]) -> str:
+    """What a share of right answers is called."""
+    return "agreement with the teacher's top-1" if search.get("judged_by") == "teacher" else "accuracy"
+
+
+def elsewhere(latency: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
+    """What is said of a latency that another device than the exporting one had; empty for its own."""
+    return "" if latency.get("fingerprint") == measurement.get("fingerprint") else " on the search's device"
+
+
+def _origin(candidate: Candidate) -> str:
+    """What the network was made from, in words."""
+    pruned = any(group.prune_ratio > 0 for group in candidate.groups)
+    distilled = candidate.distil.loss != "ce" and candidate.distil.weight > 0
+    taught = f"distilled from its teacher by `{candidate.distil.loss}`" if distilled else "trained on labels alone"
+    return f"`{candidate.student}` at width {candidate.width:g}, {'pruned' if pruned else 'not pruned'}, {taught}"
+
+
+def _results(measurement: Mapping[str, Any]) -> list[str]:
+    """Latencies are those of the export, where it timed the model."""
+    search, test, teacher = (measurement.get(key, {}) for key in ("search", "test", "teacher"))
+    judge, lines = judged(search), []
     if test:
         low, high = (100 * bound for bound in test["interval"])
-        lines.append(f"Test: {100 * test['accuracy']:.2f} % of {test['images']} images, 95 % interval {low:.2f} to {high:.2f}.")
+        lines.append(f"Test {judge}: {100 * test['accuracy']:.2f} % of {test['images']} images, 95 % interval {low:.2f} to {high:.2f}.")
     if search:
+        latency = measurement.get("latency", search["latency"])
         lines.append(
-            f"Search split: {100 * search['accuracy']:.2f} % of {search['images']} images. {search['size_bytes'] / KB:.1f} KB. "
-            f"{_speed(search['latency'])}."
+            f"Search {judge}: {100 * search['accuracy']:.2f} % of {search['images']} images. {search['size_bytes'] / KB:.1f} KB. "
+            f"{_speed(latency)}{elsewhere(latency, measurement)}."
         )
     if teacher:
-        timed = [f", {teacher['latency']['p50_ms']:.4f} ms"] if "p50_ms" in teacher["latency"] else [""]
+        timed = f", {teacher['latency']['p50_ms']:.4f} ms" if "p50_ms" in teacher["latency"] else ""
         lines.append(
-            f"The teacher in float32, same runtime: {100 * teacher['accuracy']:.2f} % of the search split, "
-            f"{teacher['size_bytes'] / KB:.1f} KB{timed[0]}."
+            f"The teacher in float32, as the search measured it: {judge} {100 * teacher['accuracy']:.2f} % of the search split, "
+            f"{teacher['size_bytes'] / KB:.1f} KB{timed}."
         )
     return lines or [UNKNOWN]
 

@@ -29,13 +29,15 @@ From the root of a paretopress checkout, DIR being this folder:
 
 ## Run it with ONNX Runtime alone
 
-`pip install onnxruntime pillow numpy`, save these lines as `classify.py` in this folder, then `python classify.py photo.png`:
+`pip install onnxruntime pillow numpy`, save these lines as `classify.py` beside this folder (an export replaces a bundle that holds
+nothing else), then `python classify.py DIR photo.png`:
 
 ```python
 {snippet}
 ```
 
-Images of another size than {size}x{size} are scaled on the shorter side and cropped around the centre.
+Images of another size than {size}x{size} are scaled on the shorter side and cropped around the centre, turned upright and laid over white
+where they are transparent.
 
 ## Files
 
@@ -54,14 +56,14 @@ Images of another size than {size}x{size} are scaled on the shorter side and cro
 
 SNIPPET = """\
 import json, pathlib, sys
-import numpy as np, onnxruntime
-from PIL import Image, ImageOps
-labels, p = (json.loads(pathlib.Path(name).read_text("utf-8")) for name in ("labels.json", "preprocessing.json"))
-size, mode = p["image_size"], "RGB" if p["channels"] == 3 else "L"
-image = ImageOps.fit(Image.open(sys.argv[1]).convert(mode), (size, size), Image.Resampling.BILINEAR)
-x = (np.asarray(image).reshape(size, size, -1) / 255 - p["mean"]) / p["std"]
-session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-logits = session.run(["logits"], {"images": x.transpose(2, 0, 1)[None].astype(np.float32)})[0][0]
+import onnxruntime
+folder, photo = map(pathlib.Path, sys.argv[1:])
+sys.path.insert(0, str(folder))
+sys.dont_write_bytecode = True
+from verify import prepare
+labels, inputs = (json.loads((folder / name).read_text("utf-8")) for name in ("labels.json", "preprocessing.json"))
+session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+logits = session.run(["logits"], {"images": prepare(photo, inputs)[None]})[0][0]
 print(labels[int(logits.argmax())])"""
 
 

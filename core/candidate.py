@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -182,7 +183,7 @@ class LatencyReport(Frozen):
     p50_ms: float
     p95_ms: float
     ci_ms: tuple[float, float]
-    """95 % interval of the median of the blocks."""
+    """95 % interval of the median of the blocks; where they are too few for one, the range of all blocks, the disturbed ones too."""
     samples: int
     blocks: int = 0
     redone: int = 0
@@ -201,12 +202,34 @@ class LatencyReport(Frozen):
     fingerprint: str
     stable: bool
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether `ci_ms` is of 95 %. Studies of an older version do not say how many blocks there were."""
+        from core.latency import LEAST_BLOCKS  # late: numpy
+
+        return not 0 < self.blocks < LEAST_BLOCKS
+
+    @property
+    def bounds_ms(self) -> tuple[float, float]:
+        """Where the median surely lies, for whoever decides by it: the 95 % interval, or anywhere."""
+        return self.ci_ms if self.has_interval else (0.0, math.inf)
+
+    def spread(self) -> str:
+        """`ci_ms` in words, and what it is."""
+        low, high = self.ci_ms
+        return f"{'95 % interval' if self.has_interval else 'range of all blocks'} {low:.4f} to {high:.4f}"
+
+    @property
+    def width_percent(self) -> float:
+        """Of `ci_ms`, in per cent of the median."""
+        low, high = self.ci_ms
+        return 100 * (high - low) / self.p50_ms
+
     def unrest(self) -> str:
         """What a measurement that is not stable met, in words; empty for one that is."""
         if self.stable:
             return ""
-        low, high = self.ci_ms
-        met = [f"interval {100 * (high - low) / self.p50_ms:.1f} % wide"]
+        met = [f"interval {self.width_percent:.1f} % wide" if self.has_interval else f"only {self.blocks} undisturbed blocks"]
         met += [f"{self.redone} of {self.blocks + self.redone} blocks disturbed"] if self.redone else []
         met += [] if self.busy_cores is None else [f"{self.busy_cores:.1f} cores busy with other work"]
         return f"unstable: {', '.join([*met, *(['the clock was throttled'] if self.throttled else [])])}"

@@ -16,7 +16,7 @@ from core.tables import nearest
 BAD_INPUT = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR)
+USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class Parser(argparse.ArgumentParser):

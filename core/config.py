@@ -239,6 +239,8 @@ class QuantiseConfig(Frozen):
 class RuntimeConfig(Frozen):
     """Which engine, and how it is timed."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     name: str = "auto"
     """Engine. auto: the first of tensorrt, tensorrt_rtx, openvino, onnxruntime that is installed and runs here."""
     batch: Count = 1
@@ -254,7 +256,7 @@ class RuntimeConfig(Frozen):
     max_s: Positive = 3.0
     """Longest measurement of one engine in seconds; it ends sooner when the interval is narrow."""
     timeout_s: Positive = 120.0
-    """A build or measurement that takes more seconds counts as failed."""
+    """A build, or 1000 images, that take more seconds count as failed; a measurement that takes so much longer than it may last."""
     wait_s: Annotated[float, Field(ge=0.0)] = 600.0
     """Seconds to wait for another measurement on the same machine to end."""
     agent: Annotated[str, Field(pattern=r"^https?://[^/@\s]+/?$")] | None = None

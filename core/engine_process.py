@@ -14,6 +14,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STDERR_LINES = 5
+LONGEST_POLL_MS = 2**31 - 1
+"""What poll takes: 24 days."""
 
 
 class ChildLost(Exception):
@@ -65,8 +67,8 @@ class Child:
         poll.register(self._process.stdout, select.POLLIN | select.POLLHUP)
         line = b""
         while not line.endswith(b"\n"):
-            if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-                raise ChildLost("did not finish in time and was stopped; raise runtime.timeout_s if the model is that slow")
+            if not poll.poll(min(max(deadline - time.monotonic(), 0) * 1000, LONGEST_POLL_MS)):
+                raise ChildLost("did not finish in time and was stopped; raise runtime.timeout_s (--timeout-s) if the model is that slow")
             part = self._process.stdout.read(65536)
             if not part:
                 raise ChildLost(self._last_words())

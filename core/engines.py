@@ -7,11 +7,10 @@ A crash or a hang of a native library costs one request: the child is replaced a
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +25,9 @@ from core.cli import Parser, required, run_main
 from core.config import RuntimeConfig
 from core.engine_process import Child, ChildLost, one_line
 from core.errors import DiskRefused, EngineBuildError, MeasurementError, UserError
-from core.files import is_held, write_atomically, writing
-from core.hardware import device_fingerprint
+from core.files import is_held, read_json, write_json, writing
+from core.hardware import check_threads, device_fingerprint
+from core.latency import longest_s
 from core.measuring import measuring
 from core.runtimes import building_runtime, check_precision, compute_capability, installed_runtime, on_grid, running_runtime
 
@@ -59,7 +59,9 @@ class EngineHost:
     """
 
     def __init__(self, runtime: RuntimeConfig, work_dir: Path) -> None:
-        """UserError for an unknown runtime or a precision it lacks, MissingRuntime for one that is not installed or has no GPU."""
+        """UserError for an unknown runtime, a precision it lacks or more threads than cores, MissingRuntime for one that is not installed
+        or has no GPU, DiskRefused where `work_dir` may not be written.
+        """
         self.config = runtime
         self._agent = None if runtime.agent is None else AgentConnection(runtime)
         if runtime.build_for:
@@ -75,13 +77,15 @@ class EngineHost:
         if self._agent is not None:
             self.device, self.fingerprint = self._agent.device, self._agent.fingerprint
         else:
+            check_threads(runtime.threads)
             self.device, self.fingerprint = device_fingerprint(runtime.threads, self.runtime.name, str(self.runtime.version), on_gpu=on_gpu)
-        work_dir.mkdir(parents=True, exist_ok=True)
         self._cache = work_dir / "latency.json"
-        self._engine_cache = str(work_dir.resolve() / "engine-cache") if on_gpu else None
-        self._folder = tempfile.TemporaryDirectory(dir=work_dir, prefix=HOST_PREFIX)
-        self._alive = FileLock(Path(self._folder.name, ALIVE))  # free when this process dies, however it does
-        self._alive.acquire()
+        with writing(work_dir):
+            work_dir.mkdir(parents=True, exist_ok=True)
+            self._engine_cache = str(work_dir.resolve() / "engine-cache") if on_gpu else None
+            self._folder = tempfile.TemporaryDirectory(dir=work_dir, prefix=HOST_PREFIX)
+            self._alive = FileLock(Path(self._folder.name, ALIVE))  # free when this process dies, however it does
+            self._alive.acquire()
         self._child: Child | None = None
         self._closed = False
 
@@ -116,12 +120,12 @@ class EngineHost:
             return self.build_report(model, Path(self._folder.name, "model.engine"))
         entry = f"{key} {self.fingerprint} batch={config.batch} precision={config.precision}"
         with self._alone():
-            cached = _read_cache(self._cache) if key is not None else {}
+            cached = read_json(self._cache) if key is not None else {}
             if entry in cached:
                 return LatencyReport.model_validate(cached[entry])
             report, _ = self._time(model)
             if key is not None:
-                _write_cache(self._cache, _read_cache(self._cache) | {entry: report.model_dump(mode="json")})
+                write_json(self._cache, read_json(self._cache) | {entry: report.model_dump(mode="json")})
         return report
 
     def time_model(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
@@ -214,20 +218,23 @@ class EngineHost:
     def _predict_here(self, model: Path, images: np.ndarray, batch: int, limit_s: float) -> tuple[np.ndarray, EngineArtifact]:
         """Through the child, images and logits as files: pipes would copy them as text."""
         source, target = Path(self._folder.name, "images.npy"), Path(self._folder.name, "logits.npy")
-        with writing(source):
-            np.save(source, images)
         stand_in = {"runtime": self._scorer, "precision": "f32"} if self.config.build_for else {}
-        answer = self._ask("predict", model, batch, limit_s, images=str(source), out=str(target), **stand_in)
-        return np.load(target, allow_pickle=False), self._artifact(model, answer)
+        with self._open_for(model):
+            with writing(source):
+                np.save(source, images)
+            answer = self._ask("predict", model, batch, limit_s, images=str(source), out=str(target), **stand_in)
+            return np.load(target, allow_pickle=False), self._artifact(model, answer)
 
     def _measure(self, model: Path) -> tuple[LatencyReport, EngineArtifact]:
         """A latency as the child measured it, beside the pinned reference network."""
         config = self.config
         device = f"{self.fingerprint} precision={config.precision}"
-        known = _read_cache(self._cache).get(QUIET_KEY, {})
+        known = read_json(self._cache).get(QUIET_KEY, {})
         levels = known.get(device, [])
         timing = {"warmup_s": config.warmup_s, "max_s": config.max_s, "quiet_ms": statistics.median(levels) if levels else None}
-        answer = self._ask("latency", model, config.batch, config.timeout_s, timing=timing, reference=str(self._reference()))
+        limit_s = config.timeout_s + longest_s(config.warmup_s, config.max_s)
+        with self._open_for(model):
+            answer = self._ask("latency", model, config.batch, limit_s, timing=timing, reference=str(self._reference()))
         artifact = self._artifact(model, answer)
         report = LatencyReport(
             **answer["timing"],
@@ -240,7 +247,7 @@ class EngineHost:
         )
         if report.stable:
             levels = [*levels, report.reference_ms][-REMEMBERED:]
-            _write_cache(self._cache, _read_cache(self._cache) | {QUIET_KEY: {**known, device: levels}})
+            write_json(self._cache, read_json(self._cache) | {QUIET_KEY: {**known, device: levels}})
         return report, artifact
 
     def _reference(self) -> Path:
@@ -262,13 +269,9 @@ class EngineHost:
         config, name = self.config, runtime or self.runtime.name
         options = {"batch": batch, "threads": config.threads, "precision": precision or config.precision, "cache": self._engine_cache}
         request = {"op": op, "model": str(Path(model).resolve()), "runtime": name, "options": options, **more}
-        if self._closed:
-            raise EngineBuildError(f"an engine host must be open to {op} {model}, but it was closed meanwhile; ask another")
-        if self._child is None or not self._child.alive():
-            self._replace_child()
-            self._child = Child(Path(self._folder.name))
         try:
-            answer = self._child.ask(request, limit_s)
+            with self._open_for(model):
+                answer = self._living_child().ask(request, limit_s)
         except ChildLost as error:
             self._replace_child()
             raise EngineBuildError(f"{name} {error} ({op} of {model}, limit {limit_s:g} s)") from error
@@ -283,11 +286,34 @@ class EngineHost:
             raise UserError(answer["message"])
         raise EngineBuildError(f"{name} cannot build or run {model}: {one_line(answer['message'])}")
 
+    @contextmanager
+    def _open_for(self, model: Path) -> Iterator[None]:
+        """Within it the host must stay open: whatever breaks because another thread closes its pipes and files is EngineBuildError."""
+        law = f"an engine host must be open to load {model}, but it was closed meanwhile; ask another"
+        if self._closed:
+            raise EngineBuildError(law)
+        try:
+            yield
+        except (ValueError, OSError, DiskRefused) as error:
+            if not self._closed:
+                raise
+            raise EngineBuildError(law) from error
+
+    def _living_child(self) -> Child:
+        """The child, or a new one where it has ended."""
+        child = self._child
+        if child is None or not child.alive():
+            self._replace_child()
+            self._child = child = Child(Path(self._folder.name))
+            if self._closed:  # `close` has not seen this one
+                self._replace_child()
+        return child
+
     def _replace_child(self) -> None:
         """Kill the child, if any; the next request starts another."""
-        if self._child is not None:
-            self._child.kill()
-        self._child = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
 
 
 def living_hosts(work_dir: Path) -> list[Path]:
@@ -309,8 +335,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not args.model.is_file():
         raise UserError(f"MODEL must be an ONNX file, but there is no {args.model}; name one")
-    if args.batch < 1 or not args.timeout_s > 0:
-        raise UserError(f"--batch must be at least 1 and --timeout-s above 0, but got {args.batch} and {args.timeout_s:g}; correct them")
+    if args.batch < 1 or not 0 < args.timeout_s < float("inf"):
+        got = f"{args.batch} and {args.timeout_s:g}"
+        raise UserError(f"--batch must be at least 1 and --timeout-s a number above 0, but got {got}; correct them")
     targets = tuple(map(compute_capability, args.sm))
     plain = RuntimeConfig(name=args.runtime, batch=args.batch, precision=args.precision, timeout_s=args.timeout_s)
     config = plain.model_copy(update={"build_for": targets})
@@ -328,20 +355,6 @@ def _describe(built: EngineFile) -> None:
     print(f"{built.path}: {built.size_bytes / KB:.1f} KB, {count}, the others in {artifact.precision}")
     for warning in dict.fromkeys(built.warnings):
         print(f"  warning: {warning}")
-
-
-def _read_cache(path: Path) -> dict[str, Any]:
-    """Reports by entry; a missing or damaged file is an empty cache, since measuring again is always right."""
-    try:
-        cached = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return cached if isinstance(cached, dict) else {}
-
-
-def _write_cache(path: Path, reports: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    write_atomically(path, json.dumps(reports, indent=1, sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -51,6 +52,20 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:  # numpy's have no number, only words
         raise DiskRefused(f"{path} must be writable, but: {error.strerror or error}; free space or mend its folder") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; a missing or damaged file is empty: for what can be found out again."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def write_json(path: Path, known: dict[str, Any]) -> None:
+    """Whole or not at all. Raises DiskRefused."""
+    write_atomically(path, json.dumps(known, indent=1, sort_keys=True))
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from core.errors import UserError
+
 if TYPE_CHECKING:
     from core.runtimes import Runtime
 
@@ -46,6 +48,17 @@ def device_facts() -> dict[str, Any]:
     return {"cpu": model, "isa": sorted(ISA_FLAGS & flags), "machine": platform.machine(), "cores": os.cpu_count() or 1}
 
 
+def check_threads(threads: int) -> None:
+    """UserError unless this process may use as many cores: with fewer, a runtime takes fewer threads without a word."""
+    if threads > (cores := usable_cores()):
+        raise UserError(f"runtime.threads may be up to {cores} on this machine, one for each core, but is {threads}; lower it")
+
+
+def usable_cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def exact_int8_bits(device: Mapping[str, Any]) -> Literal[7, 8]:
     """The most bits of a weight with which INT8 kernels on `device` (`device_facts`) compute what they should: 8, or 7.
 
@@ -72,12 +85,14 @@ def int8_bits_here() -> Literal[7, 8]:
 def gpu() -> dict[str, str] | None:
     """Name, compute capability ("SM89") and driver of the first NVIDIA GPU that this process may use, or None.
 
-    By nvidia-smi, which comes with the driver: asking CUDA itself would open the device in a process that only looks.
+    By nvidia-smi, which comes with the driver: asking CUDA itself would open the device in a process that only looks. CUDA, here and in
+    child processes, is told to number the GPUs as nvidia-smi does, unless CUDA_DEVICE_ORDER says otherwise.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     command = shutil.which("nvidia-smi")
     if command is None or (visible is not None and visible.strip() in ("", "-1")):
         return None
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # CUDA's own order begins with the fastest
     chosen = [] if visible is None else ["-i", visible.split(",")[0].strip()]
     query = [command, *chosen, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader"]
     try:

@@ -43,7 +43,9 @@ WATCH_S = 0.01
 """The same of the reference network between two blocks."""
 MAX_BLOCK_CALLS = 1000
 MIN_BLOCKS = 10
-"""The fewest blocks a stable result rests on; below 6 no 95 % interval exists at all."""
+"""The fewest blocks a stable result rests on."""
+LEAST_BLOCKS = 6
+"""With fewer, order statistics have no 95 % interval of a median."""
 STEADY = 0.05
 """Warm-up ends when the medians of neighbouring windows differ by less than this share."""
 MOVED = 0.05
@@ -57,6 +59,7 @@ LISTEN = 0.5
 class Timing(TypedDict):
     """Milliseconds per call. `ci_ms` is the 95 % interval of `p50_ms`; `samples` calls were timed in `blocks` blocks.
 
+    Below LEAST_BLOCKS there is no such interval: `ci_ms` is then the range of all blocks, the disturbed ones too.
     `redone` blocks were thrown away because the reference moved; `reference_ms` is its quiet time.
     """
 
@@ -103,11 +106,20 @@ def time_calls(
     return _timing(blocks, quiet if quiet.any() else ~quiet, level, narrow)
 
 
+def longest_s(warmup_s: float, max_s: float) -> float:
+    """Seconds that `time_calls` takes at most, but for the call at which each of its parts ends."""
+    return warmup_s + (3 + LISTEN) * max_s  # two warm-ups that never become steady, the quiet time, the blocks
+
+
 def _timing(blocks: Sequence[np.ndarray], kept: np.ndarray, level: float, stable: bool) -> Timing:
-    """The numbers of the `kept` (n,) blocks; of all where none is undisturbed, since some number must be shown."""
+    """The numbers of the `kept` (n,) blocks; of all where none is undisturbed, since some number must be shown.
+
+    Where too few are kept for an interval, the range of all blocks stands for it.
+    """
     chosen = [block for block, keep in zip(blocks, kept, strict=True) if keep]
     medians, samples = np.array([np.median(block) for block in chosen]), np.concatenate(chosen)
-    low, high = median_interval(medians)
+    every = [float(np.median(block)) for block in blocks]
+    low, high = median_interval(medians) if len(chosen) >= LEAST_BLOCKS else (min(every), max(every))
     return {
         "p50_ms": float(np.median(medians)) / 1e6,
         "p95_ms": float(np.percentile(samples, 95)) / 1e6,
@@ -215,6 +227,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=plain.threads, metavar="N", help="of the engine (default %(default)s)")
     parser.add_argument("--precision", default=plain.precision, metavar="P", help="of float layers: f32, bf16, f16 (default %(default)s)")
     parser.add_argument("--max-s", type=float, default=plain.max_s, metavar="S", help="longest measurement (default %(default)s)")
+    parser.add_argument("--timeout-s", type=float, default=plain.timeout_s, metavar="S", help="to build beyond that (default %(default)s)")
     parser.add_argument("--agent", metavar="URL", help="measure on the machine of this core.agent")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of text")
     args = parser.parse_args(argv)
@@ -222,8 +235,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"MODEL must be an ONNX file, but there is no {args.model}; name one")
     from core.yaml_io import parse
 
-    options = {"name": args.runtime, "batch": args.batch, "threads": args.threads, "precision": args.precision, "max_s": args.max_s}
-    config = parse(RuntimeConfig, options | ({"agent": args.agent} if args.agent else {}), "the flags")
+    options = {"name": args.runtime, "batch": args.batch, "threads": args.threads, "precision": args.precision}
+    limits = {"max_s": args.max_s, "timeout_s": args.timeout_s}
+    config = parse(RuntimeConfig, options | limits | ({"agent": args.agent} if args.agent else {}), "the flags")
     with required("a model must build and run to be timed"):
         _print_latency(args.model, config, as_json=args.json)
     return 0
@@ -245,14 +259,12 @@ def _print_latency(model: Path, config: RuntimeConfig, *, as_json: bool) -> None
 
 def _described(report: LatencyReport, artifact: EngineArtifact) -> dict[str, str]:
     """A line per fact."""
-    low, high = report.ci_ms
-    width = 100 * (high - low) / report.p50_ms
     seen = {
         "load": "" if report.busy_cores is None else f"{report.busy_cores:.2f} cores busy with other work",
         "clock": "" if report.clock_mhz is None else f"{report.clock_mhz:.0f} MHz{', throttled' if report.throttled else ''}",
     }
     return {
-        "latency": f"{report.p50_ms:.4f} ms median, 95 % interval {low:.4f} to {high:.4f} ({width:.1f} % wide), p95 {report.p95_ms:.4f} ms",
+        "latency": f"{report.p50_ms:.4f} ms median, {report.spread()} ({report.width_percent:.1f} % wide), p95 {report.p95_ms:.4f} ms",
         "stable": "yes" if report.stable else f"no: {report.unrest().removeprefix('unstable: ')}, or its halves disagree",
         "method": f"{report.samples} calls in {report.blocks} blocks; {report.redone} blocks redone, as the reference network moved",
         "reference": "not known" if report.reference_ms is None else f"{report.reference_ms:.4f} ms on the quiet machine",

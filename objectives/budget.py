@@ -91,4 +91,4 @@ def _not_slower(point: Measurement, known: Known) -> bool:
     mine, other = point.latency, known.latency
     if isinstance(mine, BuildReport) or isinstance(other, BuildReport):
         return True
-    return mine == other or mine.ci_ms[1] <= other.ci_ms[0]
+    return mine == other or mine.bounds_ms[1] <= other.bounds_ms[0]

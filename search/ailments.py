@@ -15,6 +15,8 @@ from core.errors import UserError
 from core.files import TEMPORARY, is_held, lock_of, target_of
 from core.sealed import read_array
 from results.record import CANDIDATE_FILES, file_digests
+from results.refined import FILE, read_refined
+from search.finalists import MEASURED, finished
 
 if TYPE_CHECKING:
     import optuna
@@ -60,6 +62,34 @@ def candidates(patient: Patient) -> Iterator[Finding]:
         seen.add(folder)
         for fault in _faults(folder, record):
             yield Finding(f"trial {record.number}: {fault}, {LOST}")
+
+
+def refined(patient: Patient) -> Iterator[Finding]:
+    """The same of what search.refine trained, which trains again what is not there; and what it keeps of each training."""
+    for path in sorted((patient.folder / "refined").glob(f"*/{MEASURED}")):
+        if finished(path.parent) is None:
+            yield Finding(f"{path}: damaged, or its model is missing", _remover(path))
+    if not (patient.folder / FILE).exists():
+        return
+    try:
+        records = read_refined(patient.folder).records
+    except UserError as error:
+        yield Finding(str(error))
+        return
+    for record in records:
+        folder = patient.folder / str(record.path)
+        if folder.parent.name == "refined":  # those that were only timed again are the search's
+            for fault in _faults(folder, record):
+                yield Finding(f"refined trial {record.number}: {fault}, {LOST}; remove {folder}, and search.refine trains it again")
+
+
+def teacher(patient: Patient) -> Iterator[Finding]:
+    """The FP32 teacher as ONNX, which judges images without labels; a run of the study writes it again."""
+    path = patient.folder / "teacher" / "model.onnx"
+    if path.is_file() and not _is_onnx(path):
+        yield Finding(f"{path}: damaged", _remover(path))
+    elif patient.records and not path.is_file():
+        yield Finding(f"{path}: missing; the search's own command writes it again")
 
 
 def _faults(folder: Path, record: TrialRecord) -> Iterator[str]:
@@ -173,4 +203,4 @@ def _remover(path: Path) -> Callable[[], object]:
     return lambda: shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (candidates, left_behind, kept, accounts, orphans)
+CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (candidates, refined, teacher, left_behind, kept, accounts, orphans)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from core.bundle import EngineFacts
     from core.candidate import Measurement
-    from core.config import Config, RuntimeConfig
+    from core.config import Config
     from core.data.types import SearchData
     from core.engines import EngineHost
     from results.record import TrialRecord
@@ -105,6 +105,7 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
     from core.data import load_search_data
     from core.engines import EngineHost
     from results.record import candidate_file
+    from search.elsewhere import runtime_of
     from search.final_score import heldout_accuracy
     from search.reexport import reexport
 
@@ -118,7 +119,8 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
     data = load_search_data(config.data, RUNS / ".cache")
     _check_data(data, run)
     preprocessing = Preprocessing(image_size=data.info.image_size, channels=1 if data.info.channels == 1 else 3, **run["normalisation"])
-    with EngineHost(_runtime_of(config, args.runtime, record), folder) as engines:
+    with EngineHost(runtime_of(config.runtime, args.runtime, record, refined=args.refined), folder) as engines:
+        _check_engine(engines, asked=args.engine)
         exported, variant = record, variant_of(record)
         if engines.runtime.name != record.measurement.latency.runtime:
             place = folder / "reexported" / f"{Path(str(record.path)).name}-{engines.runtime.name}"
@@ -139,7 +141,7 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
             labels=data.info.classes,
             preprocessing=preprocessing,
             runtime=engines.runtime.name,
-            precision=config.runtime.precision,
+            precision=engines.config.precision,
             readme_facts=_readme_facts(exported, measurement),
             engine=engine,
             engine_files=files,
@@ -189,6 +191,15 @@ def _twins(record: TrialRecord, config: Config, data: SearchData, engines: Engin
         return {"twins": []}
 
 
+def _check_engine(engines: EngineHost, *, asked: bool) -> None:
+    """UserError where --engine is `asked` for and there are no files to write: before the test split is opened."""
+    if not asked or engines.config.build_for:
+        return
+    if engines.config.agent is not None or engines.runtime.files is None:
+        where = f"{engines.runtime.name} has none" if engines.config.agent is None else "it runs at an agent, whose files stay there"
+        raise UserError(f"--engine writes the runtime's own files, but {where}; leave it out")
+
+
 def _engine_files(engines: EngineHost, model: Path, *, asked: bool) -> tuple[EngineFacts | None, dict[str, bytes]]:
     """The engine and what was learnt to build it, where they are asked for; always where engines are only built: they are the result."""
     from core.bundle import EngineFacts
@@ -198,10 +209,6 @@ def _engine_files(engines: EngineHost, model: Path, *, asked: bool) -> tuple[Eng
         return None, {}
     with required("a point must build to be exported with --engine"):
         files = engines.files(model)
-    if not files:
-        elsewhere = engines.config.agent is not None
-        where = "it runs at an agent, whose files stay there" if elsewhere else f"{engines.runtime.name} has none"
-        raise UserError(f"--engine writes the runtime's own files, but {where}; leave it out")
     device = engines.device
     facts = {
         "files": tuple(files),
@@ -275,22 +282,6 @@ def _check_data(data: SearchData, run: Mapping[str, Any]) -> None:
         )
 
 
-def _runtime_of(config: Config, asked: str | None, record: TrialRecord) -> RuntimeConfig:
-    """The runtime to export for. UserError when it cannot run here, or when the study's own is not what `auto` means here."""
-    from core.runtimes import resolve_runtime
-
-    assert record.measurement is not None
-    measured, runtime = record.measurement.latency.runtime, config.runtime
-    if asked is not None:
-        return runtime.model_copy(update={"name": asked if runtime.agent else resolve_runtime(asked), "build_for": ()})
-    if runtime.agent is None and not runtime.build_for and resolve_runtime(runtime.name) != measured:
-        here = resolve_runtime(runtime.name)
-        raise UserError(
-            f"this study was measured in {measured}, but runtime.name resolves to {here} here; install it, or name --runtime {here}"
-        )
-    return runtime
-
-
 def _measurement(study: optuna.Study, record: TrialRecord, rank: int, run: Mapping[str, Any], test: Mapping[str, Any]) -> dict[str, Any]:
     """measurement.json: `search` as measured by the search (or the re-export), `latency` timed anew beside the `twins`."""
     assert record.measurement is not None
@@ -315,14 +306,16 @@ def _speed(measured: Measurement) -> str:
 
 
 def _readme_facts(record: TrialRecord, measurement: Mapping[str, Any]) -> dict[str, object]:
-    from core.bundle_card import twin_lines
-    from core.candidate import BuildReport
+    from core.bundle_card import elsewhere, twin_lines
     from search.final_score import judge
 
     assert record.measurement is not None
-    measured, latency, test = record.measurement, record.measurement.latency, measurement["test"]
-    how = f"batch {latency.batch}, {latency.threads} thread(s), {latency.runtime}"
-    speed = _speed(measured) if isinstance(latency, BuildReport) else f"{latency.p50_ms:.3f} ms median, {latency.p95_ms:.3f} ms p95, {how}"
+    measured, test = record.measurement, measurement["test"]
+    latency = measurement.get("latency", measurement["search"]["latency"])
+    speed = _speed(measured)
+    if "p50_ms" in latency:
+        how = f"batch {latency['batch']}, {latency['threads']} thread(s), {latency['runtime']}{elsewhere(latency, measurement)}"
+        speed = f"{latency['p50_ms']:.3f} ms median, {latency['p95_ms']:.3f} ms p95, {how}"
     return {
         "student": f"{record.student} at width {record.width:g}" if record.width else str(record.student),
         f"test {judge(record)}": f"{100 * test['accuracy']:.2f} % of {test['images']} images",

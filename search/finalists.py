@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+from pydantic import ValidationError
 
 from core.bundle import Preprocessing
 from core.candidate import DENSE, LatencyReport, Measurement, milliseconds
@@ -23,8 +24,9 @@ from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
 from objectives.evaluate import evaluate, shape_of
 from results.front import front
-from results.record import TeacherReport, TrialRecord, candidate_file, file_digests
+from results.record import CANDIDATE_FILES, TeacherReport, TrialRecord, candidate_file, file_digests
 from results.refined import Finalist, Refinement, accuracy_ties, latency_ties
+from search.elsewhere import suited
 from search.export_best import run_facts
 from search.final_score import answers, heldout_accuracy, wilson
 from search.progress import Progress
@@ -112,7 +114,7 @@ def _timed_here(config: Config, runtime: str | None = None) -> Config:
     """With the runtime asked for, and with engines that run: finalists are timed also where the search only built engines."""
     own = config.runtime
     name = runtime or (building_runtime(own.name, own.build_for).name if own.build_for else own.name)
-    return config.model_copy(update={"runtime": own.model_copy(update={"name": name, "build_for": ()})})
+    return config.model_copy(update={"runtime": suited(own, name)})
 
 
 def timed_in_turn(engines: EngineHost, models: Sequence[Path], rounds: int) -> list[list[LatencyReport]]:
@@ -151,14 +153,23 @@ def _train(point: TrialRecord, bench: Workbench, plan: Plan, progress: Progress)
     """One candidate trained with one seed; kept where an earlier refinement has finished it."""
     assert point.candidate is not None
     place = _place(point, bench, bench.config.seed, plan)
-    done = place / MEASURED
-    if done.exists():
-        return Measurement.model_validate_json(done.read_text(encoding="utf-8"))
+    if (kept := finished(place)) is not None:
+        return kept
     stages = Stages(lambda name: progress.stage(point.number, name), lambda name, *numbers: progress.epoch(point.number, name, *numbers))
     pruned, shapes = shape_of(point.candidate, bench)
     measurement = evaluate(point.candidate, pruned, shapes, bench, Limits(), stages, place).measurement
-    write_atomically(done, measurement.model_dump_json(indent=1) + "\n")
+    write_atomically(place / MEASURED, measurement.model_dump_json(indent=1) + "\n")
     return measurement
+
+
+def finished(place: Path) -> Measurement | None:
+    """What an earlier refinement measured of the model in `place`; None where it, or the model, is not there or not whole."""
+    if not all((place / name).is_file() for name in (MEASURED, *CANDIDATE_FILES)):
+        return None
+    try:
+        return Measurement.model_validate_json((place / MEASURED).read_bytes())
+    except ValidationError:
+        return None
 
 
 def _place(point: TrialRecord, bench: Workbench, seed: int, plan: Plan) -> Path:
@@ -184,7 +195,7 @@ def _judged(
     order = [records.index(record) for record in best] + [index for index, record in enumerate(records) if record not in best]
     on_front = order[: len(best)]
     close = accuracy_ties([right[index] for index in on_front]) if right else [()] * len(best)
-    near = latency_ties([combined(rounds[index]).ci_ms for index in on_front])
+    near = latency_ties([combined(rounds[index]).bounds_ms for index in on_front])
     finalists = []
     for place, index in enumerate(order):
         before, now = _measured(points[index]), _measured(records[index])

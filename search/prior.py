@@ -27,7 +27,7 @@ class Twins(NamedTuple):
     @property
     def prefers_float(self) -> bool:
         """INT8 is slower beyond both intervals."""
-        return self.float.ci_ms[1] < self.int8.ci_ms[0]
+        return self.float.bounds_ms[1] < self.int8.bounds_ms[0]
 
 
 def float_first(space: Space, bench: Workbench, tell: Callable[[str], None], students: Sequence[str]) -> frozenset[str]:

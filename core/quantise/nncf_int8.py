@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,6 +30,7 @@ from core.pack import Tensor as Packed
 from core.quantise.graph import Grid, build_graph
 from core.quantise.ptq import keep_float
 from core.quantise.setting import untrained
+from core.runtimes.openvino import send_nothing
 from core.runtimes.types import Runtime
 
 
@@ -65,8 +67,7 @@ def _quantised(
     exported: onnx.ModelProto, batches: list[dict[str, np.ndarray]], float_layers: list[str], *, halved: bool
 ) -> onnx.ModelProto:
     """`halved`: weights in -64..64, whose products with 8-bit activations no INT8 kernel clips."""
-    import nncf as library  # late: it takes seconds
-
+    library = _library()
     advanced = library.AdvancedQuantizationParameters(overflow_fix=library.OverflowFix.ENABLE) if halved else None
     ignored = [node.name for name, node in layer_calls(exported.graph) if name in float_layers]
     level = logging.root.manager.disable
@@ -85,6 +86,14 @@ def _quantised(
     finally:
         logging.disable(level)
     return found
+
+
+def _library() -> Any:
+    """NNCF, which then reports nothing."""
+    send_nothing()
+    import nncf as library  # late: it takes seconds
+
+    return library
 
 
 def _add_before_rounding(model: onnx.ModelProto) -> None:

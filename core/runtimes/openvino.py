@@ -116,6 +116,11 @@ def _counted(engine: OpenVinoEngine) -> dict[str, float]:
     return {name: max(0.0, (mean * (calls + 1) - first.get(name, mean)) / calls) for name, mean in engine.counters().items()}
 
 
+def send_nothing() -> None:
+    """Before OpenVINO or NNCF is imported: both report their use unless this package is missing. Nothing is sent from a user's machine."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
 @functools.cache
 def _core() -> Any:
     """The only core of this process, never freed.
@@ -123,8 +128,7 @@ def _core() -> Any:
     Each core's CPU plugin installs a stack for signal handlers and puts the one before it back when it goes: two that are freed in the
     order they were made leave a freed stack installed, and the next signal with a Python handler ends the process with SIGSEGV.
     """
-    # openvino reports its own import unless this package is missing: nothing is sent from a user's machine
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    send_nothing()
     import openvino as ov  # late: 0.2 s, and only the process that measures needs it
 
     return ov.Core()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from core.agent import AgentServer, Limits, Measurer
+from core.agent import AgentServer, Limits, Measurer, _options
 from core.agent_client import LENGTH_HEADER, OPTIONS_HEADER, TOKEN_VARIABLE, _there
 from core.config import RuntimeConfig
 from core.engines import EngineHost
 from core.errors import EngineBuildError, MeasurementError, UserError
+from core.latency import longest_s
 from core.measuring import measuring
 from core.runtimes import RUNTIMES
 from core.upload import check_upload
@@ -116,6 +118,37 @@ def test_what_a_client_may_not_ask_is_refused(server: AgentServer) -> None:
         assert (status, law in body) == (400, True), body
 
 
+@pytest.mark.parametrize("seconds", [2.0, 300.0, 10_000.0])
+def test_a_measurement_fits_into_the_seconds_of_a_request_and_leaves_most_of_them_to_the_build(seconds: float) -> None:
+    asked = '{"max_s": 1000.0, "warmup_s": 500.0, "timeout_s": 4000.0}'
+    config = _options(asked, Limits(MAX_BYTES, seconds))
+    timed_s = longest_s(config.warmup_s, config.max_s)
+    assert config.timeout_s + timed_s <= seconds
+    assert config.timeout_s >= min(4000.0, seconds / 2)
+    assert _options("{}", Limits(MAX_BYTES, 300.0)) == RuntimeConfig()
+
+
+@pytest.mark.parametrize("answer", [b"[]", b'"no"', b"null", b"7"])
+def test_another_server_at_that_address_is_one_clear_line(answer: bytes, tmp_path: Path) -> None:
+    class Foreign(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Foreign) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with pytest.raises(UserError, match=r"must be the address of a running core\.agent, but .* did not answer as an agent does"):
+                EngineHost(QUICK.model_copy(update={"agent": f"http://127.0.0.1:{server.server_port}"}), tmp_path)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def raw(server: AgentServer, headers: dict[str, str], body: bytes, path: str = "/device") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     plain = {"Authorization": f"Bearer {TOKEN}", OPTIONS_HEADER: '{"name": "onnxruntime"}', LENGTH_HEADER: "0"}
@@ -188,6 +221,16 @@ def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
         assert agent.stdout is not None
         yield agent, agent.stdout.readline().split()[-1]
         agent.kill()
+
+
+def test_an_agent_whose_token_is_set_to_nothing_shows_the_one_that_it_made() -> None:
+    command = [sys.executable, "-m", "core.agent", "--port", "0"]
+    with subprocess.Popen(command, env={**os.environ, TOKEN_VARIABLE: ""}, stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        lines = [agent.stdout.readline() for _ in range(2)]
+        agent.kill()
+    assert lines[0].startswith("listening on http://127.0.0.1:")
+    assert len(lines[1].partition(f"export {TOKEN_VARIABLE}=")[2].strip()) > 20
 
 
 def test_an_agent_that_goes_away_within_a_measurement_fails_it(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from core.bundle import FILES, MANIFEST, Preprocessing, digest, read_bundle
@@ -96,6 +97,14 @@ def test_notes_that_the_user_put_into_a_bundle_are_not_lost(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"notes\.txt"):
         make_bundle(tmp_path / "out")
     assert read_bundle(tmp_path / "out").labels == LABELS
+
+
+def test_what_a_file_manager_left_in_a_bundle_is_nobodys(tmp_path: Path) -> None:
+    (make_bundle(tmp_path / "out") / ".DS_Store").touch()
+    assert read_bundle(make_bundle(tmp_path / "out", runtime="openvino")).runtime == "openvino"
+    (tmp_path / "out" / ".gitignore").touch()
+    with pytest.raises(UserError, match=r"\.gitignore"):
+        make_bundle(tmp_path / "out")
 
 
 def test_files_with_a_bundles_names_but_no_manifest_are_not_replaced(tmp_path: Path) -> None:
@@ -212,6 +221,10 @@ def test_the_readmes_onnxruntime_lines_run_alone(tmp_path: Path, size: tuple[int
     (snippet,) = re.findall(r"```python\n(.*?)```", (bundle / "README.md").read_text(), flags=re.DOTALL)
     assert len(snippet.strip().split("\n")) <= 10
     image = save_image(tmp_path / "photo.png", "green", size)
-    command = [sys.executable, "-W", "error", "-c", snippet, image]
-    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("green\n", "")
+    clear = tmp_path / "clear.png"
+    Image.new("RGBA", size, (0, 255, 0, 0)).save(clear)
+    for path, answer in ((image, "green"), (clear, "red")):  # on white, all three are equally likely
+        command = [sys.executable, "-W", "error", "-c", snippet, bundle, path]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == (f"{answer}\n", "")
+    make_bundle(bundle)  # the lines leave nothing in it

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from core import bundle_verify
 from core.bundle import MANIFEST, EngineFacts, Preprocessing, digest, read_bundle, requirements
+from core.candidate import DistilPlan, GroupPlan
 from core.config import RuntimeConfig
 from core.data.images import decode_image
 from core.engines import EngineHost
@@ -21,10 +23,10 @@ from core.errors import UserError
 from core.hardware import device_facts
 from core.runtimes.openvino import _beyond_seven_bits, _core
 from core.runtimes.types import installed_version
-from tests.core.bundle_samples import COLOURS, colour_model, make_bundle, save_image
+from tests.core.bundle_samples import CANDIDATE, COLOURS, PLAIN, colour_model, make_bundle, save_image
 from tests.tiny_onnx import Classifier
 
-MEASURED = {
+MEASURED: dict[str, Any] = {
     "search": {
         "accuracy": 0.9,
         "images": 20,
@@ -77,6 +79,53 @@ def test_on_the_machine_of_the_measurement_another_latency_differs(tmp_path: Pat
     answer = verify(make_bundle(tmp_path / "out", measurement=here))
     assert answer.returncode == 1, answer
     assert answer.stdout.splitlines()[-1] == "differs: latency"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [({"ci_ms": [0.0, 1000.0]}, 0), ({"ci_ms": [999.0, 1001.0]}, 1), ({"stable": False}, 0), ({"stable": True}, 1)],
+)
+def test_a_stated_latency_that_wavered_is_no_reason_to_differ(changes: dict[str, object], code: int, tmp_path: Path) -> None:
+    here = {"device": {"cpu": device_facts()["cpu"]}, "latency": {**MEASURED["latency"], **changes}}
+    answer = verify(make_bundle(tmp_path / "out", measurement=MEASURED | here))
+    assert answer.returncode == code, answer
+    assert ("1000.0000 ms median (unstable)" in answer.stdout) == (changes.get("stable") is False)
+
+
+def test_an_agreement_with_the_teacher_is_not_compared_with_labels(tmp_path: Path) -> None:
+    unlabelled = MEASURED | {"search": {**MEASURED["search"], "judged_by": "teacher"}}
+    bundle = make_bundle(tmp_path / "out", measurement=unlabelled)
+    answer = verify(bundle, str(images(tmp_path / "images", wrong=20)))
+    assert answer.returncode == 0, answer
+    assert "stated 100.00 % as the teacher answers" in answer.stdout
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert "Test agreement with the teacher's top-1: 100.00 %" in card
+    assert "the test agreement with the teacher's top-1 is the one to quote" in card
+    assert "how often the network is right is not known" in card
+
+
+def test_nothing_is_sent_from_where_a_bundle_is_verified(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "out", measurement=MEASURED, runtime="openvino")
+    code = "import sys, verify; verify.load(verify.read('bundle.json'), 1, 1); print(sys.modules['openvino_telemetry'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=bundle, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+
+
+def test_a_card_says_how_the_network_was_made_and_whose_latency_it_states(tmp_path: Path) -> None:
+    made = {"groups": (GroupPlan(),), "distil": DistilPlan(loss="ce")}
+    own, others = {"fingerprint": "here"}, {"fingerprint": "there"}
+    timed = {
+        "latency": {**MEASURED["latency"], **own},
+        "search": {**MEASURED["search"], "latency": {**MEASURED["search"]["latency"], **others}},
+    }
+    bundle = make_bundle(tmp_path / "a", candidate=CANDIDATE.model_copy(update=made), measurement=MEASURED | timed | own)
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert "`light_cnn` at width 0.5, not pruned, trained on labels alone, its weights" in card
+    assert "1000.0000 ms a call of 1 image(s) on 1 thread(s)." in card
+    untimed = {key: value for key, value in (MEASURED | timed | own).items() if key != "latency"}
+    card = (make_bundle(tmp_path / "b", measurement=untimed) / "MODEL_CARD.md").read_text()
+    assert "`light_cnn` at width 0.5, pruned, distilled from its teacher by `kd`, its weights" in card
+    assert "0.1900 ms a call of 1 image(s) on 1 thread(s) on the search's device." in card
 
 
 def with_blob(path: Path, model: bytes, **changes: object) -> Path:
@@ -168,13 +217,27 @@ def test_the_script_sees_the_pixels_that_the_program_sees(tmp_path: Path, mode: 
     np.testing.assert_array_equal(bundle_verify.prepare(path, inputs.model_dump()), expected)
 
 
+def test_brightness_in_fractions_is_refused_and_not_taken_for_black(tmp_path: Path) -> None:
+    Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match=r"float\.tiff: its brightness is in fractions without a range; save it with 8 or 16 bits"):
+        bundle_verify.prepare(tmp_path / "float.tiff", PLAIN.model_dump())
+
+
+def test_the_runtime_for_gpus_is_required_by_the_name_that_every_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, version in (("onnxruntime_gpu", "1.22.0"), ("numpy", "2.0.0")):
+        (tmp_path / f"{name}-{version}.dist-info").mkdir()
+        (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert requirements("onnxruntime_cuda") == "onnxruntime==1.22.0\nnumpy==2.0.0\n"
+
+
 def test_the_manifest_lists_the_script_and_the_card(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "out", measurement=MEASURED)
     files = json.loads((bundle / MANIFEST).read_text())["files"]
     for name in ("verify.py", "requirements.txt", "MODEL_CARD.md"):
         assert files[name] == digest((bundle / name).read_bytes())
     card = (bundle / "MODEL_CARD.md").read_text()
-    assert "Test: 100.00 % of 30 images, 95 % interval 89.00 to 100.00." in card
+    assert "Test accuracy: 100.00 % of 30 images, 95 % interval 89.00 to 100.00." in card
     assert "`light_cnn` at width 0.5" in card
     assert "not stated training images" in card
 

@@ -33,6 +33,11 @@ def test_a_full_disk_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
     assert "No space left on device: 'study.db'" in capsys.readouterr().err
 
 
+def test_a_name_that_is_too_long_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run_main(lambda argv: (tmp_path / argv[0]).mkdir() or 0, ["x" * 300]) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
 def test_an_interrupt_is_130() -> None:
     assert run_main(raising(KeyboardInterrupt()), []) == 130
 

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from filelock import FileLock
+from pydantic import ValidationError
 
+from core.cli import run_main
 from core.config import RuntimeConfig
-from core.engines import EngineHost
-from core.errors import EngineBuildError, MeasurementError, UserError
-from core.measuring import measurement_lock, measuring
+from core.engines import EngineHost, main
+from core.errors import DiskRefused, EngineBuildError, MeasurementError, UserError
+from core.measuring import LOCK, measuring, open_lock
 from tests.tiny_onnx import CHANNELS, CLASSES, IMAGES, SIZE, Classifier, greedy, not_finite, unsupported
 
 QUICK = RuntimeConfig(name="onnxruntime", warmup_s=0.0, max_s=0.05)
@@ -187,7 +188,7 @@ def test_a_measurement_waits_for_the_one_that_runs_on_this_machine(host: EngineH
     released = []
 
     def hold(ready: threading.Event) -> None:
-        with FileLock(measurement_lock()):
+        with measuring(60.0):
             ready.set()
             time.sleep(0.3)
             released.append(time.monotonic())
@@ -220,6 +221,85 @@ def test_who_waits_too_long_is_told_who_measures(host: EngineHost, model: Path) 
         done.set()
         other.join()
     assert host.latency(model).p50_ms > 0
+
+
+def test_another_temporary_folder_is_no_way_round_the_one_who_measures(tmp_path: Path) -> None:
+    code = "from core.measuring import measuring\nwith measuring(0.0): pass"
+    with measuring(60.0):
+        result = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=False
+        )
+    assert f"that of process {os.getpid()} (" in result.stderr
+
+
+def test_the_lock_is_for_all_users_and_no_link_is_followed(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        os.close(open_lock(tmp_path / "lock"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o666
+    os.close(open_lock(tmp_path / "lock"))
+    (tmp_path / "precious").write_text("years of work")
+    (tmp_path / "planted").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="planted"):
+        open_lock(tmp_path / "planted")
+    assert (tmp_path / "precious").read_text() == "years of work"
+    assert LOCK.name.endswith(".lock")
+
+
+def test_more_threads_than_cores_are_refused_since_they_would_not_run(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    with pytest.raises(UserError, match=rf"runtime\.threads may be up to {cores} .* but is {cores + 1}; lower it"):
+        EngineHost(QUICK.model_copy(update={"threads": cores + 1}), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskRefused, match=r"file/work must be writable, but: Not a directory"):
+        EngineHost(QUICK, tmp_path / "file" / "work")
+
+
+def test_whoever_waits_for_a_host_that_is_closed_is_told_so(tmp_path: Path, model: Path) -> None:
+    """Wherever the closing thread meets it: the child ends, its pipes close and the folder goes in turn."""
+    ended = []
+
+    def ask(host: EngineHost) -> None:
+        try:
+            while True:
+                host.predict(model, IMAGES)
+        except BaseException as error:
+            ended.append(error)
+
+    for _ in range(8):
+        host = EngineHost(QUICK, tmp_path)
+        host.predict(model, IMAGES)
+        asking = threading.Thread(target=ask, args=(host,))
+        asking.start()
+        host.close()
+        asking.join()
+    assert [type(error) for error in ended] == [EngineBuildError] * 8, ended
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("timeout_s", [86400.0 * 30, 1e300])
+def test_a_limit_longer_than_poll_can_wait_is_none(timeout_s: float, tmp_path: Path, model: Path) -> None:
+    with EngineHost(QUICK.model_copy(update={"timeout_s": timeout_s}), tmp_path) as host:
+        assert host.predict(model, IMAGES)[0].shape == (len(IMAGES), CLASSES)
+
+
+def test_a_limit_that_never_comes_is_refused(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(main, ["build", str(model), "--sm", "89", "--timeout-s", "inf"]) == 2
+    assert "--timeout-s a number above 0, but got 1 and inf" in capsys.readouterr().err
+    with pytest.raises(ValidationError, match="finite"):
+        RuntimeConfig(timeout_s=float("inf"))
+
+
+def test_a_measurement_has_its_own_seconds_beside_the_time_limit(tmp_path: Path, model: Path) -> None:
+    limits = {"timeout_s": 0.01, "warmup_s": 0.0, "max_s": 0.02}  # a child takes longer to start
+    with EngineHost(QUICK.model_copy(update=limits), tmp_path) as host, pytest.raises(EngineBuildError, match=r"limit 0\.08 s"):
+        host.latency(model)
 
 
 def test_stable_measurements_alone_leave_the_quiet_time_of_the_reference_to_the_next(tmp_path: Path, model: Path) -> None:

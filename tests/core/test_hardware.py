@@ -85,6 +85,8 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "")  # so that it is put back
+    monkeypatch.delenv("CUDA_DEVICE_ORDER")
     gpu.cache_clear()
     yield answer
     gpu.cache_clear()
@@ -97,6 +99,7 @@ def test_a_gpu_is_named_with_its_compute_capability_and_driver(smi: Path, monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     gpu()
     assert "-i 1 " in (smi.parent / "asked").read_text()
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # or CUDA would count otherwise
 
 
 @pytest.mark.parametrize("answer", ["exit", "", "No devices were found\n"])

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from core.latency import LISTEN, MIN_BLOCKS, MOVED, Timing, median_interval, time_calls
+from core.candidate import LatencyReport
+from core.latency import LEAST_BLOCKS, LISTEN, MIN_BLOCKS, MOVED, Timing, longest_s, median_interval, time_calls
 
 MS = 1_000_000
 QUIET_MS = 0.5
@@ -99,6 +100,39 @@ def test_garbage_collection_is_off_only_while_timing() -> None:
     timed(clock, warmup_s=0.0, max_s=1.0)
     assert not any(seen)
     assert gc.isenabled()
+
+
+def report(timing: Timing) -> LatencyReport:
+    return LatencyReport(**timing, batch=1, threads=1, runtime="r", precision="f32", fingerprint="f")
+
+
+@pytest.mark.parametrize("quiet_s", [0.22, 0.27])
+def test_few_undisturbed_blocks_have_no_interval_and_decide_nothing(quiet_s: float) -> None:
+    timing = timed(Machine(lambda now: 1.0 if now < quiet_s else 1.4), warmup_s=0.0, max_s=1.0, quiet_ms=QUIET_MS)
+    found = report(timing)
+    assert 0 < found.blocks < LEAST_BLOCKS
+    assert found.redone > MIN_BLOCKS
+    assert (found.p50_ms, found.ci_ms, found.stable) == (2.0, (2.0, pytest.approx(2.8)), False)
+    assert found.bounds_ms == (0.0, math.inf)
+    assert found.spread().startswith("range of all blocks 2.0000 to 2.8000")
+    assert f"only {found.blocks} undisturbed blocks" in found.unrest()
+
+
+def test_one_long_call_is_no_interval_and_enough_blocks_are_one() -> None:
+    once = report(timed(Clock(lambda n: 5000.0), warmup_s=0.0, max_s=3.0))
+    assert (once.blocks, once.has_interval, once.bounds_ms) == (1, False, (0.0, math.inf))
+    enough = report(timed(Clock(lambda n: 2.0), warmup_s=0.0, max_s=1.0))
+    assert enough.bounds_ms == enough.ci_ms == (2.0, 2.0)
+    assert enough.spread() == "95 % interval 2.0000 to 2.0000"
+    assert enough.model_copy(update={"blocks": 0}).has_interval  # an older version kept no number of blocks
+    assert 2 / 2**LEAST_BLOCKS <= 0.05 < 2 / 2 ** (LEAST_BLOCKS - 1)
+
+
+@pytest.mark.parametrize("duration_ms", [lambda n: 2.0, lambda n: 2.0 + 0.01 * n, lambda n: 2.0 * (1 + n % 7)])
+def test_no_measurement_lasts_longer_than_it_may(duration_ms: Callable[[int], float]) -> None:
+    clock = Clock(duration_ms)
+    timed(clock, warmup_s=0.5, max_s=20.0)
+    assert clock.now / 1e9 <= longest_s(0.5, 20.0) + 1.0
 
 
 @pytest.mark.parametrize(("n", "rank"), [(1, 0), (5, 0), (6, 0), (8, 0), (9, 1), (10, 1), (20, 5), (100, 39)])

@@ -31,7 +31,7 @@ def test_a_latency_is_told_as_text_and_as_json(model: str, capfd: Capture) -> No
     quick = ["--runtime", "onnxruntime", "--batch", "2", "--max-s", "0.1"]
     assert run_main(main, [model, *quick]) == 0
     text = capfd.readouterr().out
-    for word in ("ms median, 95 % interval", "onnxruntime, batch 2, 1 thread(s), ", "blocks redone", "fingerprint"):
+    for word in ("ms median, ", " wide), p95 ", "onnxruntime, batch 2, 1 thread(s), ", "blocks redone", "fingerprint"):
         assert word in text
     assert run_main(main, [model, *quick, "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
@@ -48,6 +48,8 @@ def test_a_latency_is_told_as_text_and_as_json(model: str, capfd: Capture) -> No
         (["{model}", "--runtime", "openwine"], "unknown runtime 'openwine', did you mean 'openvino'?"),
         (["{model}", "--precision", "bf16", "--runtime", "onnxruntime"], "onnxruntime executes float layers in f32 only"),
         (["{model}", "--agent", "ftp://device"], "agent"),
+        (["{model}", "--threads", "100000"], "runtime.threads may be up to "),
+        (["{model}", "--timeout-s", "inf"], "timeout_s"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_in_a_line(argv: list[str], law: str, model: str, capfd: Capture) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +159,12 @@ def test_two_bits_behind_weight_norm_survive_a_negative_gain() -> None:
     for name, tensor in first.items():
         if isinstance(tensor, QTensor):
             assert np.mean(tensor.values != second[name].values) < 0.01, name  # weight norm rounds a little
+
+
+def test_nncf_sends_nothing_from_the_process_that_trains() -> None:
+    code = "import sys; from core.quantise.nncf_int8 import _library; _library(); print(sys.modules['openvino_telemetry'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "None"
 
 
 def test_nncf_takes_half_of_the_range_where_sums_saturate() -> None:

@@ -12,7 +12,8 @@ import pytest
 from core.config import RuntimeConfig
 from core.engines import EngineHost
 from core.files import made_once
-from results.record import RECORD_KEY
+from results.record import RECORD_KEY, read_records
+from results.refined import Refinement, write_refined
 from search import doctor
 from search.owner import OWNER_KEY, current_owner
 from tests.search.studies import Answer, _answer, command, load, refused, search, states
@@ -118,6 +119,30 @@ def test_studies_of_a_version_that_kept_no_digests_are_checked_by_what_the_files
     answer = examine(capfd)
     assert "weights.pack is damaged" in answer.out
     assert "weights.pack has 4 bytes, but was measured with" in answer.out
+
+
+def test_refined_points_and_the_teachers_model_are_looked_at(again: Path, capfd: Capture) -> None:
+    run = Path("runs/tiny")
+    record = next(record for record in read_records(load()) if record.measurement is not None)
+    assert record.path is not None
+    assert record.measurement is not None
+    places = [Path(shutil.copytree(run / record.path, run / "refined" / f"seed{seed}")) for seed in range(2)]
+    for place in places:
+        (place / "measurement.json").write_text(record.measurement.model_dump_json())
+    moved = record.model_copy(update={"path": "refined/seed0"})
+    teacher = json.loads((run / "run.json").read_text())["teacher"]
+    whole = {"command": (), "runtime": "openvino", "device": {}, "fingerprint": "f", "epochs": 1.0, "teacher": teacher, "finalists": ()}
+    write_refined(run, Refinement.model_validate({**whole, "records": (moved,)}))
+    assert examine(capfd).out == "tiny: nothing is wrong\n"
+    flip_a_bit(places[0] / "model.onnx")
+    (places[1] / "measurement.json").write_text("{")
+    (run / "teacher" / "model.onnx").write_bytes(b"half a model")
+    answer = examine(capfd, "--repair")
+    assert answer.code == 1
+    assert f"refined trial {record.number}: runs/tiny/refined/seed0/model.onnx is damaged (its digest is " in answer.out
+    assert "runs/tiny/refined/seed1/measurement.json: damaged, or its model is missing: repaired" in answer.out
+    assert "runs/tiny/teacher/model.onnx: damaged: repaired" in answer.out
+    assert "runs/tiny/teacher/model.onnx: missing; the search's own command writes it again: cannot be" in examine(capfd).out
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b""])

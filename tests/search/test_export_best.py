@@ -16,12 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from core.agent import AgentServer
+from core.agent_client import TOKEN_VARIABLE
+from core.engines import EngineHost
+from core.errors import UserError
 from core.pack import pack, unpack
 from core.runtimes import RUNTIMES
-from search.export_best import newest_run
+from search.export_best import _check_engine, newest_run
 from search.final_score import optimism, score, wilson
+from tests.core.test_agent import TOKEN, server, through
 from tests.search.studies import export, load, predict, refused
 
+__all__ = ["server"]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -50,6 +56,9 @@ def test_rank_0_is_a_bundle_that_answers_for_its_test_accuracy(again: Path, capf
     assert int8_layers == [best.user_attrs["engine"]["int8_layers"], 0]
     assert (int8_layers[0] > int8_layers[1]) == asks
     assert measured["latency"] == measured["twins"][0]["latency"]
+    stated = measured["latency"]["p50_ms"]  # beside the device that it was timed on
+    assert f"- latency: {stated:.3f} ms median" in (bundle / "README.md").read_text()
+    assert f"{stated:.4f} ms a call" in (bundle / "MODEL_CARD.md").read_text()
     chosen = sorted(measured["calibration"])
     assert chosen[0] == 0
     assert len(set(chosen)) == len(chosen)
@@ -93,8 +102,17 @@ def test_an_engine_is_exported_where_it_is_asked_for(again: Path, capfd: Capture
     assert "found loads, the same logits" in answer.stdout, answer
     message = refused(export(capfd, "--rank", "0", "--engine", "--runtime", "onnxruntime"))
     assert message == "--engine writes the runtime's own files, but onnxruntime has none; leave it out"
+    assert len(load().user_attrs["test_accuracy"]) == 1  # the test split stayed closed
     assert export(capfd, "--rank", "0").code == 0
     assert not (bundle / "model.blob").exists()  # an export replaces the whole bundle
+
+
+def test_files_of_an_agents_device_are_not_asked_for(server: AgentServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+    with EngineHost(through(server), tmp_path) as there:
+        _check_engine(there, asked=False)
+        with pytest.raises(UserError, match=r"--engine writes the runtime's own files, but it runs at an agent, whose files stay there"):
+            _check_engine(there, asked=True)
 
 
 def predicted_right(capfd: Capture, bundle: Path) -> int:
@@ -147,11 +165,14 @@ def test_limits_choose_the_point_or_name_the_nearest_miss(again: Path, capfd: Ca
         (["--min-accuracy", "97"], "--min-accuracy must be between 0 and 1, but got 97; for 97 % give 0.97"),
         (["--data-dir", "nowhere"], "an export scores the point on the search's own test images, but there is no folder nowhere; "),
         (["--out", "runs"], "runs"),
+        (["--out", "runs/tiny/run.json/there"], "a bundle's folder must be writable, but "),
+        (["--out", "x" * 300], "File name too long"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_a_line(argv: list[str], law: str, again: Path, capfd: Capture) -> None:
     assert law in refused(export(capfd, *argv))
     assert not Path("exported").exists()
+    assert "test_accuracy" not in load().user_attrs
 
 
 def test_nothing_run_yet_is_said(empty: Path, capfd: Capture) -> None:

@@ -39,6 +39,7 @@ def test_float_is_preferred_only_where_it_is_faster_beyond_both_intervals(a: flo
     assert Twins(int8, plain).prefers_float == (max(c, d) < min(a, b))
     assert not (Twins(int8, plain).prefers_float and Twins(plain, int8).prefers_float)
     assert not Twins(int8, int8).prefers_float
+    assert not Twins(int8, plain.model_copy(update={"blocks": 5})).prefers_float  # too few for an interval
 
 
 def test_students_that_are_slower_in_int8_begin_in_float_and_the_others_in_int8() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from core.candidate import LatencyReport
 from results.record import read_records
 from results.refined import accuracy_ties, latency_ties, mcnemar, read_refined
 from search import refine
-from search.finalists import combined
+from search.finalists import MEASURED, combined, finished
 from search.owner import OWNER_KEY, current_owner
+from search.study import CONTENT_KEY
 from tests.search.studies import Answer, _answer, command, export, load, refused, search
 
 Capture = pytest.CaptureFixture[str]
@@ -52,6 +54,34 @@ def test_a_point_trained_with_two_seeds_is_timed_in_turn_scored_once_and_exporte
     assert answer.code == 0, answer
     model = Path("runs/tiny", str(record.path), "model.onnx")
     assert Path("exported/tiny-refined-rank0/model.onnx").read_bytes() == model.read_bytes()
+
+
+def test_a_point_refined_for_another_runtime_is_exported_for_that_one(again: Path, capfd: Capture) -> None:
+    study = load()
+    content = study.user_attrs[CONTENT_KEY]
+    config = content["config"]
+    study.set_user_attr(CONTENT_KEY, {**content, "config": {**config, "runtime": {**config["runtime"], "precision": "bf16"}}})
+    answer = refined(capfd, "--top", "1", "--epochs", "1", "--rounds", "1", "--runtime", "onnxruntime")
+    assert answer.code == 0, answer
+    assert answer.out.startswith("onnxruntime cannot have runtime.precision bf16 here: f32 is taken\n")
+    assert export(capfd, "--refined", "--rank", "0").code == 0
+    manifest = json.loads(Path("exported/tiny-refined-rank0/bundle.json").read_text())
+    assert (manifest["runtime"], manifest["precision"]) == ("onnxruntime", "f32")
+
+
+def test_a_training_whose_files_are_not_whole_is_not_finished(again: Path) -> None:
+    candidate = next(Path("runs/tiny/candidates").glob("[!.]*"))
+    place = Path(shutil.copytree(candidate, "refined"))
+    assert finished(place) is None
+    record = read_records(load())[0]
+    assert record.measurement is not None
+    (place / MEASURED).write_text(record.measurement.model_dump_json())
+    assert finished(place) == record.measurement
+    (place / MEASURED).write_text("{")
+    assert finished(place) is None
+    (place / MEASURED).write_text(record.measurement.model_dump_json())
+    (place / "model.onnx").unlink()
+    assert finished(place) is None
 
 
 def test_finalists_may_be_rounded_by_a_quantiser_that_takes_longer(again: Path, capfd: Capture) -> None:
