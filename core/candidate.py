@@ -211,8 +211,11 @@ class LatencyReport(Frozen):
 
     @property
     def bounds_ms(self) -> tuple[float, float]:
-        """Where the median surely lies, for whoever decides by it: the 95 % interval, or anywhere."""
-        return self.ci_ms if self.has_interval else (0.0, math.inf)
+        """Where the median surely lies, for whoever decides by it: `ci_ms`, or anywhere where all blocks together are too few."""
+        from core.latency import LEAST_BLOCKS  # late: numpy
+
+        few = 0 < self.blocks + self.redone < LEAST_BLOCKS
+        return (0.0, math.inf) if few else self.ci_ms
 
     def spread(self) -> str:
         """`ci_ms` in words, and what it is."""

@@ -127,6 +127,8 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
             measured = reexport(record, config, data, preprocessing, engines, packed, place)
             exported, variant = record.model_copy(update={"measurement": measured}), f"{variant}@{engines.runtime.name}"
             model, packed = place / "model.onnx", place / "weights.pack"
+        if engines.config.precision != config.runtime.precision:
+            variant += f":{engines.config.precision}"  # float layers answer otherwise in another one
         test = heldout_accuracy(study, exported, config, preprocessing, engines, model, variant)
         device = {"device": engines.device, "fingerprint": engines.fingerprint}
         facts = run | device | _twins(exported, config, data, engines, model) | _calibration(config, data)

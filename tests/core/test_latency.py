@@ -107,18 +107,18 @@ def report(timing: Timing) -> LatencyReport:
 
 
 @pytest.mark.parametrize("quiet_s", [0.22, 0.27])
-def test_few_undisturbed_blocks_have_no_interval_and_decide_nothing(quiet_s: float) -> None:
+def test_few_undisturbed_blocks_have_no_interval_but_the_range_of_all(quiet_s: float) -> None:
     timing = timed(Machine(lambda now: 1.0 if now < quiet_s else 1.4), warmup_s=0.0, max_s=1.0, quiet_ms=QUIET_MS)
     found = report(timing)
     assert 0 < found.blocks < LEAST_BLOCKS
     assert found.redone > MIN_BLOCKS
     assert (found.p50_ms, found.ci_ms, found.stable) == (2.0, (2.0, pytest.approx(2.8)), False)
-    assert found.bounds_ms == (0.0, math.inf)
+    assert found.bounds_ms == found.ci_ms  # of many blocks, so wide that it seldom decides
     assert found.spread().startswith("range of all blocks 2.0000 to 2.8000")
     assert f"only {found.blocks} undisturbed blocks" in found.unrest()
 
 
-def test_one_long_call_is_no_interval_and_enough_blocks_are_one() -> None:
+def test_one_long_call_decides_nothing_and_enough_blocks_are_an_interval() -> None:
     once = report(timed(Clock(lambda n: 5000.0), warmup_s=0.0, max_s=3.0))
     assert (once.blocks, once.has_interval, once.bounds_ms) == (1, False, (0.0, math.inf))
     enough = report(timed(Clock(lambda n: 2.0), warmup_s=0.0, max_s=1.0))
