@@ -58,8 +58,14 @@ def _plan(record: TrialRecord) -> list[str]:
         f"bits, first layer to last: {_runs([str(group.weight_bits) for group in groups])}{_edges(candidate)}, by {candidate.quantiser}",
         f"execution, first layer to last: {_runs(executions(candidate))}",
         f"training: {plain(taught)}, from {'its own initial' if distil.init == 'scratch' else 'the dense network’s'} weights",
-        *([f"and: {plain('; '.join(rest))}"] if (rest := [text for key, text in unusual(candidate).items() if key != "edge_bits"]) else []),
+        *_rest(candidate),
     ]
+
+
+def _rest(candidate: Candidate) -> list[str]:
+    """What else is not usual; the edges' bits are told with the others."""
+    told = "; ".join(text for key, text in unusual(candidate).items() if key != "edge_bits")
+    return [f"also chosen: {plain(told)}"] if told else []
 
 
 def _edges(candidate: Candidate) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """Parameters of an importance that are drawn; the rest matters less."""
-LONGEST_NAME = 25
+LONGEST_NAME = 32
 """Characters of a student's name beside its axis."""
 
 
@@ -184,14 +184,15 @@ def _dimension(label: str, values: Sequence[float]) -> dict[str, Any]:
 def _named(label: str, names: Sequence[str]) -> dict[str, Any]:
     """An axis of names in alphabetical order."""
     known = sorted(set(names))
-    shown = {"tickvals": list(range(len(known))), "ticktext": [_short(name) for name in known]}
+    shown = {"tickvals": list(range(len(known))), "ticktext": _labels(known)}
     return {**_dimension(label, [float(known.index(name)) for name in names]), **shown}
 
 
-def _short(name: str) -> str:
-    """At most LONGEST_NAME characters: both ends of a longer one."""
-    half = (LONGEST_NAME - 1) // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+def _labels(names: Sequence[str]) -> list[str]:
+    """At most LONGEST_NAME characters each: both ends of a longer one, which get a number where they say the same."""
+    half = (LONGEST_NAME - 5) // 2
+    short = [name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}" for name in names]
+    return [text if short.count(text) == 1 else f"{place}: {text}" for place, text in enumerate(short, start=1)]
 
 
 def _logarithmic(label: str, values: Sequence[float]) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def test_a_figure_is_pushed_sideways_before_its_panels_become_too_narrow(full):
 
 
 def test_long_names_leave_room_for_the_other_axes_and_stay_apart(make_record, teacher, tmp_path):
-    names = [f"timm:{'very_' * 12}long_network_{number}" for number in range(2)]
+    names = [f"timm:{'very_' * 12}{number}{'_long_network' * 4}" for number in range(2)]
     figure = parallel(
         view_of([make_record(0, 0.9, 5_000, 0.1, student=names[0]), make_record(1, 0.8, 4_000, 0.1, student=names[1])], teacher, tmp_path)
     )
