@@ -11,7 +11,8 @@ from core.students.own import save_weights
 from core.teacher import obtain_teacher
 from core.train import open_device
 from core.yaml_io import load_config
-from search.space import load_space, split_overrides
+from search.setup import split_overrides
+from search.space import load_space
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path("runs", ".cache")

@@ -45,7 +45,8 @@ from core.train import Device
 from core.yaml_io import load_config
 from results.front import objectives
 from results.record import candidate_file, read_records
-from search.space import load_space, split_overrides
+from search.setup import split_overrides
+from search.space import load_space
 from search.study import find_study
 from search.summary import versions
 

@@ -33,7 +33,8 @@ from core.yaml_io import load_config
 from results.record import TrialRecord, read_records
 from search import run
 from search.digest import portable, space_digest
-from search.space import Space, load_space, options, split_overrides
+from search.setup import split_overrides
+from search.space import Space, load_space, options
 from search.study import INPUTS_KEY, REQUEUED_KEY, count_finished, find_study
 from search.summary import versions
 from search.workers import divided

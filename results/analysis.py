@@ -12,6 +12,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 
 from core.candidate import DistilPlan, milliseconds
+from results.choices import OWN_BITS
 from results.front import Point, complete, objectives
 from results.record import TeacherReport
 from results.view import StudyView
@@ -19,8 +20,10 @@ from results.view import StudyView
 MIN_TRIALS = 10
 """With fewer trials an importance is noise."""
 OBJECTIVES = ("accuracy", "size", "latency")
-LEARNING = (*DistilPlan.model_fields, "quantiser", "rate_weight", "sparsity")
-"""Parameters of the training. Size and structure are known before it, so what they seem to explain of size and latency is noise."""
+LEARNING = (*DistilPlan.model_fields, "rate_weight", "sparsity")
+"""Parameters of the training."""
+STORAGE = ("edge_bits", "budget_bits", "budget_kb", "sqnr_db", "sqnr_loss_db")
+"""Parameters that choose bits, beside those of the positions."""
 
 
 def reference_point(view: StudyView) -> Point | None:
@@ -65,8 +68,8 @@ def hypervolume_of(view: StudyView) -> tuple[list[int], list[float]]:
 def importances(view: StudyView) -> dict[str, dict[str, float]]:
     """Objective -> parameter -> share of the objective's variance that it explains, largest first; the shares add up to 1.
 
-    Size and latency count on a logarithmic scale, without the parameters of the training. Objectives that did not vary, and
-    studies of fewer than MIN_TRIALS distinct complete trials, are left out. References: Hutter, Hoos, Leyton-Brown 2014 (fANOVA).
+    Size and latency count on a logarithmic scale, without what cannot change them (`decides`). Objectives that did not vary, and studies
+    of fewer than MIN_TRIALS distinct complete trials, are left out. References: Hutter, Hoos, Leyton-Brown 2014 (fANOVA).
     """
     trials = view.trials
     if len(trials) < MIN_TRIALS or not trials[0].params:
@@ -78,10 +81,26 @@ def importances(view: StudyView) -> dict[str, dict[str, float]]:
         values = [logarithmic(tuple(trial.values)) for trial in trials]
         study.add_trials([_copy(trial, value) for trial, value in zip(trials, values, strict=True)])
         for axis, name in enumerate(OBJECTIVES[: len(values[0])]):
-            parameters = [parameter for parameter in asked if axis == 0 or parameter not in LEARNING]
+            parameters = [parameter for parameter in asked if decides(view, parameter, name)]
             if parameters and len({value[axis] for value in values}) > 1:
                 found[name] = _importance(study, axis, parameters)
     return found
+
+
+def decides(view: StudyView, parameter: str, objective: str) -> bool:
+    """Whether a parameter can change an objective at all: what others seem to explain of it is noise.
+
+    Structure, and size unless files are entropy-coded, are known before the training; bits change the latency where more than 8 force a
+    layer to float.
+    """
+    chosen = [record.candidate for record in complete(view.records) if record.candidate is not None]
+    if objective == "accuracy" or (objective == "size" and view.coded):
+        return True
+    if parameter == "quantiser":
+        return any(each.quantiser in OWN_BITS for each in chosen)
+    if objective == "latency" and (parameter in STORAGE or parameter.startswith(("bits_", "action_"))):
+        return any(bits > 8 for each in chosen for bits in (each.edge_bits or 0, *(group.weight_bits for group in each.groups)))
+    return parameter not in LEARNING
 
 
 def _importance(study: optuna.Study, axis: int, parameters: list[str]) -> dict[str, float]:

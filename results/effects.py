@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from results.choices import float_share, mean_ratio
 from results.front import complete, objectives
 from results.record import TrialRecord
 from results.table import mean_bits
-from results.view import float_share, mean_ratio
 
 FEATURES = ("mean bits", "mean pruning ratio", "share of positions in float", "log2 width")
 RESAMPLES = 1000

@@ -8,11 +8,12 @@ from typing import NamedTuple
 from core.candidate import KB, BuildReport, LatencyReport, Measurement, milliseconds
 from core.plan import group_of
 from core.runtimes import RUNTIMES
+from results.choices import IN_FLOAT, mean_ratio
 from results.effects import SPARE_TRIALS, Effect, Effects, effects, nearest, relatives
 from results.layers import LayerFacts, rest_bytes
 from results.record import TrialRecord
 from results.table import conditions, mean_bits, measurement, student_name
-from results.view import StudyView, mean_ratio
+from results.view import StudyView
 
 HEADINGS = ("layer", "shape", "MACs", "bits", "bytes", "share", "ms", "runs in", "why")
 MS = HEADINGS.index("ms")
@@ -47,7 +48,7 @@ def why_float(layer: LayerFacts, index: int, count: int, record: TrialRecord) ->
     runtime = measurement(record).latency.runtime
     if layer.bits == 16:
         return "16-bit weights always compute in float"
-    if record.candidate.quantiser in ("codebook", "float"):
+    if record.candidate.quantiser in IN_FLOAT:
         return f"the quantiser {record.candidate.quantiser} leaves every layer to float"
     if layer.groups > 1 and runtime in RUNTIMES and not RUNTIMES[runtime]().depthwise_int8:
         return f"{runtime} computes grouped convolutions in float"
@@ -60,8 +61,14 @@ def why_float(layer: LayerFacts, index: int, count: int, record: TrialRecord) ->
 
 
 def one_more_bit(layers: Sequence[LayerFacts]) -> int:
-    """Bytes that one more bit in every layer of fewer than 8 bits adds to the packed file; each layer is padded to whole bytes."""
-    return sum(-(-layer.weights * (layer.bits + 1) // 8) - -(-layer.weights * layer.bits // 8) for layer in layers if layer.bits < 8)
+    """Bytes that one more bit in every layer of fewer than 8 bits adds to the bit-packed file, with the values that a layer then shares."""
+    growing = [layer for layer in layers if layer.bits < 8]
+    return sum(_packed(layer, layer.bits + 1) - _packed(layer, layer.bits) for layer in growing)
+
+
+def _packed(layer: LayerFacts, bits: int) -> int:
+    """Bytes of its weights: whole ones, and a table of at most 2^bits half floats where they share values."""
+    return -(-layer.weights * bits // 8) + 2 * min(2**bits, layer.weights) * layer.shared
 
 
 def _head(view: StudyView, record: TrialRecord) -> str:
@@ -75,7 +82,8 @@ def _head(view: StudyView, record: TrialRecord) -> str:
 
 def _inside(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts], times: Times | None) -> list[str]:
     if not layers:
-        return [f"The layers are not shown: the files of trial {record.number} are not in {view.folder}."]
+        damage = view.damaged.get(view.rank(record))
+        return [f"The layers are not shown: {damage or f'the files of trial {record.number} are not in {view.folder}'}."]
     total, count, nodes = measurement(record).size_bytes, len(layers), times.nodes if times else {}
     own = {layer.name: nodes[layer.node] for layer in layers if layer.node is not None and layer.node in nodes}
     rows: list[tuple[str, ...]] = [
@@ -138,7 +146,9 @@ def _costs(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) -
     yield "What a change would cost"
     if layers:
         growing = sum(layer.bits < 8 for layer in layers)
-        yield f"  counted in the file: one more bit in the {growing} layers of fewer than 8 bits adds {one_more_bit(layers):,} bytes"
+        most, how = ("at most ", ", counted bit-packed; coded ones are known after training") if view.coded else ("", "")
+        more = f"adds {most}{one_more_bit(layers):,} bytes{how}"
+        yield f"  counted in the file: one more bit in the {growing} layers of fewer than 8 bits {more}"
     fitted = effects(record, view.records)
     if fitted is None:
         yield (

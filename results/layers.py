@@ -30,6 +30,8 @@ class LayerFacts(NamedTuple):
     """Multiply-accumulates for one image."""
     node: str | None = None
     """Its name in the graph."""
+    shared: bool = False
+    """Whether its weights are indices into a table of values (`codebook`)."""
 
     @property
     def weights(self) -> int:
@@ -89,7 +91,8 @@ def _facts(
     positions = math.prod(out[2:]) if call is not None and call.op_type == "Conv" and all(out[1:]) and out else None
     macs = None if positions is None else positions * int(values.size)
     node = call.name if call is not None else None
-    return LayerFacts(name, values.shape, bits, size_bytes, _execution(graph, call), int(groups), macs, node)
+    shared = f"{name}.indices" in tensors
+    return LayerFacts(name, values.shape, bits, size_bytes, _execution(graph, call), int(groups), macs, node, shared)
 
 
 def _execution(graph: onnx.GraphProto, call: onnx.NodeProto | None) -> Execution | None:

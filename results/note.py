@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from core.candidate import BuildReport, Candidate
+from results.choices import executions, unusual
 from results.record import TrialRecord
-from results.report_text import markdown, opening, whole_front
+from results.report_text import command, markdown, opening, whole_front
 from results.table import caption, conditions
 from results.view import StudyView
 
@@ -26,11 +27,18 @@ def study_note(view: StudyView) -> str:
     """What the study is, its front, and the next commands."""
     front = [markdown(whole_front(view)), plain(caption(view.front, view.teacher))] if view.front else []
     commands = [
-        f"- `python -m search.export_best --study {view.name} --rank R` writes a model as a folder that runs",
-        f"- `python -m search.explain --study {view.name} --rank R` says what is inside one",
-        f"- `python -m search.report --study {view.name}` writes all of this, and more, as one page",
+        f"- `{command(view, 'export_best')} --rank R` writes a model as a folder that runs",
+        f"- `{command(view, 'explain')} --rank R` says what is inside one",
+        f"- `{command(view, 'report')}` writes all of this, and more, as one page",
     ]
-    return "\n\n".join([plain(opening(view)), *front, "\n".join(commands), MARK])
+    return "\n\n".join([plain(opening(view)), *front, "\n".join(commands), *_places(view), MARK])
+
+
+def _places(view: StudyView) -> list[str]:
+    """What Optuna's numbers of a list mean: `search.sample` asks for the place of bits and ratios."""
+    lists = {"bits_i": view.space.get("quantise", {}).get("weight_bits"), "ratio_i": view.space.get("prune", {}).get("ratio")}
+    told = [f"{plain(name)} is the place in the list {plain(str(values))}" for name, values in lists.items() if isinstance(values, list)]
+    return [f"Among Optuna's parameters {' and '.join(told)}, counted from 0."] if told else []
 
 
 def plain(text: str) -> str:
@@ -43,15 +51,21 @@ def _plan(record: TrialRecord) -> list[str]:
     if candidate is None:
         return []
     distil, groups = candidate.distil, candidate.groups
-    executions = "execution, first layer to last: " + _runs([group.execution for group in groups])
     taught = f"{distil.loss} at temperature {distil.temperature:g}, weight {distil.weight:g}, labels {distil.ce_weight:g}"
     return [
         f"network: {plain(candidate.student)}, width {candidate.width:g}",
         "channels removed, first layer to last: " + _runs([f"{100 * group.prune_ratio:.0f} %" for group in groups]),
         f"bits, first layer to last: {_runs([str(group.weight_bits) for group in groups])}{_edges(candidate)}, by {candidate.quantiser}",
-        executions,
+        f"execution, first layer to last: {_runs(executions(candidate))}",
         f"training: {plain(taught)}, from {'its own initial' if distil.init == 'scratch' else 'the dense network’s'} weights",
+        *_rest(candidate),
     ]
+
+
+def _rest(candidate: Candidate) -> list[str]:
+    """What else is not usual; the edges' bits are told with the others."""
+    told = "; ".join(text for key, text in unusual(candidate).items() if key != "edge_bits")
+    return [f"also chosen: {plain(told)}"] if told else []
 
 
 def _edges(candidate: Candidate) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.candidate import KB, BuildReport, Candidate, LatencyReport, milliseconds
 from core.files import write_atomically
+from results.choices import executions, unusual
 from results.front import complete, objectives
 from results.record import TeacherReport, TrialRecord
 from results.table import (
@@ -36,6 +37,10 @@ SIZE, LATENCY = 1, 2
 """Axes of `objectives`, which are also the panels' columns."""
 MOST_TICKS = 10
 """Of which the labels on a logarithmic axis do not touch."""
+LONGEST = 0.4
+"""Share of a logarithmic axis that may be without a tick."""
+DIGITS = ((10,), (10, 30), (10, 20, 50), (10, 12, 15, 20, 25, 30, 40, 50, 60, 80), range(10, 100, 5))
+"""Of round numbers, from coarse to fine."""
 
 
 def front_html(
@@ -115,13 +120,15 @@ def _latency(latency: LatencyReport | BuildReport) -> str:
 
 
 def genes(candidate: Candidate) -> list[str]:
-    """What was chosen, in lines of plotly's HTML: bits and execution by depth, ratios, distillation, quantiser."""
+    """What was chosen, in lines of plotly's HTML: bits and execution by depth, ratios, distillation, quantiser, what is not usual."""
     groups, distil = candidate.groups, candidate.distil
-    bits = " ".join(f"{group.weight_bits}{'' if group.execution == 'int8' else 'f'}" for group in groups)
+    ran = zip(groups, executions(candidate), strict=True)
+    bits = " ".join(f"{group.weight_bits}{'' if execution == 'int8' else 'f'}" for group, execution in ran)
     runs = [(ratio, len(list(run))) for ratio, run in groupby(group.prune_ratio for group in groups)]
     ratios = ", ".join(f"{ratio:.0%}" + (f" ({count} times)" if count > 1 else "") for ratio, count in runs)
     taught = f"{escape(distil.loss)} T {distil.temperature:g} weight {distil.weight:g}, init {distil.init}"
-    return [*_wrapped(f"bits {bits} (f: float)"), *_wrapped(f"pruned {ratios}"), f"{taught}, {escape(candidate.quantiser)}"]
+    rest = _wrapped("; ".join(unusual(candidate).values()))
+    return [*_wrapped(f"bits {bits} (f: float)"), *_wrapped(f"pruned {ratios}"), f"{taught}, {escape(candidate.quantiser)}", *rest]
 
 
 def _wrapped(text: str, width: int = 64) -> list[str]:
@@ -225,21 +232,26 @@ def log_ticks(values: Sequence[float]) -> list[float]:
 
 
 def inner_ticks(values: Sequence[float], enough: int = 4) -> list[float]:
-    """Round numbers between the smallest and the largest positive value: the coarsest set that has `enough`, without crowds.
+    """Round numbers between the smallest and the largest positive value: the coarsest set of `enough` that leaves no long stretch bare.
 
-    Where none has, the finest that has two, else the two ends.
+    Where none is that, the set that leaves the shortest one bare, with an end that it does not come near.
     """
     positive = [value for value in values if value > 0.0]
     if not positive:
         return []
     low, high = min(positive), max(positive)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((10,), (10, 30), (10, 20, 50), range(10, 100, 10), range(10, 100, 5)):
-        ticks = [float(f"{digit}e{power - 1}") for power in powers for digit in digits]
-        inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) >= enough:
-            break
-    return _apart(inside, math.log(high / low) / MOST_TICKS) if len(inside) >= 2 else sorted({low, high})
+    powers, span = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1), math.log(high / low)
+    sets = [[float(f"{digit}e{power - 1}") for power in powers for digit in digits] for digits in DIGITS]
+    inside = [_apart([tick for tick in ticks if low <= tick <= high], span / MOST_TICKS) for ticks in sets]
+    fitting = (ticks for ticks in inside if len(ticks) >= enough and max(_bare(low, ticks, high)) <= LONGEST * span)
+    ticks = next(fitting, None) or min(inside, key=lambda ticks: max(_bare(low, ticks, high)))
+    bare = _bare(low, ticks, high)
+    return [*([low] if bare[0] > LONGEST * span else []), *ticks, *([high] if bare[-1] > LONGEST * span else [])] or [low]
+
+
+def _bare(low: float, ticks: Sequence[float], high: float) -> list[float]:
+    """Logarithmic lengths of the stretches that the ticks leave between `low` and `high`."""
+    return [math.log(after / before) for before, after in pairwise((low, *ticks, high))]
 
 
 def _apart(ticks: Sequence[float], least: float) -> list[float]:

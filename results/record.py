@@ -39,7 +39,7 @@ class TrialRecord(Frozen):
     mean_bits: float | None = None
     measurement: Measurement | None = None
     missed: Measurement | None = None
-    """Of a trial that was trained in full before a hard limit of accuracy refused it."""
+    """Of a trial that was trained in full before a hard limit of accuracy refused it, or of its twin."""
     reason: str | None = None
     """Why the trial was pruned or failed, in words."""
     ending: Ending | None = None
@@ -63,6 +63,11 @@ class TrialRecord(Frozen):
     def reached(self) -> Measurement | None:
         """What was measured of its engine, also where a limit of accuracy then refused it."""
         return self.measurement or self.missed
+
+    @property
+    def refused(self) -> bool:
+        """Whether it was trained in full itself before a hard limit of accuracy refused it."""
+        return self.missed is not None and self.ending != "reused"
 
     @model_validator(mode="after")
     def _complete_is_measured(self) -> TrialRecord:

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from core.candidate import KB
 from core.files import write_atomically
 from results import report_front, report_models, report_search, report_text
 from results.analysis import MIN_TRIALS, hypervolume_of, importances, reference_point
+from results.choices import COLUMNS, columns
 from results.given_up import given_up
 from results.record import TrialRecord
 from results.report_text import Table
 from results.table import CSV_COLUMNS, csv_row, mean_bits
-from results.view import StudyView, float_share, mean_ratio
+from results.view import StudyView
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,11 +55,14 @@ def _chosen(view: StudyView) -> Section:
     if not view.front:
         return Section(title, "No trial is complete yet, so there is no model to show: search on with more --trials.")
     known = "" if view.teacher else " The teacher's numbers are missing: run.json of this study is not there."
+    table = report_text.chosen(view, reference_point(view))
+    together = "accuracy, size and latency" if view.timed else "accuracy and size"
+    balanced = f" The balanced one gains most over the teacher when {together} count together."
     text = (
-        "Which model is best depends on what you can spend. The balanced one gains most over the teacher when accuracy, size and latency "
-        "count together. " + ("Higher is better for accuracy, lower for KB and ms." + known)
+        f"Which model is best depends on what you can spend.{balanced if any('balanced' in row[0] for row in table.rows) else ''} "
+        f"Higher is better for {view.quality}, lower for KB and ms.{known}"
     )
-    return Section(title, text, table=report_text.chosen(view, reference_point(view)))
+    return Section(title, text, table=table)
 
 
 def _front(view: StudyView) -> Section:
@@ -92,7 +97,7 @@ def _ranks(view: StudyView) -> Section:
         return Section("All models of the front", "There are none yet.")
     return Section(
         "All models of the front",
-        "Write any of them as a folder that runs: python -m search.export_best --rank R.",
+        f"Write any of them as a folder that runs: {report_text.command(view, 'export_best')} --rank R.",
         table=report_text.whole_front(view),
     )
 
@@ -102,7 +107,8 @@ def _growth(view: StudyView) -> Section:
     numbers, volumes = hypervolume_of(view)
     if not numbers:
         lacking = "no complete trial" if not view.front else "no teacher or no exported teacher model to measure from"
-        return Section(title, f"The hypervolume is left out: there is {lacking}.")
+        damage = f" ({view.damaged[None]})" if view.front and None in view.damaged else ""
+        return Section(title, f"The hypervolume is left out: there is {lacking}{damage}.")
     text = (
         "The hypervolume is one number for a whole front: the room between it and a fixed corner, here the error of guessing, the "
         f"teacher's bytes{' and ms, with size and latency' if view.timed else ', with size'} counted in halvings. It grows whenever the "
@@ -138,21 +144,30 @@ def _importance(view: StudyView) -> Section:
         )
     text = (
         f"For each objective, the share of its variation over {len(view.trials)} models that a choice explains (fANOVA). bits_i, exec_i "
-        "and ratio_i are the bits, the execution and the share of channels removed at depth position i; size and latency do not depend on "
-        "the training, so its parameters are left out there. With few trials, small shares are noise."
+        "and ratio_i are the bits, the execution and the share of channels removed at depth position i. What "
+        f"cannot change an objective is left out there: {_idle(view)}. With few trials, small shares are noise."
     )
     return Section(title, text, (report_search.importance(shares),))
 
 
+def _idle(view: StudyView) -> str:
+    """In words what `decides` says."""
+    costs = [*([] if view.coded else ["size"]), *(["latency"] if view.timed else [])]
+    bits = ["bits up to 8 of latency"] if view.timed else []
+    return " and ".join([*([f"the training of {' and '.join(costs)}"] if costs else []), *bits]) or "nothing"
+
+
 def _bits(view: StudyView) -> Section:
     title = "Bits in every layer"
+    damaged = [f"Rank {rank} is left out: {what}." for rank, what in view.damaged.items() if rank is not None]
     if not view.layers:
-        return Section(title, "Left out: the files of the models of the front are not in this run's folder.")
+        return Section(title, "\n".join(damaged or ["Left out: the files of the models of the front are not in this run's folder."]))
     text = (
-        "How many bits each weight of a layer takes in the file, from the first layer to the last. f marks a layer that computes in float "
-        "instead of INT8. python -m search.explain --rank R says more about one model."
+        f"How many bits each weight of a layer takes in the file{', before it is coded' if view.coded else ''}, from the first layer "
+        f"to the last. f marks a layer that computes in float instead of INT8. {report_text.command(view, 'explain')} --rank R says more "
+        "about one model."
     )
-    return Section(title, text, (report_models.bits(view),))
+    return Section(title, "\n".join([text, *damaged]), (report_models.bits(view),))
 
 
 def _curves(view: StudyView) -> Section:
@@ -193,7 +208,7 @@ def _device(view: StudyView) -> Section:
 
 
 def _glossary(view: StudyView) -> Section:
-    return Section("Words", "", table=report_text.GLOSSARY)
+    return Section("Words", "", table=report_text.glossary(view))
 
 
 SECTIONS: tuple[Callable[[StudyView], Section], ...] = (
@@ -227,34 +242,19 @@ def as_csv(view: StudyView) -> str:
     import pandas as pd
 
     rows = [_row(view, record) for record in view.records]
-    frame = pd.DataFrame(rows, columns=[*HEAD, *CSV_COLUMNS[2:], *CHOICES, "seconds"]).convert_dtypes()
+    frame = pd.DataFrame(rows, columns=[*HEAD, *CSV_COLUMNS[2:], *COLUMNS, "seconds"]).convert_dtypes()
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
 HEAD = ("trial", "state", "ending", "reason", "rank")
-CHOICES = ("pruned_mean", "float_share", "loss", "temperature", "weight", "ce_weight", "init", "quantiser", "bits", "executions", "ratios")
 
 
 def _row(view: StudyView, record: TrialRecord) -> dict[str, Any]:
     rank = view.rank(record)
     known: dict[str, Any] = {"student": record.student, "width": record.width, "fingerprint": record.fingerprint, "path": record.path}
-    known |= {} if record.measurement is None else csv_row(rank, record, view.teacher)
+    known |= {"size_bytes": record.size_bytes, "size_kb": record.size_bytes and record.size_bytes / KB}
+    known |= {"latency_p50_ms": record.latency_ms}
+    known |= {} if record.reached is None else csv_row(rank, record.model_copy(update={"measurement": record.reached}), view.teacher)
     known |= {"trial": record.number, "state": record.state, "ending": record.ending, "reason": record.reason, "rank": rank}
     known |= {"mean_bits": mean_bits(record)} if record.mean_bits is not None else {}
-    return known | _choices(record) | {"seconds": sum(record.seconds.values())}
-
-
-def _choices(record: TrialRecord) -> dict[str, Any]:
-    candidate = record.candidate
-    if candidate is None:
-        return {}
-    distil, groups = candidate.distil, candidate.groups
-    return {
-        "pruned_mean": mean_ratio(candidate),
-        "float_share": float_share(candidate),
-        **{key: getattr(distil, key) for key in ("loss", "temperature", "weight", "ce_weight", "init")},
-        "quantiser": candidate.quantiser,
-        "bits": " ".join(str(group.weight_bits) for group in groups),
-        "executions": " ".join(group.execution for group in groups),
-        "ratios": " ".join(f"{group.prune_ratio:g}" for group in groups),
-    }
+    return known | ({} if record.candidate is None else columns(record.candidate)) | {"seconds": sum(record.seconds.values())}

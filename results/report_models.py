@@ -50,11 +50,16 @@ def seconds_of_stages(records: tuple[TrialRecord, ...]) -> dict[str, float]:
 
 
 def rest_of_wall(view: StudyView, stages: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of the run outside its trials' stages: the teacher's, and all other; {} where run.json does not say."""
+    """Seconds of the run outside its trials' stages: the teacher's, and all other; {} where run.json does not say.
+
+    Seconds of several workers add up to more than a clock shows: then there is no other.
+    """
     wall, teacher = view.run.get("wall_seconds"), view.run.get("teacher_seconds")
     if not isinstance(wall, int | float) or not isinstance(teacher, int | float):
         return {}
-    return {"teacher (once)": float(teacher), "all else": max(0.0, wall - teacher - sum(stages.values()))}
+    once, left = {"teacher (once)": float(teacher)}, wall - teacher - sum(stages.values())
+    several = any(start.get("workers", 1) != 1 for start in view.run.get("starts", ()))
+    return once if several else once | {"all else": max(0.0, left)}
 
 
 def time(view: StudyView) -> go.Figure:
@@ -74,5 +79,5 @@ def time(view: StudyView) -> go.Figure:
     figure.update_xaxes(title_text="seconds in all", col=1)
     figure.update_xaxes(title_text="trial", col=2)
     figure.update_yaxes(title_text="seconds", col=2)
-    figure.update_layout(height=400, barmode="stack", legend={"orientation": "h", "x": 0.4, "y": 1.04, "yanchor": "bottom"})
+    figure.update_layout(height=400, barmode="stack", legend={"orientation": "h", "x": 0, "y": 1.04, "yanchor": "bottom"})
     return figure

@@ -8,13 +8,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from core.candidate import KB, Candidate
+from results.choices import float_share, mean_ratio
 from results.epochs import Epoch
 from results.front import complete, objectives
 from results.given_up import FAILED, given_up, why
 from results.plots import inner_ticks, tick_text
 from results.record import TrialRecord
 from results.table import mean_bits, student_name
-from results.view import StudyView, float_share, mean_ratio
+from results.view import StudyView
 from results.web import ACCENT, BAD, DIM
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """Parameters of an importance that are drawn; the rest matters less."""
+LONGEST_NAME = 32
+"""Characters of a student's name beside its axis."""
 
 
 def growth(view: StudyView, numbers: Sequence[int], volumes: Sequence[float]) -> go.Figure:
@@ -181,7 +184,15 @@ def _dimension(label: str, values: Sequence[float]) -> dict[str, Any]:
 def _named(label: str, names: Sequence[str]) -> dict[str, Any]:
     """An axis of names in alphabetical order."""
     known = sorted(set(names))
-    return {**_dimension(label, [float(known.index(name)) for name in names]), "tickvals": list(range(len(known))), "ticktext": known}
+    shown = {"tickvals": list(range(len(known))), "ticktext": _labels(known)}
+    return {**_dimension(label, [float(known.index(name)) for name in names]), **shown}
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """At most LONGEST_NAME characters each: both ends of a longer one, which get a number where they say the same."""
+    half = (LONGEST_NAME - 5) // 2
+    short = [name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}" for name in names]
+    return [text if short.count(text) == 1 else f"{place}: {text}" for place, text in enumerate(short, start=1)]
 
 
 def _logarithmic(label: str, values: Sequence[float]) -> dict[str, Any]:

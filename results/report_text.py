@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from core.candidate import KB, BuildReport, LatencyReport, milliseconds
+from results.choices import mean_ratio
 from results.front import Point, objectives
+from results.given_up import last_accuracy
 from results.record import TrialRecord
-from results.table import HEADINGS, cells, conditions, mean_bits, measurement, student_name, teacher_cells, times_faster, times_smaller
-from results.view import StudyView, mean_ratio
+from results.table import (
+    HEADINGS,
+    cells,
+    conditions,
+    duration,
+    mean_bits,
+    measurement,
+    student_name,
+    teacher_cells,
+    times_faster,
+    times_smaller,
+)
+from results.view import StudyView
 
 
 class Table(NamedTuple):
@@ -22,32 +36,42 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
 
-GLOSSARY = Table(
-    ("word", "meaning"),
-    (
-        ("student", "the network that is made small; its width is a factor on the number of channels"),
-        ("engine", "a network as a runtime has built it for this device: what was timed and scored"),
-        ("teacher", "the large FP32 network that students learn from, and that they are compared with"),
-        ("parent", "the dense network of a student, trained once; trials cut their channels and weights out of it"),
-        ("front", "the models that no other model beats in all of accuracy, size and latency; every one is the best at some trade-off"),
-        ("rank", "place on the front by accuracy; 0 is the most accurate. `python -m search.export_best --rank R` writes that model"),
-        ("dominated", "measured, but another model is at least as good in everything and better in something"),
-        ("hypervolume", "one number for a whole front: what it dominates. It grows as the search finds better models"),
-        ("pruned trial", "one that was given up, in one of the four ways below; not to be confused with pruned channels"),
-        ("skipped", "given up before training: a model of the front is as small and as fast, and almost surely more accurate"),
-        ("stopped", "given up by a look before its first epoch or in the first half of its training: it could no longer join the front"),
-        ("limit", "given up because it exceeded, or surely missed, a limit that the search was given"),
-        ("reused", "the same network as an earlier trial, whose result it took over"),
-        ("pruned channels", "channels removed from the network's layers, as a mean share over the depth"),
-        ("mean bits", "bits that a stored weight takes, as a mean over the layers; fewer bits make the file smaller, not faster"),
-        ("INT8, float, FP32", "how a layer computes: in integers of 8 bits, or in floats (of 32 bits); this decides the latency"),
-        ("MMACs", "millions of multiplications for one image"),
-        ("epoch", "one pass over the training images"),
-        ("seed", "the number that all chance follows from: the same seed gives the same search again, but for latencies"),
-        ("agreement", "share of images on which the engine and PyTorch give the same answer"),
-        ("interval", "the range that holds the true value with 95 % confidence"),
-    ),
-)
+GLOSSARY = {
+    "student": "the network that is made small; its width is a factor on the number of channels",
+    "engine": "a network as a runtime has built it for this device: what was timed and scored",
+    "teacher": "the large FP32 network that students learn from, and that they are compared with",
+    "parent": "the dense network of a student, trained once; trials cut their channels and weights out of it",
+    "front": "the models that no other model beats in all of accuracy, size and latency; every one is the best at some trade-off",
+    "rank": "place on the front by accuracy; 0 is the most accurate",
+    "dominated": "measured, but another model is at least as good in everything and better in something",
+    "hypervolume": "one number for a whole front: what it dominates. It grows as the search finds better models",
+    "pruned trial": "one that was given up, in one of the four ways below; not to be confused with pruned channels",
+    "skipped": "given up before training: a model of the front is as small and as fast, and almost surely more accurate",
+    "stopped": "given up by a look before its first epoch or in the first half of its training: it could no longer join the front",
+    "limit": "given up because it exceeded, or surely missed, a limit that the search was given",
+    "reused": "the same network as an earlier trial, whose result it took over",
+    "pruned channels": "channels removed from the network's layers, as a mean share over the depth",
+    "mean bits": "bits that a stored weight takes, as a mean over the layers; fewer bits make the file smaller, not faster",
+    "INT8, float, FP32": "how a layer computes: in integers of 8 bits, or in floats (of 32 bits); this decides the latency",
+    "MMACs": "millions of multiplications for one image",
+    "epoch": "one pass over the training images",
+    "seed": "the number that all chance follows from: the same seed gives the same search again, but for latencies",
+    "agreement": "share of images on which the engine and PyTorch give the same answer",
+    "interval": "the range that holds the true value with 95 % confidence",
+}
+TAUGHT = "share of images on which a model and the teacher name the same class"
+
+
+def glossary(view: StudyView) -> Table:
+    """The report's words."""
+    rank = f"{GLOSSARY['rank']}. `{command(view, 'export_best')} --rank R` writes that model"
+    told = GLOSSARY | {"rank": rank} | ({} if view.quality == "accuracy" else {"agreement": TAUGHT})
+    return Table(("word", "meaning"), tuple(told.items()))
+
+
+def command(view: StudyView, name: str) -> str:
+    """How a user calls `search.<name>` on this study."""
+    return f"python -m search.{name} --study {shlex.quote(view.name)}"
 
 
 def opening(view: StudyView) -> str:
@@ -111,7 +135,8 @@ def chosen(view: StudyView, reference: Point | None) -> Table:
     rows = [_chosen_row(view, ", ".join(names), rank) for rank, names in picks.items()]
     if view.teacher is not None:
         report = view.teacher
-        numbers = (f"{100 * report.accuracy:.2f}", "-", f"{report.size_bytes / KB:.1f}", "1.0", _interval(report.latency), "1.0")
+        faster = "1.0" if milliseconds(report.latency) else "-"
+        numbers = (f"{100 * report.accuracy:.2f}", "-", f"{report.size_bytes / KB:.1f}", "1.0", _interval(report.latency), faster)
         rows.insert(0, ("teacher, FP32", "-", "teacher", *numbers, "32.0", "0"))
     return Table(_headings(view, CHOSEN), tuple(rows))
 
@@ -163,7 +188,7 @@ def unfinished(records: Sequence[TrialRecord]) -> Table:
             record.ending or words[record.state],
             "-" if record.size_bytes is None else f"{record.size_bytes / KB:.1f}",
             "-" if record.latency_ms is None else f"{record.latency_ms:.3f}",
-            f"{100 * record.rungs[-1].accuracy:.1f}" if record.rungs else "-",
+            "-" if (seen := last_accuracy(record)) is None else f"{100 * seen:.1f}",
             record.reason or "no reason given",
         )
         for record in records
@@ -175,6 +200,7 @@ def unfinished(records: Sequence[TrialRecord]) -> Table:
 def device(view: StudyView) -> Table:
     """What the numbers were measured on; no rows where run.json does not say."""
     run, facts = view.run, view.run.get("device", {})
+    began = run["starts"][0]["started"] if run.get("starts") else run.get("started")
     data, versions = run.get("data", {}), run.get("versions", {})
     isa = ", ".join(facts.get("isa", ())) or "none of those that matter"
     rows = [
@@ -190,9 +216,9 @@ def device(view: StudyView) -> Table:
         ),
         ("data", f"{data['name']}: {data['train']} training and {data['search']} search images" if "name" in data else ""),
         ("seed", str(run.get("seed", ""))),
-        ("command", "search.run " + " ".join(map(str, run["command"])) if "command" in run else ""),
-        ("begun", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(run["started"])) if "started" in run else ""),
-        ("took", f"{run['wall_seconds'] / 60:.0f} minutes" if "wall_seconds" in run else ""),
+        ("command", "python -m search.run " + shlex.join(map(str, run["command"])) if "command" in run else ""),
+        ("begun", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(began)) if began is not None else ""),
+        ("took", duration(run["wall_seconds"]) if "wall_seconds" in run else ""),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version != "not installed")),
     ]
     return Table(("what", "value"), tuple(row for row in rows if row[1]))
@@ -215,11 +241,19 @@ def protocol(view: StudyView) -> list[str]:
         f"{_judged(view)} in its engine on {measured.images} search images. The search never trained on them, but it chose by them, so the "
         'best values are a little optimistic. The test images are opened only by an export, once per model; "test %" is the same on them, '
         'and "-" means not exported.',
-        f"Size is the number of bytes of the packed weight file, from which the exported weights come back bit for bit; 1 KB is {KB} "
-        "bytes. The teacher is counted in the same format at full precision.",
+        _size(view),
         timing if view.timed else untimed,
         f"One image more or less is {100 / measured.images:.2f} points of accuracy: differences of a few images mean little.",
     ]
+
+
+def _size(view: StudyView) -> str:
+    packed, teacher = ("entropy-coded", "bit-packed") if view.coded else ("packed", "in the same format")
+    known = " It is known after training: that of a trial given up before is a lower limit." if view.coded else ""
+    return (
+        f"Size is the number of bytes of the {packed} weight file, from which the exported weights come back bit for bit; 1 KB is {KB} "
+        f"bytes.{known} The teacher is counted {teacher} at full precision."
+    )
 
 
 def _judged(view: StudyView) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.candidate import KB, BuildReport, LatencyReport, Measurement
+from core.candidate import KB, BuildReport, LatencyReport, Measurement, milliseconds
 from core.files import write_atomically
 from results.record import TeacherReport, TrialRecord
 
@@ -142,8 +142,8 @@ def cells(rank: int, record: TrialRecord, teacher: TeacherReport | None) -> tupl
 
 def teacher_cells(teacher: TeacherReport) -> tuple[str, ...]:
     """The teacher's line under `HEADINGS`."""
-    size_kb = f"{teacher.size_bytes / KB:.1f}"
-    return ("-", "-", f"{100 * teacher.accuracy:.2f}", size_kb, _ms(teacher.latency), "1.0", "1.0", "teacher", "32.0")
+    size_kb, faster = f"{teacher.size_bytes / KB:.1f}", "1.0" if milliseconds(teacher.latency) else "-"
+    return ("-", "-", f"{100 * teacher.accuracy:.2f}", size_kb, _ms(teacher.latency), "1.0", faster, "teacher", "32.0")
 
 
 def caption(front: Sequence[TrialRecord], teacher: TeacherReport | None = None, rows: int | None = None) -> str:
@@ -152,7 +152,7 @@ def caption(front: Sequence[TrialRecord], teacher: TeacherReport | None = None, 
         return "no complete trial yet"
     measured = measurement(front[0])
     judge = "accuracy" if measured.judged_by == "labels" else "accuracy: agreement with the teacher's top-1"
-    parts = [f"{judge}: {measured.images} search images", f"KB: {KB} bytes of packed weights"]
+    parts = [f"{judge}: {measured.images} search images", f"KB: {KB} bytes of the weight file"]
     parts.append(f"{'' if isinstance(measured.latency, BuildReport) else 'ms: median, '}{conditions(measured.latency)}")
     latencies = [measurement(record).latency for record in front] + ([teacher.latency] if teacher else [])
     if any(isinstance(latency, LatencyReport) and not latency.stable for latency in latencies):
@@ -197,6 +197,14 @@ def quality(record: TrialRecord) -> str:
 def student_name(record: TrialRecord) -> str:
     """'resnet8 (0.5)'."""
     return f"{record.student or 'student'}" + ("" if record.width is None else f" ({record.width:g})")
+
+
+def duration(seconds: float) -> str:
+    """'42 s', '12 min', '3 h 05 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def mean_bits(record: TrialRecord) -> float:

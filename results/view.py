@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from core.candidate import Candidate
+from core.errors import UserError
 from results.epochs import Epoch, read_epochs
 from results.front import Point, complete, front, objectives
 from results.layers import LayerFacts, classes_of, read_layers
@@ -19,6 +19,8 @@ from results.table import quality
 
 if TYPE_CHECKING:
     import optuna
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class StudyView:
     teacher: TeacherReport | None
     run: Mapping[str, Any]
     """run.json."""
+    space: Mapping[str, Any]
     config: Mapping[str, Any]
-    """The configuration that the study was made with."""
+    """The space and the configuration that the study was made with."""
     tests: Mapping[str, Mapping[str, Any]]
     """Fingerprint -> {accuracy, images, interval} on the test split."""
     layers: Mapping[int, tuple[LayerFacts, ...]]
-    """Rank -> layers, of those points of the front whose files are there."""
+    """Rank -> layers, of those points of the front whose files are there and whole."""
+    damaged: Mapping[int | None, str]
+    """Rank, None for the teacher -> what is wrong with its files."""
     epochs: tuple[Epoch, ...]
     classes: int | None
     reference: Point | None = None
@@ -53,6 +58,11 @@ class StudyView:
         return not self.front or len(objectives(self.front[0])) == 3
 
     @property
+    def coded(self) -> bool:
+        """Whether sizes are those of entropy-coded files."""
+        return self.space.get("objectives", {}).get("size") == "coded"
+
+    @property
     def quality(self) -> str:
         """What the first objective is called: accuracy, or agreement with the teacher where images have no labels."""
         return quality(self.front[0]) if self.front else "accuracy"
@@ -62,8 +72,8 @@ class StudyView:
         return next((rank for rank, other in enumerate(self.front) if other.number == record.number), None)
 
 
-def read_view(study: optuna.Study, folder: Path, config: Mapping[str, Any]) -> StudyView:
-    """Read a study and its run's folder, which may be missing; `config` as the study keeps it.
+def read_view(study: optuna.Study, folder: Path, content: Mapping[str, Any]) -> StudyView:
+    """Read a study and its run's folder, which may be missing; `content`: the space and the configuration as the study keeps them.
 
     Raises UserError for records of another version.
     """
@@ -71,6 +81,9 @@ def read_view(study: optuna.Study, folder: Path, config: Mapping[str, Any]) -> S
     best = front(records)
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     run = _run_facts(folder / "run.json")
+    damaged: dict[int | None, str] = {}
+    layers = {rank: _whole(damaged, rank, layers_of, folder, record) or () for rank, record in enumerate(best)}
+    classes = _whole(damaged, None, classes_of, folder / "teacher" / "model.onnx")
     return StudyView(
         name=study.study_name,
         folder=folder,
@@ -79,11 +92,13 @@ def read_view(study: optuna.Study, folder: Path, config: Mapping[str, Any]) -> S
         trials=tuple(trials[record.number] for record in complete(records)),
         teacher=_teacher(run),
         run=run,
-        config=config,
+        space=content.get("space", {}),
+        config=content.get("config", {}),
         tests=study.user_attrs.get(TEST_KEY, {}),
-        layers={rank: layers for rank, record in enumerate(best) if (layers := layers_of(folder, record))},
+        layers={rank: found for rank, found in layers.items() if found},
+        damaged=damaged,
         epochs=tuple(read_epochs(folder / "epochs.csv")),
-        classes=classes_of(folder / "teacher" / "model.onnx"),
+        classes=classes,
         reference=tuple(study.user_attrs[REFERENCE_KEY]) if REFERENCE_KEY in study.user_attrs else None,
     )
 
@@ -93,14 +108,13 @@ def layers_of(folder: Path, record: TrialRecord) -> tuple[LayerFacts, ...]:
     return read_layers(folder / record.path) if record.path is not None else ()
 
 
-def mean_ratio(candidate: Candidate) -> float:
-    """Mean of the sampled pruning ratios over the depth positions, in [0, 1)."""
-    return sum(group.prune_ratio for group in candidate.groups) / len(candidate.groups)
-
-
-def float_share(candidate: Candidate) -> float:
-    """Share of the depth positions that execute in float, in [0, 1]."""
-    return sum(group.execution == "float" for group in candidate.groups) / len(candidate.groups)
+def _whole(damaged: dict[int | None, str], rank: int | None, read: Callable[..., T], *what: Any) -> T | None:
+    """What `read` finds; a damaged file is noted under `rank`, for the other models and the report do without it."""
+    try:
+        return read(*what)
+    except UserError as error:
+        damaged[rank] = str(error)
+        return None
 
 
 def _run_facts(path: Path) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ SERIES = ("#5b73f2", "#dd8410", "#2f9e77", "#b563c4", "#8792a2", "#d8504d", "#2a
 ACCENT, DIM, STAR, BAD = "#5b73f2", "#8792a2", "#dd8410", "#d8504d"
 # Buttons are named so that none that uploads the data to a service is there.
 CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]]}
+PANEL, ROOM, AXIS, COLUMN = 270, 480, 100, 24
+"""Pixels that a panel, one of three dimensions, one of parallel axes and a column of a grid need at least."""
 DRAWN = '<script type="application/json" data-plot='
 """How a figure's data begin in a page."""
 
@@ -72,12 +74,20 @@ def template(name: str) -> dict[str, Any]:
 
 
 def figure_html(name: str, figure: go.Figure) -> str:
-    """A figure under the id `name`; the page draws it in its own template."""
+    """A figure under the id `name`; the page draws it in its own template. On a narrow screen it is pushed sideways, as a table is."""
     drawn = json.loads(figure.to_json())
     drawn["layout"].pop("template", None)  # the page's own comes with the light or dark scheme
-    height = drawn["layout"].get("height", 400)
-    place = f'<div class="plot" id="{name}" style="height:{height}px"></div>'
+    look = f"height:{drawn['layout'].get('height', 400)}px;min-width:{least_width(drawn)}px"
+    place = f'<div class="scroll"><div class="plot" id="{name}" style="{look}"></div></div>'
     return f'{place}{DRAWN}"{name}">{_json(drawn)}</script>'
+
+
+def least_width(drawn: Mapping[str, Any]) -> int:
+    """Pixels below which a figure cannot be read: so many for each panel beside another, axis of parallel ones, or column of a grid."""
+    layout, first = drawn["layout"], drawn["data"][0]
+    panels = {tuple(axis.get("domain", ())) for key, axis in layout.items() if key.startswith("xaxis")}
+    parts = {"scatter3d": ROOM, "parcoords": len(first.get("dimensions", ())) * AXIS, "heatmap": len(first.get("x", ())) * COLUMN}
+    return int(layout.get("margin", {}).get("l", 0) + max(PANEL * len(panels), PANEL, parts.get(first["type"], 0)))
 
 
 def table_html(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -103,11 +113,13 @@ SCRIPT = """
 const read = (selector) => JSON.parse(document.querySelector(selector).textContent);
 const templates = read("#templates"), config = read("#config");
 const dark = matchMedia("(prefers-color-scheme: dark)");
+const finger = matchMedia("(pointer: coarse)").matches;  // it pushes a wide figure sideways where a mouse would zoom
 function draw() {
   const template = templates[dark.matches ? "dark" : "light"];
   for (const node of document.querySelectorAll("script[data-plot]")) {
     const figure = JSON.parse(node.textContent);
-    Plotly.react(node.dataset.plot, figure.data, {...figure.layout, template}, config);
+    const still = finger && !figure.layout.scene ? {dragmode: false} : {};
+    Plotly.react(node.dataset.plot, figure.data, {...figure.layout, ...still, template}, config);
   }
 }
 if (window.Plotly) { draw(); dark.addEventListener("change", draw); }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from results.record import TrialRecord
-from search.progress import duration
+from results.table import duration
 
 PARTS = {
     "parents": ("parent",),
@@ -51,13 +51,14 @@ def account(records: Sequence[TrialRecord], starts: Sequence[Mapping[str, Any]])
 def saved(records: Sequence[TrialRecord]) -> dict[str, float]:
     """Ending -> seconds that its trials did not take, estimated from the mean of each stage over those trained in full.
 
-    A skipped, stopped or reused candidate may have been smaller or larger than the mean: this is an estimate.
+    A skipped, stopped or reused candidate may have been smaller or larger than the mean: this is an estimate. One that missed a limit
+    of accuracy at the end was trained in full.
     """
-    full = [record for record in records if record.state == "COMPLETE" and record.ending is None]
+    full = [record for record in records if (record.state, record.ending) == ("COMPLETE", None) or record.refused]
     mean = {stage: sum(record.seconds.get(stage, 0.0) for record in full) / len(full) for stage in TRAINED} if full else {}
     result: defaultdict[str, float] = defaultdict(float)
     for record in records:
-        if record.ending is not None and mean:
+        if record.ending is not None and not record.refused and mean:
             result[record.ending] += sum(max(0.0, seconds - record.seconds.get(stage, 0.0)) for stage, seconds in mean.items())
     return dict(result)
 

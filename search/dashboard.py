@@ -78,7 +78,7 @@ class Follower:
             name = self.study.study_name
             raise UserError(f"a study must exist to be shown, but {name!r} was deleted; run search.run to begin it anew") from error
         if finished != self._seen:
-            view = read_view(self.study, self.folder, self.study.user_attrs.get(CONTENT_KEY, {}).get("config", {}))
+            view = read_view(self.study, self.folder, self.study.user_attrs.get(CONTENT_KEY, {}))
             show_study(self.study, view)
             self._seen = finished
 

@@ -21,9 +21,9 @@ from core.errors import InfeasibleCandidate, TrialError
 from core.teacher import build_network
 from core.teacher_logits import is_kept, view_bytes
 from objectives.allocation import settle_roughly
+from results.table import duration
 from search.methods import finest_grid
 from search.preflight import Inputs
-from search.progress import duration
 from search.sample import EXECUTIONS, genes, sample
 from search.space import Constraints, Range, Space, options
 from search.speed import Dense, Speed, dense_of, training_speed, whole_epochs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from core.candidate import KB, milliseconds
 from results.epochs import Epoch, append_epoch
 from results.record import TeacherReport, TrialRecord
-from results.table import front_table, front_text, student_name
+from results.table import duration, front_table, front_text, student_name
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -114,7 +114,7 @@ class Progress:
             self._front = list(front)
             self._finished += 1
             self.done += record.state != "FAIL"
-        line = f"trial {record.number} {outcome(record, front)}"
+        line = f"trial {record.number} {outcome(record)}{_place(record, front)}"
         if self._live is not None:
             self._live.console.print(line, markup=False, highlight=False)
         self._line(f"{line} ({self.done} of {self.trials} done{self._left(', {} left')})")
@@ -190,24 +190,22 @@ class Progress:
         return Group(*lines)
 
 
-def outcome(record: TrialRecord, front: Sequence[TrialRecord]) -> str:
-    """How a trial ended, in a line: its numbers and its rank, or its reason."""
+def outcome(record: TrialRecord) -> str:
+    """How a trial ended, in a line that stays true: its numbers, or its reason."""
     if record.measurement is None or record.state != "COMPLETE":
         return {"PRUNED": "pruned", "FAIL": "failed"}.get(record.state, "complete") + f": {record.reason or 'no reason given'}"
     measured = record.measurement
-    ranks = [rank for rank, other in enumerate(front) if other.number == record.number]
-    place = f"rank {ranks[0]} of {len(front)}" if ranks else "off the front"
     speed = [f"{median:.3f} ms" for median in milliseconds(measured.latency)]
     numbers = ", ".join([f"{100 * measured.accuracy:.2f} %", f"{measured.size_bytes / KB:.1f} KB", *speed])
-    return f"complete: {numbers}, {student_name(record)}, {place}"
+    return f"complete: {numbers}, {student_name(record)}"
 
 
-def duration(seconds: float) -> str:
-    """'42 s', '12 min', '3 h 05 min'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+def _place(record: TrialRecord, front: Sequence[TrialRecord]) -> str:
+    """Where a complete trial stands now: a later one may push it down or off."""
+    if record.state != "COMPLETE":
+        return ""
+    ranks = [rank for rank, other in enumerate(front) if other.number == record.number]
+    return f", rank {ranks[0]} of {len(front)}" if ranks else ", off the front"
 
 
 def _numbers(step: Step) -> str:

@@ -32,4 +32,4 @@ def opened(study: str | None, storage: str | None) -> Iterator[StudyView]:
         from results.view import read_view
 
         found = load_study(url, name)
-        yield read_view(found, folder, found.user_attrs.get(CONTENT_KEY, {}).get("config", {}))
+        yield read_view(found, folder, found.user_attrs.get(CONTENT_KEY, {}))

@@ -38,6 +38,8 @@ SAMPLED = {
     "AllocationSpace": ("AllocationPlan",),
 }
 """Section of a space -> what is sampled from it, whose fields of the same name say what they mean."""
+PUBLISHED = ("temperature", "weight", "ce_weight")
+"""Of a DistilPlan: what null stands for is known."""
 Schema = dict[str, Any]
 
 
@@ -75,6 +77,8 @@ def schema(name: str) -> Schema:
         if section in sections:
             _suggest(sections[section]["properties"][key], names)
     if name == "config":
+        for key in PUBLISHED:  # null is what is published for the loss; it is filled in before the field's own type looks
+            sections["DistilPlan"]["properties"][key]["type"] = ["number", "null"]
         found["properties"] = {"base": BASE, **found["properties"]}
     else:
         found["properties"]["allocation"] = _by_name(

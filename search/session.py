@@ -41,7 +41,7 @@ from search.showcase import show_study
 from search.space import Space, options
 from search.stopping import Judge
 from search.students import check_students
-from search.study import check_inputs, fixed_reference
+from search.study import CONTENT_KEY, check_inputs, fixed_reference
 from search.summary import write_run_json, write_summary
 from search.trial import TrialRunner
 
@@ -105,7 +105,7 @@ class Session:
         )
         if best:
             self.progress.message(next_steps(self.bench.folder))
-        show_study(self.study, read_view(self.study, self.bench.folder, self.bench.config.model_dump(mode="json")))
+        show_study(self.study, read_view(self.study, self.bench.folder, self.study.user_attrs.get(CONTENT_KEY, {})))
 
 
 def next_steps(folder: Path) -> str:

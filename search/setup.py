@@ -16,11 +16,11 @@ from core.errors import UserError
 from core.runtimes import RUNTIMES, building_runtime, compute_capability, running_runtime
 from core.students import STUDENTS
 from core.tables import lookup
-from core.yaml_io import load_config
+from core.yaml_io import apply_overrides, load_config
 from search.images import check_images
 from search.methods import check_methods
 from search.sample import genes
-from search.space import Range, Space, check_names, default_space, load_space, split_overrides
+from search.space import QuantiseSpace, Range, Space, check_names, default_space, load_space
 from search.starts import check_starts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,6 +134,25 @@ def resolve_arguments(args: argparse.Namespace) -> tuple[Space, Config]:
     return space, config
 
 
+def split_overrides(assignments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`--set` assignments of the space's keys, and the others: the configuration's.
+
+    Only `quantise` is a section of both: of a whole one each gets its part.
+    """
+    own = set(Space.model_fields) - {"quantise"} | {"quantise." + key for key in QuantiseSpace.model_fields}
+    mine: list[str] = []
+    others: list[str] = []
+    for text in assignments:
+        keys = text.partition("=")[0].strip().split(".")
+        if keys == ["quantise"] and isinstance(section := apply_overrides({}, [text])["quantise"], dict):
+            for part, takes in ((mine, True), (others, False)):
+                values = {key: value for key, value in section.items() if (key in QuantiseSpace.model_fields) is takes}
+                part.extend([f"quantise={json.dumps(values)}"] if values else [])
+        else:
+            (mine if own & {keys[0], ".".join(keys[:2])} else others).append(text)
+    return mine, others
+
+
 def check_course(sampler: str, hours: float | None, plateau: int | None) -> None:
     """Raises UserError for an unknown sampler and for an end that is none."""
     lookup(dict.fromkeys([*_names("search/samplers.py", "SAMPLERS"), "auto"]), "sampler", sampler)
@@ -174,7 +193,7 @@ def _flags_as_overrides(args: argparse.Namespace) -> list[str]:
 
 def _own_space(overrides: Sequence[str]) -> Space:
     """The space of a run without YAML: the user's network, pruned and quantised, by configs/own.yaml."""
-    from core.yaml_io import apply_overrides, parse
+    from core.yaml_io import parse
 
     data = default_space().model_dump(mode="json", exclude_defaults=True) | {"config": "own"}
     return parse(Space, apply_overrides(data, overrides), "the default space with --set")

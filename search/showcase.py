@@ -63,9 +63,9 @@ class LinkedArtifacts:
         self._files.remove(artifact_id)
 
 
-def show_trial(trial: optuna.Trial, record: TrialRecord, front: list[TrialRecord], folder: Path) -> None:
+def show_trial(trial: optuna.Trial, record: TrialRecord, folder: Path) -> None:
     """The note and, of a complete trial, the models; before it is told, since a finished trial takes no artefacts. `folder`: the run's."""
-    _write_note(trial.storage, trial.study._study_id, trial._trial_id, trial_note(record, outcome(record, front)))
+    _write_note(trial.storage, trial.study._study_id, trial._trial_id, trial_note(record, outcome(record)))
     if record.state != "COMPLETE" or record.path is None:
         return
     for path in (folder / record.path / name for name in MODELS):
@@ -117,7 +117,7 @@ def _fill_notes(study: optuna.Study, view: StudyView) -> None:
     ids = {trial.number: trial._trial_id for trial in study.get_trials(deepcopy=False)}
     for record in view.records:
         if _version(ids[record.number]) not in known:
-            _write_note(study._storage, study._study_id, ids[record.number], trial_note(record, outcome(record, view.front)))
+            _write_note(study._storage, study._study_id, ids[record.number], trial_note(record, outcome(record)))
 
 
 def _offer(study: optuna.Study, path: Path) -> None:

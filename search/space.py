@@ -12,7 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetJsonSchemaHandler, Tag, WithJsonSchema, model_validator
+from pydantic_core import CoreSchema
 
 from core.candidate import DENSE, SELF, Execution, Frozen, Importance, Order, Strategy, WeightBits
 from core.errors import UserError
@@ -30,7 +31,7 @@ class Range(Frozen):
     """Smallest value."""
     high: float
     """Largest value, itself included; with `step` a whole number of steps above `low`."""
-    step: float | None = None
+    step: float | None = Field(default=None, json_schema_extra={"exclusiveMinimum": 0})
     """Distance between two values, greater than 0; null: any number."""
     log: bool = False
     """Draw on a logarithmic scale; then low > 0 and no step."""
@@ -69,13 +70,26 @@ def _canonical(value: Any) -> Any:
     return value[0] if len(value) == 1 else tuple(sorted(value, key=lambda entry: (entry is None, entry)))
 
 
+class Says:
+    """What an editor is told beside the type: JSON schema's own words, each of which binds only the values that it is about."""
+
+    def __init__(self, **words: Any) -> None:
+        self.words = words
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """pydantic's hook."""
+        return {**handler(schema), **self.words}
+
+
+DISTINCT = Says(minItems=1, uniqueItems=True)
 Listed = Annotated[
-    Annotated[T, Tag("<fixed>")] | Annotated[tuple[T, ...], Tag("<choices>")], Discriminator(_kind), AfterValidator(_canonical)
+    Annotated[T, Tag("<fixed>")] | Annotated[tuple[T, ...], Tag("<choices>")], Discriminator(_kind), AfterValidator(_canonical), DISTINCT
 ]
 Ranged = Annotated[
     Annotated[T, Tag("<fixed>")] | Annotated[tuple[T, ...], Tag("<choices>")] | Annotated[Range, Tag("<range>")],
     Discriminator(_kind),
     AfterValidator(_canonical),
+    DISTINCT,
 ]
 
 
@@ -95,11 +109,19 @@ def _all(holds: Callable[[float], bool], law: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Positive = Annotated[Ranged[float], _all(lambda number: number > 0, "greater than 0")]
-NotNegative = Annotated[Ranged[float], _all(lambda number: number >= 0, "at least 0")]
-PositiveOrPublished = Annotated[Ranged[float | None], _all(lambda number: number > 0, "greater than 0")]
-NotNegativeOrPublished = Annotated[Ranged[float | None], _all(lambda number: number >= 0, "at least 0")]
-Ratio = Annotated[Ranged[float], _all(lambda number: 0 <= number < 1, "at least 0 and less than 1")]
+def _each(**bounds: float) -> Says:
+    """JSON schema's bounds, of a number, of every choice and of both ends of a range."""
+    return Says(**bounds, items=bounds, properties={"low": bounds, "high": bounds})
+
+
+ABOVE_0 = _all(lambda number: number > 0, "greater than 0"), _each(exclusiveMinimum=0)
+FROM_0 = _all(lambda number: number >= 0, "at least 0"), _each(minimum=0)
+Positive = Annotated[Ranged[float], *ABOVE_0]
+NotNegative = Annotated[Ranged[float], *FROM_0]
+PositiveOrPublished = Annotated[Ranged[float | None], *ABOVE_0]
+NotNegativeOrPublished = Annotated[Ranged[float | None], *FROM_0]
+SHARE = _each(minimum=0, exclusiveMaximum=1)
+Ratio = Annotated[Ranged[float], _all(lambda number: 0 <= number < 1, "at least 0 and less than 1"), SHARE]
 Positions = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -196,7 +218,7 @@ ORDER = {"anyOf": [STEPS, {"enum": list(get_args(Order))}]}
 Orders = Annotated[
     Listed[Order],
     BeforeValidator(_as_order),
-    WithJsonSchema({"anyOf": [ORDER, {"type": "array", "items": ORDER, "minItems": 1}]}),
+    WithJsonSchema({"anyOf": [ORDER, {"type": "array", "items": ORDER, "minItems": 1, "uniqueItems": True}]}),
 ]
 
 
@@ -335,13 +357,6 @@ def check_names(space: Space, students: Iterable[str], losses: Iterable[str], qu
             elif name not in known:
                 listed = ", ".join(sorted(set(known)))
                 raise UserError(f"unknown {kind} {name!r}{nearest(name, known) or ';'} known: {listed} ({where}, {key})")
-
-
-def split_overrides(assignments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`--set` assignments of the space's keys, and the others: the configuration's. Only `quantise` is a section of both."""
-    own = set(Space.model_fields) - {"quantise"} | {"quantise." + key for key in QuantiseSpace.model_fields}
-    mine = [text for text in assignments if own & {text.split("=")[0].split(".")[0], ".".join(text.split("=")[0].split(".")[:2])}]
-    return mine, [text for text in assignments if text not in mine]
 
 
 def default_space() -> Space:

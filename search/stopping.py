@@ -88,7 +88,7 @@ class Gatekeeper:
 
 def trained(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     """The distinct records of trials that were trained in full, by number: also those that a limit of accuracy refused in the end."""
-    refused = [record for record in records if record.missed is not None]
+    refused = [record for record in records if record.refused]
     return sorted([*complete(records), *refused], key=lambda record: record.number)
 
 

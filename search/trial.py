@@ -120,7 +120,7 @@ class TrialRunner:
         if twin is not None:
             known["ending"] = "reused"
             if twin.state == "PRUNED":
-                known |= {"size_bytes": twin.size_bytes, "latency_ms": twin.latency_ms, "rungs": twin.rungs}
+                known |= {key: getattr(twin, key) for key in ("size_bytes", "latency_ms", "rungs", "missed")}
                 raise InfeasibleCandidate(f"the same network as trial {twin.number}: {twin.reason}")
             reason = f"the same network as trial {twin.number}: not trained again"
             return twin.model_copy(update={**known, "reason": reason})
@@ -177,7 +177,7 @@ class TrialRunner:
             trial.set_user_attr(VOLUME_KEY, volume)
         if self.space.constraints.soft:
             pass_on(self.space.constraints, trial, record)
-        show_trial(trial, record, self.best, self.bench.folder)
+        show_trial(trial, record, self.bench.folder)
         trial.set_user_attr(RECORD_KEY, record.model_dump_json())
         self.records.append(record)
         self.progress.trial_done(record, self.best)

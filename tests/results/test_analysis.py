@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from results.analysis import MIN_TRIALS, hypervolume_history, hypervolume_of, importances, logarithmic
+from core.candidate import Candidate, GroupPlan
+from results.analysis import MIN_TRIALS, OBJECTIVES, decides, hypervolume_history, hypervolume_of, importances, logarithmic
 from results.front import objectives
 from tests.results.views import view_of
 
@@ -82,6 +83,24 @@ def test_the_training_is_not_said_to_explain_size_or_latency(planted, tmp_path):
         "size": False,
         "latency": False,
     }
+
+
+def test_bits_are_said_to_explain_the_latency_only_where_some_force_a_layer_to_float(planted, tmp_path):
+    records, trials = planted
+    wide = Candidate(student="resnet8", groups=(GroupPlan(weight_bits=16, execution="float"),))
+    for some, there in ((records, False), ([records[0].model_copy(update={"candidate": wide}), *records[1:]], True)):
+        found = importances(view_of(some, None, tmp_path, trials=trials))
+        assert {objective: "bits_0" in shares for objective, shares in found.items()} == {"accuracy": True, "size": True, "latency": there}
+
+
+@pytest.mark.parametrize(("quantiser", "coded", "size", "latency"), [
+    ("lsq", False, False, False), ("codebook", False, True, True), ("lsq", True, True, False)
+])  # fmt: skip
+def test_the_quantiser_counts_where_it_changes_the_file_or_the_execution(quantiser, coded, size, latency, make_record, tmp_path):
+    record = make_record(0, 0.9, 5_000, 0.1).model_copy(update={"candidate": Candidate(student="resnet8", quantiser=quantiser)})
+    view = view_of([record], None, tmp_path, space={"objectives": {"size": "coded" if coded else "packed"}})
+    assert [decides(view, "quantiser", objective) for objective in OBJECTIVES] == [True, size, latency]
+    assert [decides(view, "sparsity", objective) for objective in OBJECTIVES] == [True, coded, False]
 
 
 def test_few_trials_have_no_importances(planted, tmp_path):

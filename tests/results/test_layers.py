@@ -39,11 +39,16 @@ CANDIDATES = {
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Candidate, ShapePlan, Path, int]:
     """(candidate, plan, folder of its files, MACs)."""
     candidate, folder = CANDIDATES[request.param], tmp_path_factory.mktemp("model")
+    return candidate, *written(candidate, folder)
+
+
+def written(candidate: Candidate, folder: Path) -> tuple[ShapePlan, Path, int]:
+    """(plan, folder of its files, MACs) of an untrained one."""
     dense = STUDENTS[candidate.student](classes=7, channels=1, image_size=8, width=candidate.width)
     pruned, plan = resolve(dense, candidate, SHAPE, RUNTIMES["openvino"]())
     drafted = draft(pruned, plan, SHAPE, RUNTIMES["openvino"](), candidate.quantiser)
     drafted.save(folder)
-    return candidate, plan, folder, drafted.macs
+    return plan, folder, drafted.macs
 
 
 def test_names_channels_bits_and_execution_are_those_of_the_plan(model):
@@ -82,12 +87,14 @@ def test_every_float_layer_has_a_reason_and_no_other_has(model, make_record):
         assert "the graph does not quantise" not in reason
 
 
-def test_one_more_bit_costs_an_eighth_of_a_byte_for_each_weight_that_can_grow(model):
-    _, _, folder, _ = model
-    layers = read_layers(folder)
-    growing = [layer for layer in layers if layer.bits < 8]
-    exact = sum(layer.weights for layer in growing) / 8
-    assert exact - len(growing) <= one_more_bit(layers) <= exact + len(growing)
+def test_one_more_bit_costs_what_a_file_of_one_more_bit_takes(model, tmp_path):
+    candidate, _, folder, _ = model
+    more = [group.model_copy(update={"weight_bits": group.weight_bits + (group.weight_bits < 8)}) for group in candidate.groups]
+    written(candidate.model_copy(update={"groups": tuple(more)}), tmp_path)
+    layers, grown = read_layers(folder), read_layers(tmp_path)
+    added = sum(layer.size_bytes for layer in grown) - sum(layer.size_bytes for layer in layers)
+    assert abs(added - one_more_bit(layers)) <= sum(layer.bits < 8 for layer in layers)  # a longer table takes a longer length
+    assert any(layer.shared for layer in layers) == (candidate.quantiser == "codebook")
 
 
 def test_the_classes_are_those_of_the_exported_model(model, tmp_path):

@@ -65,5 +65,12 @@ def test_the_study_s_note_holds_the_front_and_its_mark(records, teacher, tmp_pat
     assert "python -m search.export_best --study made --rank R" in note
 
 
+def test_what_optuna_s_numbers_of_a_list_mean_is_said(records, teacher, tmp_path):
+    space = {"quantise": {"weight_bits": [2, 3, 4]}, "prune": {"ratio": {"low": 0.0, "high": 0.5}}}
+    note = study_note(view_of(records, teacher, tmp_path, space=space)).replace("\\", "")
+    assert "Among Optuna's parameters bits_i is the place in the list [2, 3, 4], counted from 0." in note
+    assert "counted from 0" not in study_note(view_of(records, teacher, tmp_path, space={"quantise": {"weight_bits": 4}}))
+
+
 def test_a_study_without_a_front_has_a_note_too(records, tmp_path):
     assert MARK in study_note(view_of([records[3]], None, tmp_path))

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -9,7 +10,7 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 
-from core.candidate import Candidate, GroupPlan, Rung
+from core.candidate import BuildReport, Candidate, GroupPlan, Rung
 from results.epochs import Epoch
 from results.front import front, objectives
 from results.layers import LayerFacts
@@ -17,9 +18,12 @@ from results.plots import hover, inner_ticks, tick_text
 from results.record import TrialRecord
 from results.report import as_csv, as_markdown, sections, write_report
 from results.report_front import PLANES, planes
+from results.report_models import rest_of_wall
 from results.report_page import page
-from results.report_search import curves, minutes_spent
-from results.report_text import chosen, unfinished, whole_front
+from results.report_search import LONGEST_NAME, curves, minutes_spent, parallel
+from results.report_text import chosen, device, unfinished, whole_front
+from results.table import HEADINGS, teacher_cells
+from results.web import PANEL
 from tests.results.views import view_of
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -139,8 +143,9 @@ def test_dominated_trials_are_dimmed_and_unfinished_ones_stand_beside_the_hyperv
 
 
 def test_the_csv_holds_every_trial_with_its_own_numbers(full):
-    beyond = TrialRecord(number=7, state="PRUNED", ending="limit", reason="too slow")
-    full = replace(full, records=(*full.records, beyond))
+    beyond = TrialRecord(number=7, state="PRUNED", ending="limit", reason="too slow", size_bytes=5400, latency_ms=0.5)
+    missed = full.records[0].model_copy(update={"number": 8, "state": "PRUNED", "measurement": None, "missed": full.records[0].measurement})
+    full = replace(full, records=(*full.records, beyond, missed))
     frame = pd.read_csv(io.StringIO(as_csv(full))).set_index("trial")
     assert list(frame.index) == [record.number for record in full.records]
     for record in full.records:
@@ -150,6 +155,8 @@ def test_the_csv_holds_every_trial_with_its_own_numbers(full):
         if record.measurement is not None:
             assert (row["accuracy"], row["size_bytes"], row["latency_p50_ms"]) == objectives(record)
             assert row["seconds"] == pytest.approx(sum(record.seconds.values()))
+    assert tuple(frame.loc[7, ["size_bytes", "size_kb", "latency_p50_ms"]]) == (5400, 5.4, 0.5)
+    assert frame.loc[8, "accuracy"] == missed.missed.accuracy
     ranks = {record.number: rank for rank, record in enumerate(full.front)}
     assert frame["rank"].dropna().to_dict() == ranks
     assert frame.loc[5, "reason"] == "the loss is NaN"
@@ -163,6 +170,69 @@ def test_the_chosen_models_are_those_that_stand_out(full):
     assert "balanced" in named
     assert named["teacher"][5] == "400.0"
     assert all(len(row) == len(table.headings) for row in table.rows)
+
+
+def test_the_balanced_model_is_spoken_of_where_there_is_one(full):
+    without = replace(full, teacher=None)
+    for view, there in ((full, True), (without, False)):
+        section = sections(view)[0]
+        assert any("balanced" in row[0] for row in section.table.rows) == there
+        assert ("The balanced one" in section.text) == there
+
+
+def test_a_teacher_that_was_not_timed_is_no_times_faster(records, teacher, tmp_path):
+    report = BuildReport(
+        runtime="tensorrt_rtx", compute_capability=("86",), batch=1, threads=1, precision="int8", fingerprint="0" * 12,
+        engine_bytes=1000, scored_in="onnxruntime",
+    )  # fmt: skip
+    built = teacher.model_copy(update={"latency": report})
+    place = HEADINGS.index("x faster")
+    assert [teacher_cells(each)[place] for each in (built, teacher)] == ["-", "1.0"]
+    for each, faster in ((built, "-"), (teacher, "1.0")):
+        table = chosen(view_of(records, each, tmp_path), None)
+        assert table.rows[0][table.headings.index("x faster")] == faster
+
+
+def test_every_command_of_the_report_names_the_study_and_can_be_run(full):
+    text = as_markdown(full, sections(full))
+    commands = re.findall(r"python -m search\.(?:report|explain|export_best)[^`.(]*", text)
+    assert len(commands) >= 3
+    assert all("--study made" in command for command in commands)
+    odd = replace(full, run=full.run | {"command": ["--data-dir", "my images", "--set", "student.name=[a, b]"]})
+    told = dict(device(odd).rows)["command"]
+    assert told.startswith("python -m search.run ")
+    assert shlex.split(told)[3:] == odd.run["command"]
+
+
+def test_a_study_began_with_its_first_start_and_took_what_all_took(full):
+    started = full.run | {"starts": [{"started": 0.0}, {"started": 86_400.0}], "started": 86_400.0, "wall_seconds": 25.0}
+    told = dict(device(replace(full, run=started)).rows)
+    assert (told["begun"], told["took"]) == ("1970-01-01 00:00 UTC", "25 s")
+
+
+def test_what_several_workers_took_is_not_taken_from_a_clock(full):
+    stages = {"distil": 10.0}
+    alone, several = (replace(full, run=full.run | {"starts": [{"workers": 1}, {"workers": number}]}) for number in (1, 2))
+    assert rest_of_wall(alone, stages) == {"teacher (once)": 20.0, "all else": 30.0}
+    assert rest_of_wall(several, stages) == {"teacher (once)": 20.0}
+
+
+def test_sizes_are_called_what_they_are(full):
+    for view, words, others in (
+        (full, "of the packed weight file", "entropy-coded"),
+        (replace(full, space={"objectives": {"size": "coded"}}), "of the entropy-coded weight file", "of the packed weight file"),
+    ):
+        text = as_markdown(view, sections(view))
+        assert words in text
+        assert others not in text
+        assert ("The teacher is counted bit-packed" in text) == view.coded
+
+
+def test_damaged_files_are_named_where_they_are_missed(full):
+    damaged = replace(full, damaged={2: "model.onnx is damaged"})
+    section = next(section for section in sections(damaged) if section.title == "Bits in every layer")
+    assert "Rank 2 is left out: model.onnx is damaged." in section.text
+    assert section.figures
 
 
 def test_a_scored_test_accuracy_is_shown_and_another_is_not(records, teacher, tmp_path):
@@ -195,6 +265,8 @@ def test_a_study_without_labels_calls_its_accuracy_an_agreement(records, teacher
     assert "Nobody labelled the images" in page_text
     assert "names the class that the teacher names" in page_text
     assert "Nobody labelled" not in plain_text
+    assert "| agreement | share of images on which a model and the teacher name the same class |" in page_text
+    assert "| agreement | share of images on which the engine and PyTorch give the same answer |" in plain_text
     assert planes(view).layout.yaxis.title.text == "agreement with the teacher, %"
     assert hover(taught[0], teacher).split("<br>")[1].startswith("agreement 90.00 %")
     assert set(pd.read_csv(io.StringIO(as_csv(view)))["judged_by"].dropna()) == {"teacher"}
@@ -213,15 +285,20 @@ def test_learning_curves_show_the_accuracy_where_it_was_watched(records, teacher
     assert {trace.name.split(",")[0] for trace in without.data} == {"teacher", "trial 0"}
 
 
-def test_what_was_known_of_a_trial_that_was_given_up_is_told():
+def test_what_was_known_of_a_trial_that_was_given_up_is_told(make_record):
     rung = Rung(stage="distil", epoch=1.0, accuracy=0.4)
     beyond = TrialRecord(number=0, state="PRUNED", ending="limit", size_bytes=5400, latency_ms=0.5, reason="too slow")
     stopped = TrialRecord(number=1, state="PRUNED", ending="stopped", rungs=(rung,), reason="hopeless")
     failed = TrialRecord(number=2, state="FAIL", reason="broken")
-    assert unfinished([beyond, stopped, failed]).rows == (
+    missed = make_record(3, 0.75, 5_000, 0.1).model_copy(
+        update={"state": "PRUNED", "ending": "limit", "rungs": (rung,), "measurement": None}
+    )
+    missed = missed.model_copy(update={"missed": make_record(3, 0.75, 5_000, 0.1).measurement, "reason": "accuracy"})
+    assert unfinished([beyond, stopped, failed, missed]).rows == (
         ("0", "limit", "5.4", "0.500", "-", "too slow"),
         ("1", "stopped", "-", "-", "40.0", "hopeless"),
         ("2", "failed", "-", "-", "-", "broken"),
+        ("3", "limit", "-", "-", "75.0", "accuracy"),
     )
 
 
@@ -238,10 +315,37 @@ def test_a_space_in_which_nothing_varies_is_drawn(make_record, teacher, tmp_path
     assert all(dimension.range[0] < dimension.range[1] for dimension in lines.dimensions)
 
 
-@pytest.mark.parametrize("values", [[2.1, 1100.0], [0.058, 0.123], [4.2, 10.3], [0.4, 0.41], [5.0], [], [1e-4, 1e7]])
+def test_a_figure_is_pushed_sideways_before_its_panels_become_too_narrow(full):
+    html = page(full, sections(full))
+    widths = {
+        name: int(width)
+        for name, width in re.findall(r'<div class="scroll"><div class="plot" id="([^"]+)" style="[^"]*min-width:(\d+)px', html)
+    }
+    assert widths.keys() == set(re.findall(r'data-plot="([^"]+)"', html))
+    assert widths["the-front-0"] >= len(PLANES) * PANEL
+    assert min(widths.values()) >= PANEL
+
+
+def test_long_names_leave_room_for_the_other_axes_and_stay_apart(make_record, teacher, tmp_path):
+    names = [f"timm:{'very_' * 12}{number}{'_long_network' * 4}" for number in range(2)]
+    figure = parallel(
+        view_of([make_record(0, 0.9, 5_000, 0.1, student=names[0]), make_record(1, 0.8, 4_000, 0.1, student=names[1])], teacher, tmp_path)
+    )
+    first = figure.data[0].dimensions[0]
+    assert len(set(first["values"])) == len(set(first.ticktext)) == 2
+    assert max(map(len, first.ticktext)) <= LONGEST_NAME
+    assert figure.layout.margin.l <= 30 + 7 * LONGEST_NAME
+
+
+RANGES = [[2.1, 1100.0], [0.058, 0.123], [0.061, 0.151], [0.09, 0.16], [4.2, 10.3], [9.6, 10.4], [0.4, 0.41], [5.0], [], [1e-4, 1e7]]
+
+
+@pytest.mark.parametrize("values", RANGES)
 def test_ticks_are_inside_the_values_and_readable(values):
     ticks = inner_ticks(values)
     assert all(min(values) <= tick <= max(values) for tick in ticks)
     assert 2 <= len(ticks) <= 11 or len(values) < 2
     assert all(math.log(b / a) > math.log(max(values) / min(values)) / 11 for a, b in pairwise(ticks))
+    reached = [(values[0], ticks[0]), (ticks[-1], values[-1])] if values else []
+    assert all(math.log(b / a) <= 0.4 * math.log(values[-1] / values[0]) for a, b in reached)  # no end of the axis is bare
     assert [tick_text(value) for value in (0.0583, 1000.0, 2.0, 1097.8)] == ["0.0583", "1000", "2", "1100"]

@@ -23,6 +23,7 @@ def view_of(
     """A view with `more` fields set."""
     known = [optuna.trial.create_trial(values=list(objectives(record))) for record in complete(records)]
     fields: dict[str, Any] = {"run": {}, "config": {}, "tests": {}, "layers": {}, "epochs": (), "classes": 10, "name": "made"}
+    fields |= {"space": {}, "damaged": {}}
     return StudyView(
         folder=folder,
         records=tuple(records),

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from core.candidate import LatencyReport, Measurement
 from results.record import TrialRecord
-from search.progress import Progress, duration
+from results.table import duration
+from search.progress import Progress, outcome
 
 LATENCY = LatencyReport(
     p50_ms=0.2,
@@ -193,6 +194,15 @@ def test_importing_it_loads_no_heavy_package():
     )
     ran = python(code)
     assert ran.stdout == "[]\n", ran.stderr
+
+
+def test_a_rank_is_said_in_the_line_of_the_moment_and_not_in_what_is_kept(capsys):
+    with Progress(2) as progress:
+        progress.trial_done(record(0), [record(1), record(0)])
+        progress.trial_done(record(1), [record(0)])
+    lines = capsys.readouterr().out.splitlines()
+    assert ["rank 1 of 2" in lines[0], "off the front" in lines[1]] == [True, True]
+    assert outcome(record(0)) == "complete: 90.00 %, 5.0 KB, 0.200 ms, resnet8 (0.5)"
 
 
 def test_durations_read_as_a_person_says_them():

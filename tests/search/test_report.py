@@ -16,6 +16,7 @@ from core.pack import unpack
 from results.front import front
 from results.layers import read_layers, rest_bytes
 from results.record import TrialRecord, read_records
+from results.view import read_view
 from results.web import ACCENT, COLOURS, POLICY, STAR
 from search import explain, report
 from tests.search.studies import Answer, _answer, load, refused
@@ -140,6 +141,21 @@ def test_a_study_whose_files_are_gone_is_still_reported(again: Path, capfd: Capt
         assert sentence in markdown
     answer = explained(capfd, "--study", "tiny", "--storage", "sqlite:///study.db")
     assert "The layers are not shown: the files of trial" in answer.out
+
+
+def test_one_damaged_file_keeps_nothing_else_from_being_told(again: Path, capfd: Capture) -> None:
+    best = front(records())[0]
+    (Path("runs/tiny") / str(best.path) / "model.onnx").write_bytes(b"broken")
+    Path("runs/tiny/teacher/model.onnx").write_bytes(b"broken")
+    assert reported(capfd).code == 0
+    assert "Rank 0 is left out: " in Path("runs/tiny/report.md").read_text()
+    answer = explained(capfd)
+    assert answer.code == 0, answer
+    assert re.search(r"The layers are not shown: .*model\.onnx is damaged", answer.out)
+    assert "What a change would cost" in answer.out
+    view = read_view(load(), Path("runs/tiny"), {})
+    assert set(view.damaged) == {0, None}
+    assert set(view.layers) == set(range(len(view.front))) - {0}
 
 
 def test_the_layers_of_a_model_add_up_to_its_file_and_to_its_measurement(again: Path) -> None:

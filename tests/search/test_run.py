@@ -11,8 +11,11 @@ import optuna
 import pandas
 import pytest
 
+from results.record import read_records
+from search.account import saved
 from search.run import _command
 from search.samplers import make_sampler
+from search.stopping import trained
 from search.study import count_finished
 from tests.search.studies import DOT, ONE_NETWORK, begun, command, load, refused, search
 
@@ -118,6 +121,18 @@ def test_candidates_that_resolve_to_the_same_network_are_trained_once_and_stand_
     assert "distil" in first["seconds"]
     assert "distil" not in second["seconds"]
     assert list(pandas.read_csv("runs/twins/front.csv")["trial"]) == [0]
+
+
+@pytest.mark.usefixtures("dot")
+def test_a_twin_of_a_trial_that_missed_a_limit_after_its_training_knows_the_accuracy_too(empty: Path, capfd: Capture) -> None:
+    settings = [*ONE_NETWORK, "distil.weight=0.9", "constraints.accuracy=1"]
+    assert search(capfd, *command("--trials", "2", study="twins", settings=settings)).code == 0
+    first, second = read_records(load("twins"))
+    assert [first.ending, second.ending] == ["limit", "reused"]
+    assert first.missed is not None
+    assert second.missed == first.missed
+    assert trained([first, second]) == [first]
+    assert saved([first, second]).keys() == {"reused"}
 
 
 @pytest.mark.usefixtures("dot")

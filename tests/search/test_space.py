@@ -17,7 +17,8 @@ from core.methods import METHODS
 from core.students import STUDENTS
 from core.yaml_io import load_config, parse
 from search.digest import space_digest
-from search.space import Range, Space, check_names, default_space, load_space, split_overrides
+from search.setup import split_overrides
+from search.space import Range, Space, check_names, default_space, load_space
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "spaces").rglob("*.yaml"))
@@ -193,8 +194,12 @@ def test_overrides_go_to_the_space_or_to_the_config(tmp_path: Path) -> None:
     mine, others = split_overrides(["quantise.positions=3", "quantise.train.lr=1", "student.name=a", "seed=1", "config=x", "dta.x=1"])
     assert mine == ["quantise.positions=3", "student.name=a", "config=x"]
     assert others == ["quantise.train.lr=1", "seed=1", "dta.x=1"]
+    mine, others = split_overrides(["quantise={weight_bits: [4, 8], train: {lr: 1}}", "quantise={edge_bits: null}"])
+    assert mine == ['quantise={"weight_bits": [4, 8]}', 'quantise={"edge_bits": null}']
+    assert others == ['quantise={"train": {"lr": 1}}']
     path = tmp_path / "my.yaml"
     path.write_text("student: {name: resnet8}\n")
+    assert load_space(path, mine[:1]).quantise.weight_bits == (4, 8)
     assert load_space(path, ["prune.ratio=[0, 0.5]"]).prune.ratio == (0.0, 0.5)
     assert f"({path} with --set, prune.ratio)" in message(load_space, path, ["prune.ratio=2"])
 

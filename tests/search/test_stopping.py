@@ -195,10 +195,9 @@ def test_the_first_ten_trials_draw_a_front(seed: int, tmp_path: Path) -> None:
 
 
 def test_the_account_adds_up_and_calls_its_saving_an_estimate() -> None:
-    def trial(number: int, ending: str | None, **seconds: float) -> TrialRecord:
-        return TrialRecord.model_construct(
-            number=number, state="COMPLETE" if ending is None else "PRUNED", ending=ending, seconds=seconds, hypervolume=None
-        )
+    def trial(number: int, ending: str | None, missed: bool | None = None, **seconds: float) -> TrialRecord:
+        state = "COMPLETE" if ending is None else "PRUNED"
+        return TrialRecord.model_construct(number=number, state=state, ending=ending, seconds=seconds, hypervolume=None, missed=missed)
 
     records = [
         trial(0, None, engine=2.0, parent=30.0, allocate=1.0, distil=10.0, quantise=6.0, accuracy=2.0),
@@ -207,6 +206,10 @@ def test_the_account_adds_up_and_calls_its_saving_an_estimate() -> None:
         trial(3, "stopped", engine=2.0, distil=5.0),
     ]
     assert saved(records) == {"skipped": 25.0, "stopped": 20.0}
+    in_full = trial(4, "limit", missed=True, distil=18.0, quantise=4.0, accuracy=3.0)  # a limit of accuracy refused it at the end
+    assert saved([*records, in_full, trial(5, "limit"), trial(6, "reused", missed=True)]) == {
+        "skipped": 25.0, "stopped": 20.0, "limit": 25.0, "reused": 25.0
+    }  # fmt: skip
     told = account(records, [{"teacher_seconds": 100.0, "wall_seconds": 210.0, "sampler_seconds": 1.0, "storage_seconds": 2.0}])
     assert told["seconds"] == {
         "teacher": 100.0, "parents": 30.0, "allocation": 1.0, "training": 49.0, "engine": 8.0, "accuracy": 6.0, "journal": 0.0,
