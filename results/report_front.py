@@ -179,7 +179,7 @@ def _drawn(view: StudyView, axis: Axis) -> list[float]:
 
 
 def _interval(records: Sequence[TrialRecord], axis: Axis) -> dict[str, Any] | None:
-    """The 95 % interval of a latency as error bars; the other objectives have none."""
+    """The interval of a latency (`LatencyReport.ci_ms`) as error bars; the other objectives have none."""
     if axis is not LATENCY:
         return None
     found = [record.measurement.latency for record in records if record.measurement is not None]
