@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from core.errors import UserError
+from core.files import read_json
 from results.epochs import Epoch, read_epochs
 from results.front import Point, complete, front, objectives
 from results.layers import LayerFacts, classes_of, read_layers
@@ -80,7 +80,7 @@ def read_view(study: optuna.Study, folder: Path, content: Mapping[str, Any]) -> 
     records = read_records(study)
     best = front(records)
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
-    run = _run_facts(folder / "run.json")
+    run = read_json(folder / "run.json")
     damaged: dict[int | None, str] = {}
     layers = {rank: _whole(damaged, rank, layers_of, folder, record) or () for rank, record in enumerate(best)}
     classes = _whole(damaged, None, classes_of, folder / "teacher" / "model.onnx")
@@ -115,15 +115,6 @@ def _whole(damaged: dict[int | None, str], rank: int | None, read: Callable[...,
     except UserError as error:
         damaged[rank] = str(error)
         return None
-
-
-def _run_facts(path: Path) -> Mapping[str, Any]:
-    """run.json; {} where it is missing or not whole: it is only an account."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def _teacher(run: Mapping[str, Any]) -> TeacherReport | None:
