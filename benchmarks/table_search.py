@@ -7,7 +7,8 @@ with the same command, and `--workers 2` shares it. The study's own first candid
 is what an interruption has cost a part of its rungs and seconds. The teacher is trained on all training images before.
 
 Rows that the table holds already are kept: `--study NAME --seed N` with more `--rows` adds those of a further study, where space,
-configuration, images, teacher, device and versions are the same. --collect runs nothing and writes what the study holds by now.
+configuration, images, device and versions are the same. Its teacher may be another one of the same recipe, `--set teacher.weights=FILE`:
+`studies` tells each one's digest and accuracy. --collect runs nothing and writes what the study holds by now.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ RUNS = Path("runs")
 SETTINGS = ("stopping.skip=false", "stopping.stop=false")
 UNUSED = {"candidate", "rungs", "reason", "path", "files", "ending", "hypervolume", "latency_ms"}
 """Of a record: what no replay looks at, or the row has in another form."""
+TEACHER_KEY = "weights or network"
+"""Of a study's inputs: the digest of a teacher that was given."""
 GROUP, RUNG = ("weight_bits", "execution", "prune_ratio"), ("stage", "epoch", "accuracy")
 
 
@@ -135,6 +138,7 @@ def table(name: str, space: Space, config: Config) -> dict[str, Any]:
     study = find_study(url_of(name), name)
     assert study is not None, f"there is no study {name}"
     facts = json.loads((RUNS / name / "run.json").read_text(encoding="utf-8"))
+    inputs = dict(study.user_attrs[INPUTS_KEY])
     records, rows = read_records(study), whole(name)
     asked = sorted(rows[0][1]) if rows else []
     threads = divided(config, facts["workers"]).hardware.threads if facts["workers"] > 1 else facts["torch_threads"]
@@ -145,9 +149,10 @@ def table(name: str, space: Space, config: Config) -> dict[str, Any]:
         "wall_seconds": facts.get("wall_seconds"),
         "trials": len(records),
         "parent_seconds": parent_seconds(records),
+        "teacher": {"digest": inputs.pop(TEACHER_KEY), "accuracy": facts["teacher"]["accuracy"]},
     }
     return {
-        "shared": shared_of(space, config) | study.user_attrs[INPUTS_KEY],
+        "shared": shared_of(space, config) | inputs,
         "facts": {key: facts[key] for key in ("runtime", "device", "training_device", "amp", "data", "teacher")},
         "studies": {name: told},
         "asked": asked,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks import table_search
 from core.candidate import LatencyReport
@@ -57,7 +58,11 @@ def recorded(folder: Path) -> dict[str, Any]:
         patch.chdir(folder)
         first = record("--study", "a", "--rows", "1")
         second = record("--study", "a", "--rows", "3")
-        return {"first": first, "second": second, "third": record("--study", "b", "--seed", "1", "--rows", "5")}
+        (given,) = Path("runs/.cache/given").glob("*.safetensors")
+        save_file({name: value * 1.01 for name, value in load_file(given).items()}, "other.safetensors")
+        normal = {key: json.dumps(first["shared"]["config"]["teacher"][key]) for key in ("mean", "std")}
+        other = [*SETTINGS, "teacher.weights=other.safetensors", *(f"teacher.{key}={value}" for key, value in normal.items())]
+        return {"first": first, "second": second, "third": record("--study", "b", "--seed", "1", "--rows", "5", settings=other)}
 
 
 def test_a_row_has_seconds_of_every_stage_every_rung_parameters_and_latency(recorded: dict[str, Any]) -> None:
@@ -75,6 +80,9 @@ def test_rows_that_are_there_are_kept_and_a_further_study_adds_to_them(recorded:
     assert len(third) >= 5
     assert first == second[: len(first)]
     assert second == third[: len(second)]
+    teachers = [each["teacher"] for each in recorded["third"]["studies"].values()]
+    assert len({each["digest"] for each in teachers}) == len(teachers) == 2
+    assert all(0 < each["accuracy"] <= 1 for each in teachers)
     assert {row["study"] for row in second} == {"a"}
     assert {row["study"] for row in third[len(second) :]} == set(recorded["third"]["studies"]) - {"a"} == {"b"}
 
