@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     content, digest = json.loads(text), hashlib.sha256(text.encode()).hexdigest()[:16]
     table, space = read_table(content, args.classes), space_of(content)
     result = read(args.out, {"name": args.table.name, "digest": digest, "rows": len(table.rows), "studies": len(content["studies"])})
+    result["teachers"] = sorted({study["teacher"]["accuracy"] for study in content["studies"].values()}, reverse=True)
 
     def keep(key: str, make: Callable[[], dict[str, Any]], program: str | None = None) -> dict[str, Any]:
         if key not in result["rows"] or result["rows"][key].get("program") != program:
@@ -94,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--samplers", nargs="*", default=["tpe", "nsga2"], help=f"beside {BASE}")
     parser.add_argument("--budget", type=int, default=120, help="trials of a sampler")
-    parser.add_argument("--confidences", nargs="*", type=float, default=[0.65, 0.7, 0.75, 0.8])
+    parser.add_argument("--confidences", nargs="*", type=float, default=[0.75, 0.8, 0.82, 0.83])
     parser.add_argument("--each-look", action="store_true", help="also with a confidence of each answer alone")
     parser.add_argument("--jobs", type=int, default=joblib.cpu_count(), help="processes")
     parser.add_argument("--out", type=Path, default=OUT)

@@ -16,7 +16,8 @@ def section(result: Mapping[str, Any]) -> str:
     """Skipping and stopping by confidence, and the samplers; from the JSON of replay.py."""
     gates = gates_of(result)
     facts, first = result["table"], gates[0]
-    told = f"{facts['rows']} random candidates of `{facts['name']}`, each trained in full once"
+    teachers = " and ".join(f"{100 * accuracy:.2f} %" for accuracy in result["teachers"])
+    told = f"{facts['rows']} random candidates of `{facts['name']}` (teachers of {teachers}), each trained in full once"
     right = sum(row["optimal_skipped_bound_right"] for row in gates)
     lines = [
         f"**Replayed:** {told}, in {first['orders']} random orders through the gate of a search. Who knew every accuracy beforehand, and",

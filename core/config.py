@@ -290,7 +290,7 @@ class StoppingConfig(Frozen):
     """A candidate that the front surely dominates is not trained."""
     stop: bool = True
     """A training that can no longer join the front ends before its first epoch, or after the epoch of its first half that shows it."""
-    confidence: Annotated[float, Field(ge=0.5, le=0.99)] = 0.7
+    confidence: Annotated[float, Field(ge=0.5, le=0.99)] = 0.82
     """How sure all answers about a candidate together must be; they begin after 9 full trials up to 0.9, after 19 for 0.95."""
 
 
