@@ -59,25 +59,24 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def dry_run(model: nn.Module, input_shape: tuple[int, int, int], batch: int = 1) -> Any:
-    """The model's output for `batch` zero images of `input_shape` (C, H, W), in eval mode, on the model's device and in its dtype.
-
-    Images are channels-last in memory, as in every training: what wants them contiguous is seen here.
-    """
+    """The model's output for `batch` zero images of `input_shape` (C, H, W), in eval mode, on the model's device and in its dtype."""
     with evaluating(model), torch.no_grad():
         return model(_zeros(model, input_shape, batch))
 
 
-def training_run(model: nn.Module, input_shape: tuple[int, int, int]) -> Any:
-    """A copy's output for two images, as of `dry_run`, as a training runs it: weights channels-last too, and in training mode, where it
-    may be another one. Draws from nobody's random numbers."""
+def trial_run(model: nn.Module, input_shape: tuple[int, int, int], *, training: bool) -> Any:
+    """A copy's output for two zero images, as every training and teacher runs: weights and images are channels-last in memory.
+
+    `training`: in that mode, where it may be another one. Draws from nobody's random numbers.
+    """
+    images = _zeros(model, input_shape, 2).contiguous(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return copy.deepcopy(model).to(memory_format=torch.channels_last).train()(_zeros(model, input_shape, 2))
+        return copy.deepcopy(model).to(memory_format=torch.channels_last).train(training)(images)
 
 
 def _zeros(model: nn.Module, input_shape: tuple[int, int, int], batch: int) -> Tensor:
     first = next(model.parameters(), torch.empty(0))
-    images = torch.zeros(batch, *input_shape, device=first.device, dtype=first.dtype)
-    return images.contiguous(memory_format=torch.channels_last)
+    return torch.zeros(batch, *input_shape, device=first.device, dtype=first.dtype)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from core.data.splits import split_search
 from core.data.types import DataInfo, SearchData
 from core.distil import distil
 from core.errors import UserError
-from core.layers import dry_run, training_run
+from core.layers import trial_run
 from core.lora import check_rank
 from core.losses import DISTIL_LOSSES
 from core.methods import METHODS, check_method, method_of, needs_labels
@@ -253,8 +253,8 @@ def _check_networks(teachers: Sequence[nn.Module], student: nn.Module, info: Dat
     for who, model in (*(("teacher", teacher) for teacher in teachers), ("student", student)):
         if odd := {str(value.dtype) for value in model.parameters() if value.dtype != torch.float32}:
             raise UserError(f"networks must be float32, but the {who} has parameters of {', '.join(sorted(odd))}; call .float() first")
-    given = [_count_logits(model, info, "teacher", dry_run) for model in teachers]
-    given += [_count_logits(student, info, "student", run) for run in (dry_run, training_run)]
+    given = [_count_logits(model, info, "teacher", training=False) for model in teachers]
+    given += [_count_logits(student, info, "student", training=training) for training in (False, True)]
     if len(set(given)) > 1:
         raise UserError(f"teacher and student must give equally many logits, but give {', '.join(map(str, given))}")
     if not info.labelled:
@@ -267,16 +267,16 @@ def _check_networks(teachers: Sequence[nn.Module], student: nn.Module, info: Dat
     return info
 
 
-def _count_logits(model: nn.Module, info: DataInfo, who: str, run: Callable[..., Any]) -> int:
+def _count_logits(model: nn.Module, info: DataInfo, who: str, *, training: bool) -> int:
     shape = " x ".join(map(str, info.shape))
     try:
-        output = run(model, info.shape)
+        output = trial_run(model, info.shape, training=training)
     except REFUSALS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"the {who} must take images of {shape}, but refuses them ({reason}); set image_size= and channels=") from error
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        mode = " in training mode" if run is training_run else ""
+        mode = " in training mode" if training else ""
         raise UserError(f"the {who} must map images of {shape} to logits (B, K), but gives {found}{mode}; wrap it in a module that does")
     return output.shape[1]
 

@@ -10,7 +10,6 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.files import write_atomically
-from core.layers import dry_run, training_run
+from core.layers import trial_run
 from core.students.own_sources import importable
 from core.tables import nearest
 
@@ -47,9 +46,9 @@ def load_own_model(spec: str, *, classes: int, channels: int, image_size: int) -
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec} must return a torch.nn.Module, but it returned {type(model).__name__}")
     image = (channels, image_size, image_size)
-    for mode, run in (("", partial(dry_run, batch=2)), (" in training mode", training_run)):
+    for mode, training in (("", False), (" in training mode", True)):
         with own_code(path, f"running the network on an image of {channels}x{image_size}x{image_size}{mode}"):
-            output = run(model, image)
+            output = trial_run(model, image, training=training)
         if not isinstance(output, Tensor) or tuple(output.shape) != (2, classes):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             law = f"{spec} must map 2 images to logits of shape (2, {classes}), one per class of the data set"

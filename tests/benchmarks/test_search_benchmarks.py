@@ -151,7 +151,10 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "shared": {"space": runner.space.resolved()},
         "facts": {"teacher": teacher.model_dump(mode="json")},
-        "studies": {"a": {"parent_seconds": {"resnet8-1": 1.0}}, "b": {"parent_seconds": {"resnet8-1": 2.0, "resnet20-1": 5.0}}},
+        "studies": {
+            "a": {"parent_seconds": {"resnet8-1": 1.0}, "teacher": {"accuracy": 0.9}},
+            "b": {"parent_seconds": {"resnet8-1": 2.0, "resnet20-1": 5.0}, "teacher": {"accuracy": 0.9}},
+        },
         "rows": [row_of(record, "a", []) for record in records],
     }
 
