@@ -16,7 +16,7 @@ UNKNOWN = "not stated"
 def model_card(candidate: Candidate, measurement: Mapping[str, Any], labels: Sequence[str], runtime: str) -> str:
     """Markdown. What `measurement` does not hold is said to be not stated."""
     search, test = measurement.get("search", {}), measurement.get("test", {})
-    data, judge = measurement.get("data", {}), judged(search)
+    data, share = measurement.get("data", {}), judge(search.get("judged_by"))
     made_of = f"{_number(search.get('parameters'), ',')} parameters, {_number(search.get('macs'), ',')} MACs"
     images = f"{_number(data.get('train'), ',')} training images, {_number(data.get('search'), ',')} held out for all choices"
     scales = f"Activation scales were chosen on {len(measurement.get('calibration', ()))} training images"
@@ -37,8 +37,8 @@ def model_card(candidate: Candidate, measurement: Mapping[str, Any], labels: Seq
         "Results": [*_results(measurement), *twin_lines(measurement.get("twins", ()))],
         "Limits": [
             "One split of one data set was measured: nothing is known of other cameras, places or times, nor of groups of people.",
-            f"The front was chosen on the search split, so its {judge} there is a little too good; the test {judge} is the one to quote.",
-            *([] if judge == "accuracy" else ["The images have no labels: how often the network is right is not known."]),
+            f"The front was chosen on the search split, so its {share} there is a little too good; the test {share} is the one to quote.",
+            *([] if share == "accuracy" else ["The images have no labels: how often the network is right is not known."]),
             "Latency belongs to the device in `measurement.json`; `python verify.py` measures it on yours.",
         ],
     }
@@ -57,9 +57,9 @@ def twin_lines(twins: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def judged(search: Mapping[str, Any]) -> str:
-    """What a share of right answers is called."""
-    return "agreement with the teacher's top-1" if search.get("judged_by") == "teacher" else "accuracy"
+def judge(judged_by: str | None) -> str:
+    """What a share of right answers is called, by `Measurement.judged_by`; bundles of an older version do not say, and are of labels."""
+    return "agreement with the teacher's top-1" if judged_by == "teacher" else "accuracy"
 
 
 def elsewhere(latency: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
@@ -78,20 +78,20 @@ def _origin(candidate: Candidate) -> str:
 def _results(measurement: Mapping[str, Any]) -> list[str]:
     """Latencies are those of the export, where it timed the model."""
     search, test, teacher = (measurement.get(key, {}) for key in ("search", "test", "teacher"))
-    judge, lines = judged(search), []
+    share, lines = judge(search.get("judged_by")), []
     if test:
         low, high = (100 * bound for bound in test["interval"])
-        lines.append(f"Test {judge}: {100 * test['accuracy']:.2f} % of {test['images']} images, 95 % interval {low:.2f} to {high:.2f}.")
+        lines.append(f"Test {share}: {100 * test['accuracy']:.2f} % of {test['images']} images, 95 % interval {low:.2f} to {high:.2f}.")
     if search:
         latency = measurement.get("latency", search["latency"])
         lines.append(
-            f"Search {judge}: {100 * search['accuracy']:.2f} % of {search['images']} images. {search['size_bytes'] / KB:.1f} KB. "
+            f"Search {share}: {100 * search['accuracy']:.2f} % of {search['images']} images. {search['size_bytes'] / KB:.1f} KB. "
             f"{_speed(latency)}{elsewhere(latency, measurement)}."
         )
     if teacher:
         timed = f", {teacher['latency']['p50_ms']:.4f} ms" if "p50_ms" in teacher["latency"] else ""
         lines.append(
-            f"The teacher in float32, as the search measured it: {judge} {100 * teacher['accuracy']:.2f} % of the search split, "
+            f"The teacher in float32, as the search measured it: {share} {100 * teacher['accuracy']:.2f} % of the search split, "
             f"{teacher['size_bytes'] / KB:.1f} KB{timed}."
         )
     return lines or [UNKNOWN]

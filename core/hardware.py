@@ -56,7 +56,7 @@ def check_threads(threads: int) -> None:
 
 def usable_cores() -> int:
     """Those that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def exact_int8_bits(device: Mapping[str, Any]) -> Literal[7, 8]:

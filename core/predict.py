@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from core.cli import Parser, run_main
 from core.errors import EngineBuildError, UserError
+from core.hardware import usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +126,7 @@ def load_engine(bundle: Bundle, batch: int) -> Engine:
 
     runtime = installed_runtime(resolve_runtime(bundle.runtime))
     precision = bundle.precision if bundle.precision in runtime.precisions else "f32"
-    options = EngineOptions(batch=batch, threads=min(batch, len(os.sched_getaffinity(0))), precision=precision)
+    options = EngineOptions(batch=batch, threads=min(batch, usable_cores()), precision=precision)
     try:
         engine = runtime.load(str(bundle.onnx), options)
     except (RuntimeError, EngineBuildError) as error:

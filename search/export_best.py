@@ -158,15 +158,15 @@ def variant_of(record: TrialRecord) -> str:
 
 def _tell(record: TrialRecord, exported: TrialRecord, rank: int, measurement: Mapping[str, Any], out: Path) -> None:
     """What was exported, how the other runtime changed it, and the float twins."""
-    from core.bundle_card import twin_lines
-    from search.final_score import judge, optimism
+    from core.bundle_card import judge, twin_lines
+    from search.final_score import optimism
 
     assert exported.measurement is not None
     test, measured = measurement["test"], exported.measurement
     low, high = (100 * bound for bound in test["interval"])
     print(
-        f"rank {rank} (trial {record.number}): test {judge(record)} {100 * test['accuracy']:.2f} % of {test['images']} images "
-        f"(95 % interval {low:.2f} to {high:.2f}), search {judge(record)} {100 * measured.accuracy:.2f} %, "
+        f"rank {rank} (trial {record.number}): test {judge(measured.judged_by)} {100 * test['accuracy']:.2f} % of {test['images']} images "
+        f"(95 % interval {low:.2f} to {high:.2f}), search {judge(measured.judged_by)} {100 * measured.accuracy:.2f} %, "
         f"{measured.size_bytes / 1000:.1f} KB, {_speed(measured)}"
     )
     if note := optimism(measured.accuracy, test):
@@ -308,8 +308,7 @@ def _speed(measured: Measurement) -> str:
 
 
 def _readme_facts(record: TrialRecord, measurement: Mapping[str, Any]) -> dict[str, object]:
-    from core.bundle_card import elsewhere, twin_lines
-    from search.final_score import judge
+    from core.bundle_card import elsewhere, judge, twin_lines
 
     assert record.measurement is not None
     measured, test = record.measurement, measurement["test"]
@@ -320,8 +319,8 @@ def _readme_facts(record: TrialRecord, measurement: Mapping[str, Any]) -> dict[s
         speed = f"{latency['p50_ms']:.3f} ms median, {latency['p95_ms']:.3f} ms p95, {how}"
     return {
         "student": f"{record.student} at width {record.width:g}" if record.width else str(record.student),
-        f"test {judge(record)}": f"{100 * test['accuracy']:.2f} % of {test['images']} images",
-        f"search {judge(record)}": f"{100 * measured.accuracy:.2f} % of {measured.images} images",
+        f"test {judge(measured.judged_by)}": f"{100 * test['accuracy']:.2f} % of {test['images']} images",
+        f"search {judge(measured.judged_by)}": f"{100 * measured.accuracy:.2f} % of {measured.images} images",
         "packed weights": f"{measured.size_bytes} bytes, {measured.mean_bits:.1f} bits a layer on average",
         "latency": speed,
         **{name: text for name, _, text in (line.partition(": ") for line in twin_lines(measurement["twins"]))},

@@ -55,12 +55,6 @@ def _right_answers(study: optuna.Study, record: TrialRecord, preprocessing: Prep
     return answers(engines, RUNS / study.study_name / "teacher" / "model.onnx", preprocessing, test).argmax(1)
 
 
-def judge(record: TrialRecord) -> str:
-    """What a share of right answers is called."""
-    assert record.measurement is not None
-    return "accuracy" if record.measurement.judged_by == "labels" else "agreement with the teacher's top-1"
-
-
 def answers(engines: EngineHost, model: Path, preprocessing: Preprocessing, images: Images) -> np.ndarray:
     """Logits (N, K) of the engine of `model` on a whole split."""
     import numpy as np

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from core.data.images import decode_image, quiet_decoder
 from core.data.listing import Entry
 from core.data.types import chunk_size
 from core.errors import Disturbed, UserError
+from core.hardware import usable_cores
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ def image_files(root: Path, entries: Sequence[Entry], size: int, channels: int, 
 
 def default_workers() -> int:
     """As many as this process may use cores, at most 8; 0 where a worker would only take turns with the training."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     return min(cores, MOST_WORKERS) if cores > 1 else 0
 
 
