@@ -161,7 +161,8 @@ def share_of_most(tensor: QTensor) -> float:
 def run_nncodec(integers: dict[str, QTensor], python: Path) -> dict[str, Any]:
     """Bytes and seconds of the other coder, in its own environment."""
     arrays = {str(index): tensor.values for index, tensor in enumerate(integers.values())}
-    arrays |= {f"centre/{index}": np.int32(describe(tensor.values, tensor.bits).centre) for index, tensor in enumerate(integers.values())}
+    for index, tensor in enumerate(integers.values()):
+        arrays[f"centre/{index}"] = np.array(describe(tensor.values, tensor.bits).centre, np.int32)
     with tempfile.TemporaryDirectory() as folder:
         script, data = Path(folder) / "run.py", Path(folder) / "integers.npz"
         script.write_text(NNCODEC)

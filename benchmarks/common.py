@@ -42,7 +42,7 @@ def teacher_test(study: str) -> dict[str, object]:
     config = Config.model_validate(config_of(study))
     info = load_search_data(config.data, CACHE).info
     normalisation = json.loads((folder / "run.json").read_text())["normalisation"]
-    inputs = Preprocessing(image_size=info.image_size, channels=info.channels, **normalisation)
+    inputs = Preprocessing.model_validate({"image_size": info.image_size, "channels": info.channels, **normalisation})
     test = load_test_data(config.data, CACHE)
     with EngineHost(config.runtime, folder) as engines:
         logits = answers(engines, folder / "teacher" / "model.onnx", inputs, test)

@@ -148,7 +148,7 @@ class Bench(Ground):
     """What every row shares."""
 
     work: Workbench
-    openvino: dict[str, EngineHost]
+    openvino: Mapping[str, EngineHost]
     """By the precision of float layers."""
     teacher_test: float
     """Accuracy of the teacher on the test split, to compare with."""
@@ -173,7 +173,7 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
     with ExitStack() as hosts:
         engines = hosts.enter_context(EngineHost(config.runtime, FOLDER))
         plain = {"name": "openvino", "agent": None, "build_for": ()}
-        openvino = {
+        openvino: dict[str, EngineHost] = {
             precision: hosts.enter_context(EngineHost(config.runtime.model_copy(update=plain | {"precision": precision}), FOLDER))
             for precision in RUNTIMES["openvino"]().precisions
         }
@@ -245,7 +245,7 @@ def folder_of(row: Row, candidate: Candidate, bench: Workbench) -> Path:
     return FOLDER / "candidates" / f"{row.name.replace(':', '-')}-{recipe}"
 
 
-def compared(engines: dict[str, EngineHost], done: Evaluation, bench: Workbench) -> dict[str, Any]:
+def compared(engines: Mapping[str, EngineHost], done: Evaluation, bench: Workbench) -> dict[str, Any]:
     """The engines of a finished row against its simulation, on the search split: share of equal top-1, and both accuracies."""
     assert done.simulation is not None
     parts = [bench.teacher.normalise(part) for part in bench.data.search.chunks()]

@@ -35,7 +35,7 @@ from core.hardware import device_facts
 from core.students import STUDENTS
 from core.teacher_logits import TeacherLogits
 from core.train import predict_all
-from core.views import ViewedSet, viewed
+from core.views import ResidentViews, ViewedSet, viewed
 
 RESULT = ROOT / "benchmarks" / "results" / "distil_table.json"
 EPOCHS = 6.0
@@ -100,6 +100,7 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
     ground = open_ground(args, {"parent.train.epochs": args.epochs})
     config, device = ground.config, ground.device
     views = viewed(ground.data.train, ground.teacher.normalise, config.views, config.seed, device.device)
+    assert isinstance(views, ResidentViews), "CIFAR-10 fits into memory"
     mean = replace(views, plan=views.plan.model_copy(update={"average": True}))
     logits, averaged = (TeacherLogits(ground.teacher, data, ground.data.info.digest, device, CACHE, grid=GRID) for data in (views, mean))
     averaged(torch.arange(1, device=device.device), 0)  # every view

@@ -47,7 +47,7 @@ from core.students import STUDENTS  # noqa: E402
 from core.teacher import Teacher, weights_digest  # noqa: E402
 from core.teacher_logits import TeacherLogits  # noqa: E402
 from core.train import Device, open_device  # noqa: E402
-from core.views import Normalisation, ViewedSet, viewed  # noqa: E402
+from core.views import Normalisation, ResidentViews, ViewedSet, viewed  # noqa: E402
 from search.summary import versions  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "distil_throughput.json"
@@ -112,7 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
 def load_images(folder: Path | None, count: int) -> ImageSet:
     """`count` images uint8 (N, 3, 32, 32) with labels."""
     if folder is not None:
-        return load_search_data(DataConfig(name="cifar10", dir=folder, train_limit=count), CACHE).train
+        images = load_search_data(DataConfig(name="cifar10", dir=folder, train_limit=count), CACHE).train
+        assert isinstance(images, ImageSet), "CIFAR-10 fits into memory"
+        return images
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     return ImageSet(pixels, torch.randint(0, CLASSES, (count,), generator=generator))
@@ -126,6 +128,7 @@ def build_loops(images: ImageSet, teacher: nn.Module, device: Device, sizes: Siz
     """The timed loops by name, in the order of a round, and the count of images that the teacher saw for ours while timed."""
     loops = {f"plain_{workers}_workers": plain_loop(images, teacher, device, sizes, workers) for workers in (0, 2)}
     train_set = viewed(images, CIFAR10, ViewsConfig(number=1, flip=True, shift=4), 0, device.device)
+    assert isinstance(train_set, ResidentViews)
     ours, count_teacher = our_loop(train_set, teacher, device, sizes)
     return {**loops, "ours": ours, "bare": bare_loop(train_set, device, sizes)}, count_teacher
 
@@ -155,7 +158,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 def plain_loop(images: ImageSet, teacher: nn.Module, device: Device, sizes: Sizes, workers: int) -> Timed:
     """mdistiller's loop; its loader is opened once, so that no round pays for the start of the workers."""
     student = network("resnet20").to(device.device).train()
-    optimiser = torch.optim.SGD(student.parameters(), **RECIPE)
+    optimiser = torch.optim.SGD(student.parameters(), **RECIPE)  # type: ignore[arg-type]
     data = Pictures(images)
     steps = sizes.rounds * (sizes.warm + sizes.plain)
     sampler = RandomSampler(data, replacement=True, num_samples=steps * sizes.batch)
@@ -175,7 +178,7 @@ def plain_loop(images: ImageSet, teacher: nn.Module, device: Device, sizes: Size
     return stepwise(step, sizes.plain, sizes, device)
 
 
-def our_loop(train_set: ViewedSet, teacher: nn.Module, device: Device, sizes: Sizes) -> tuple[Timed, Callable[[], int]]:
+def our_loop(train_set: ResidentViews, teacher: nn.Module, device: Device, sizes: Sizes) -> tuple[Timed, Callable[[], int]]:
     """`distil` for one epoch a round, all that it does included: optimiser, schedule, order of the images."""
     frozen = Teacher(teacher, train_set.normalise, weights_digest(teacher, train_set.normalise), 0.0, "resnet18")
     content = hashlib.sha256(train_set.padded.cpu().numpy().tobytes()).hexdigest()[:16]

@@ -18,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -170,17 +171,17 @@ def summarise(state: dict[str, Any]) -> dict[str, Any]:
         "unstable": sum(not row["stable"] for run in (first, second) for row in run.values()),
     }
     for name, key in (("protocol", "p50_ms"), ("plain", "plain_ms")):
-        pair = [[run[draw][key] for draw in order] for run in (first, second)]
+        pair = np.array([[run[draw][key] for draw in order] for run in (first, second)])
         quiet = [row["p50_ms"] for row in state["quiet"]]
         found[name] = {
-            "kendall_tau": kendall_tau(*pair),
-            "median_difference": float(np.median(np.abs(np.subtract(*pair)) / np.mean(pair, axis=0))),
+            "kendall_tau": kendall_tau(pair[0], pair[1]),
+            "median_difference": float(np.median(np.abs(pair[0] - pair[1]) / pair.mean(axis=0))),
             "tau_with_quiet": [kendall_tau(quiet, run) for run in pair],
         }
     return found
 
 
-def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float:
+def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
     """Tau-b of two rankings."""
     from scipy.stats import kendalltau
 

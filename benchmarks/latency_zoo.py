@@ -155,9 +155,9 @@ def table(found: list[Row]) -> str:
     if torch_row is None:
         return "\n".join(lines)
     rows = [(runtime, by_key.get((EAGER, "int8", "f32", runtime))) for runtime in RUNTIMES]
-    times = [f"{torch_row['p50_ms'] / row['p50_ms']:.1f} x faster in {runtime} INT8" for runtime, row in rows if row is not None]
+    faster = [f"{torch_row['p50_ms'] / row['p50_ms']:.1f} x faster in {runtime} INT8" for runtime, row in rows if row is not None]
     eager = f"PyTorch eager, {EAGER}: {torch_row['p50_ms']:.3f}{'' if torch_row['stable'] else '*'} ms"
-    return "\n".join([*lines, "", ", ".join([eager, *times])])
+    return "\n".join([*lines, "", ", ".join([eager, *faster])])
 
 
 def code_digest() -> str:

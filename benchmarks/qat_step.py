@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -73,14 +74,15 @@ def collect(
 ) -> None:
     """Enter the fine-tuning of every way of `names`, note how to time its step, then `run`."""
     if not names:
-        return run()
+        run()
+        return
     name, *others = names
     model = network(args.student)
 
-    def finetune(prepared: nn.Module, penalty: Penalty | None = None) -> None:
-        ways[name] = step_timer(prepared, device, args.batch, penalty)
+    def finetune(model: nn.Module, penalty: Penalty | None = None) -> None:
+        ways[name] = step_timer(model, device, args.batch, penalty)
         if name == "simulated" and not args.eager:
-            ways["compiled"] = step_timer(prepared, device, args.batch, compiled=True)
+            ways["compiled"] = step_timer(model, device, args.batch, compiled=True)
         collect(others, ways, args, device, run)
 
     layers = {info.name: args.bits for info in layer_infos(model, SHAPE)}
@@ -88,7 +90,6 @@ def collect(
         QUANTISERS["lsq"](model, layers, through(calibrated(model, args), finetune, layers, SHAPE), Setting())
     else:
         QUANTISERS[name](model, layers, finetune, Setting(rate_weight=0.1))
-    return None
 
 
 def calibrated(model: nn.Module, args: argparse.Namespace) -> fx.GraphModule:
@@ -141,7 +142,7 @@ def measure(ways: dict[str, Callable[[int], float]], args: argparse.Namespace) -
     first = {name: way(1) for name, way in ways.items()}
     for way in ways.values():
         way(2)
-    seconds = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds):
         for name, way in ways.items():
             seconds[name].append(way(args.steps))
@@ -165,7 +166,7 @@ def repaid(first_s: float, eager_s: float, compiled_s: float) -> dict[str, objec
     return {"first_step_s": round(first_s, 1), "repaid_after_steps": math.ceil((first_s - compiled_s) / gain) if gain > 0 else None}
 
 
-def row(name: str, found: list[float], plain: list[float]) -> dict[str, object]:
+def row(name: str, found: list[float], plain: list[float]) -> dict[str, Any]:
     """Median step in ms, and its ratio to the float step of the same round."""
     ratios = [one / other for one, other in zip(found, plain, strict=True)]
     return {

@@ -29,8 +29,8 @@ from core.config import Config, TrainConfig  # noqa: E402
 from core.data import load_search_data  # noqa: E402
 from core.files import write_atomically  # noqa: E402
 from core.layers import layer_infos  # noqa: E402
-from core.quantise import QUANTISERS  # noqa: E402
 from core.quantise.fold import make_gains_positive  # noqa: E402
+from core.quantise.lsq import lsq  # noqa: E402
 from core.students import STUDENTS  # noqa: E402
 from core.train import Batch, Device, fit, open_device, predict_all  # noqa: E402
 from core.views import ViewedSet, normalisation_of, viewed  # noqa: E402
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{network}: float, {accuracy(model):.4f} on the search split", flush=True)
         for bits in wanted:
             content, found = quantised(model, bits, config, views, device, data.info.shape), io.BytesIO()
-            np.savez_compressed(found, **content)
+            np.savez_compressed(found, **content)  # type: ignore[arg-type]
             write_atomically(file_of(network, bits), found.getvalue())
             print(f"{network}: {bits} bits, {file_of(network, bits)}", flush=True)
     return 0
@@ -89,7 +89,7 @@ def quantised(
     names = [info.name for info in layer_infos(model, shape)]
     wanted = {name: 8 if name in (names[0], names[-1]) else bits for name in names}
     make_gains_positive(model, wanted, shape)
-    integers = QUANTISERS["lsq"](model, wanted, lambda network: train(network, views, config.quantise.train, device))
+    integers = lsq(model, wanted, lambda network, penalty=None: train(network, views, config.quantise.train, device))
     arrays = {name: integers[name].values.cpu().numpy().astype(np.int8) for name in names}
     return arrays | {f"bits/{name}": np.array(wanted[name]) for name in names}
 

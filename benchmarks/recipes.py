@@ -155,7 +155,8 @@ def run(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
 def point(record: TrialRecord) -> dict[str, Any]:
     """A finished trial: what it was, and what was measured of it (nothing, of one that was stopped)."""
     candidate, measured = record.candidate, record.measurement
-    facts = {"trial": record.number, "state": record.state, "student": record.student, "width": record.width, "mean_bits": record.mean_bits}
+    facts: dict[str, Any] = {"trial": record.number, "state": record.state, "student": record.student, "width": record.width}
+    facts["mean_bits"] = record.mean_bits
     facts |= {} if candidate is None else {"candidate": candidate.model_dump(mode="json", exclude_defaults=True)}
     if measured is None:
         return facts | {"reason": record.reason}

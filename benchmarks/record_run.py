@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import exported_point, front_of, teacher_test  # noqa: E402
+from core.candidate import LatencyReport  # noqa: E402
 from results.front import complete  # noqa: E402
 from results.record import TrialRecord, read_records  # noqa: E402
 from search.study import CONTENT_KEY, load_study  # noqa: E402
@@ -56,6 +57,7 @@ def main() -> None:
 def row(rank: int | None, record: TrialRecord) -> dict[str, object]:
     assert record.measurement is not None
     measured = record.measurement
+    timed = measured.latency if isinstance(measured.latency, LatencyReport) else None
     return {
         "rank": rank,
         "trial": record.number,
@@ -64,8 +66,8 @@ def row(rank: int | None, record: TrialRecord) -> dict[str, object]:
         "mean_bits": record.mean_bits,
         "search_accuracy": measured.accuracy,
         "size_bytes": measured.size_bytes,
-        "p50_ms": measured.latency.p50_ms,
-        "stable": measured.latency.stable,
+        "p50_ms": timed.p50_ms if timed else None,
+        "stable": timed.stable if timed else True,
         "agreement": measured.agreement,
         "parameters": measured.parameters,
         "macs": measured.macs,

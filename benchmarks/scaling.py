@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from threading import get_ident
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 
 import joblib
@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from core.candidate import LatencyReport, Measurement  # noqa: E402 (a script: the checkout comes first)
 from core.files import write_atomically  # noqa: E402
 from core.hardware import device_facts  # noqa: E402
-from results.front import objectives  # noqa: E402
+from results.front import Point, objectives  # noqa: E402
 from results.record import RECORD_KEY, TrialRecord  # noqa: E402
 from search import samplers  # noqa: E402 (the module: a worker gets a copy of any other global)
 from search.goal import Goal  # noqa: E402
@@ -48,6 +48,9 @@ from search.samplers import Clocked  # noqa: E402
 from search.space import Space, load_space  # noqa: E402
 from search.study import open_study  # noqa: E402
 from search.summary import versions  # noqa: E402
+
+if TYPE_CHECKING:
+    from search.trial import TrialRunner
 
 SPACE = ROOT / "spaces" / "digits.yaml"
 OUT = ROOT / "benchmarks" / "results" / "scaling.json"
@@ -73,7 +76,7 @@ class Untrained:
     ends: list[tuple[int, float]] = field(default_factory=list)
     """Trial, and when it had been told, by this machine's monotonic clock."""
 
-    def __call__(self, trial: optuna.Trial) -> tuple[float, float, float]:
+    def __call__(self, trial: optuna.Trial) -> Point:
         self.newest = trial.number
         self.count += 1
         trial.set_user_attr(OWNER_KEY, self.owner)
@@ -136,7 +139,10 @@ class WatchedSampler(Clocked):
 
     def __init__(self, sampler: BaseSampler, watch: Watch) -> None:
         super().__init__(sampler)
-        self._timed = watch
+        self.watch = watch
+
+    def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return self.watch(call, *arguments)
 
 
 class TimedStorage:
@@ -170,7 +176,7 @@ def coordinate(url: str, folder: Path, trials: int, sampler: str = "random", sec
     lock.watch = watches["lock"]  # opening the study, which all do at once, is no trial's
     start = time.thread_time()
     with patch.dict(samplers.SAMPLERS, {sampler: lambda seed: WatchedSampler(original(seed), drawn)}):
-        run_trials(study, runner, Goal(trials, sampler=sampler), lock)
+        run_trials(study, cast("TrialRunner", runner), Goal(trials, sampler=sampler), lock)
     whole = time.thread_time() - start
     return {
         "trials": runner.count,

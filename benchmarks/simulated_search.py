@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import joblib
 import optuna
@@ -31,7 +31,7 @@ from core.cli import run_main
 from core.config import StoppingConfig
 from core.errors import InfeasibleCandidate
 from core.files import write_atomically
-from objectives.bench import Stages
+from objectives.bench import Stages, Workbench
 from objectives.budget import Gate, Known, Limits
 from objectives.evaluate import Evaluation
 from objectives.outlook import traits_of
@@ -77,9 +77,8 @@ def simulate(
     teacher = TeacherReport(accuracy=0.93, size_bytes=4 * 2_000_000, latency=latency_of(4.0))
     judge = Judge(stopping or StoppingConfig(confidence=CONFIDENCE))
     with Progress(trials, quiet=True) as progress:
-        runner = TrialRunner(
-            space, SimulatedBench(folder, seed, limited), progress, [], judge=judge, reference=reference_of(teacher, CLASSES)
-        )  # type: ignore[arg-type]
+        bench = cast(Workbench, SimulatedBench(folder, seed, limited))
+        runner = TrialRunner(space, bench, progress, [], judge=judge, reference=reference_of(teacher, CLASSES))
         runner.shape, runner.measure = shape, measure
         clocked = make_sampler(sampler, seed, 0, trials)
         study.sampler = clocked

@@ -27,7 +27,8 @@ class Classifier:
         rng = np.random.default_rng(seed)
         shapes = [(FILTERS, CHANNELS, 3, 3), (FILTERS, FILTERS, 3, 3), (CLASSES, FILTERS, 1, 1)]
         self.quantised = quantised
-        self.kind, self.low, self.high = (np.int8, -128, 127) if signed else (np.uint8, 0, 255)
+        self.kind: type[np.integer] = np.int8 if signed else np.uint8
+        self.low, self.high = (-128, 127) if signed else (0, 255)
         self.weights = [rng.standard_normal(shape).astype(np.float32) / np.sqrt(np.prod(shape[1:])).astype(np.float32) for shape in shapes]
         self.scales = [np.abs(weight).max(axis=(1, 2, 3)) / top for weight in self.weights]
         self.integers = [np.round(w / s[:, None, None, None]).astype(np.int8) for w, s in zip(self.weights, self.scales, strict=True)]
@@ -51,7 +52,7 @@ class Classifier:
         def grid(x: str, scale: float, dtype: type) -> str:
             if not self.quantised:
                 return x
-            inputs = [constant(f"{x}_scale", np.float32(scale)), constant(f"{x}_zero", np.zeros((), dtype))]
+            inputs = [constant(f"{x}_scale", np.array(scale, np.float32)), constant(f"{x}_zero", np.zeros((), dtype))]
             nodes.append(helper.make_node("QuantizeLinear", [x, *inputs], [f"{x}_q"]))
             nodes.append(helper.make_node("DequantizeLinear", [f"{x}_q", *inputs], [f"{x}_dq"]))
             return f"{x}_dq"
@@ -78,7 +79,7 @@ class Classifier:
         return save_model(path, nodes, constants)
 
     def _grid(self, x: np.ndarray, scale: float, low: int, high: int) -> np.ndarray:
-        return np.clip(np.round(x / np.float32(scale)), low, high) * np.float32(scale) if self.quantised else x
+        return np.clip(np.round(x / np.array(scale, np.float32)), low, high) * np.float32(scale) if self.quantised else x
 
     def _conv(self, index: int, x: np.ndarray, pad: int) -> np.ndarray:
         weight = self.weights[index]
