@@ -33,7 +33,7 @@ import optuna
 import torch
 from torch import nn
 
-from benchmarks.compression_bars import STRATEGIES
+from benchmarks.compression_bars import LONGER, STRATEGIES
 from benchmarks.compression_markdown import markdown
 from benchmarks.distil_table import GRID, PLANS
 from benchmarks.rows import CACHE, ROOT, Ground, Table, build_parser, open_ground
@@ -59,8 +59,6 @@ from objectives.evaluate import Evaluation, evaluate, shape_of
 RESULT = ROOT / "benchmarks" / "results" / "compression.json"
 FOLDER = Path("runs", "compression")
 EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
-LONGER = 10 / 3
-"""How many times as many epochs the rows have that are trained for longer: 40 and 10."""
 LONGER_PLAN = PLANS["sdd_lskd"].model_copy(update={"grid": 2})
 """What teaches them. `early_sizes` shows parents 24 x 24 pixels, and a grid of 4 does not divide a map of 6 x 6."""
 CHOICES = (2, 3, 4, 5, 6, 8)
@@ -83,12 +81,15 @@ class Kind:
     strategy: str | None = None
     genes: dict[str, Any] = field(default_factory=dict)
     """Of the candidate."""
+    finetuned: bool = False
+    """In float, in as many epochs as the others have: what of their accuracy is the fine-tuning's."""
     longer: bool = False
     """Taught by SDD + LSKD, in LONGER times the epochs: what a limit of bytes can hold where time is no matter."""
 
 
 KINDS: dict[str, Kind] = {
     "fp32": Kind("float"),
+    "fp32-tuned": Kind("float", finetuned=True),
     "int8": Kind("ptq"),
     "int8-nncf": Kind("nncf"),
     "w4": Kind("lsq", 4),
@@ -236,12 +237,15 @@ def recipe_of(row: Row, config: Config) -> Config:
     if kind.longer:
         parent = parent.model_copy(update={"distil": LONGER_PLAN, "train": times(parent.train, LONGER)})
     quantise = config.quantise.model_copy(update={"train": times(config.quantise.train, share)})
-    return config.model_copy(update={"seed": row.seed, "parent": parent, "quantise": quantise})
+    finetune = quantise.train if kind.finetuned else config.finetune
+    return config.model_copy(update={"seed": row.seed, "parent": parent, "finetune": finetune, "quantise": quantise})
 
 
 def folder_of(row: Row, candidate: Candidate, bench: Workbench) -> Path:
     """Of the row's files. An interrupted training goes on there, so another recipe has another folder."""
-    recipe = fingerprint(candidate.model_dump(mode="json"), bench.config.model_dump(mode="json", include={"parent", "quantise", "views"}))
+    recipe = fingerprint(
+        candidate.model_dump(mode="json"), bench.config.model_dump(mode="json", include={"parent", "finetune", "quantise", "views"})
+    )
     return FOLDER / "candidates" / f"{row.name.replace(':', '-')}-{recipe}"
 
 

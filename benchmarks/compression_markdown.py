@@ -6,7 +6,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-from benchmarks.compression_bars import STRATEGIES, Rows, bar_lines, bars
+from benchmarks.compression_bars import LONGER, STRATEGIES, Rows, bar_lines, bars, float_of
 from benchmarks.distil_markdown import mean_and_error
 
 
@@ -36,10 +36,12 @@ def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     engines = ", ".join(sorted({row["runtime"] for row in rows}))
     return (
         f"FP32 networks: {parent['epochs']:g} epochs on {result['data']['train']:,} images ({result['data']['name']}), taught by "
-        f"{teachers[0]['name']} ({', '.join(reached)} % on the search split); fine-tunes: {finetune['epochs']:g} epochs. "
-        f"Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the seeds. 1 KB is "
-        f"1000 bytes; `smaller`: FP32's packed file over the coded one. `codebook` and `chain` take two trainings of {finetune['epochs']:g}"
-        f" epochs (with the mask, then for the weights), `sdq` two of half as many (for the bits, then for the weights). "
+        f"{teachers[0]['name']} ({', '.join(reached)} % on the search split); fine-tunes: {finetune['epochs']:g} epochs, of which "
+        f"`fp32`, `int8` and `int8-nncf` have none; `fp32-tuned` is one in float; `long-`: {LONGER:.1f} times as many epochs of both, and "
+        f"another teaching. Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the "
+        f"seeds. 1 KB is 1000 bytes; `smaller`: FP32's packed file over the coded one. `codebook` and `chain` take two trainings of "
+        f"{finetune['epochs']:g} epochs (with the mask, then for the weights), `sdq` two of half as many (for the bits, then for the "
+        f"weights). "
         f"{computers}, {threads} thread(s) per process."
     )
 
@@ -53,9 +55,21 @@ def _line(student: str, kind: str, table: dict[tuple[str, str], Rows]) -> str:
     smaller = f"{statistics.fmean(floats) / 1000 / coded:.1f}x" if floats else "-"
     accuracy = mean_and_error([100 * row["test_accuracy"] for row in rows.values()])
     bits = statistics.fmean(row["mean_bits"] for row in rows.values())
-    cells = [student, kind, str(len(rows)), accuracy, _pairs(rows, table.get((student, "fp32"), {}), kind != "fp32")]
-    cells += [_pairs(rows, table.get((student, against), {}), bool(against)), f"{bits:.2f}", f"{packed:.1f}", f"{coded:.1f}", smaller]
+    cells = [student, kind, str(len(rows)), accuracy, _pairs(rows, table.get((student, float_of(kind)), {}), kind != float_of(kind))]
+    cells += [
+        _to_uniform(rows, table.get((student, against), {})) if against else "-",
+        f"{bits:.2f}",
+        f"{packed:.1f}",
+        f"{coded:.1f}",
+        smaller,
+    ]
     return f"| {' | '.join(cells)} |"
+
+
+def _to_uniform(rows: Rows, baseline: Rows) -> str:
+    """A strategy that chose the same bits everywhere has made the very network that it is compared with."""
+    same = sum(len(set(row["bits"])) == 1 for row in rows.values())
+    return _pairs(rows, baseline, True) + (f", {same} of them the same network" if same else "")
 
 
 def _pairs(rows: Rows, baseline: Rows, wanted: bool) -> str:

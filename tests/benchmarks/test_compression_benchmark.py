@@ -121,8 +121,13 @@ def of_seeds(kinds: dict[str, tuple[tuple[float, float], int]]) -> list[dict[str
 
 def test_strategies_are_compared_with_the_uniform_bits_of_their_bytes_in_pairs() -> None:
     rows = of_seeds({"fp32": ((0.9, 0.8), 8000), "w3": ((0.86, 0.76), 1000), "haq-w3": ((0.88, 0.78), 1000)})
+    for each in rows:
+        each["bits"] = [3, 4] if each["kind"] == "haq-w3" and each["seed"] == 0 else [3, 3]
     lines = markdown(result_of(rows)).split("### What is asked of it")[0].strip().splitlines()
-    assert "| haq-w3 | 2 | 83.00 ± 5.00 | -2.00 ± 0.00 (n = 2) | +2.00 ± 0.00 (n = 2) | 3.00 | 1.0 | 0.5 | 16.0x |" in lines[-1]
+    assert (
+        "| haq-w3 | 2 | 83.00 ± 5.00 | -2.00 ± 0.00 (n = 2) | +2.00 ± 0.00 (n = 2), 1 of them the same network | 3.00 | 1.0 | 0.5 | 16.0x |"
+        in lines[-1]
+    )
     assert markdown({}) == "no row is finished yet"
 
 
@@ -143,14 +148,24 @@ def test_a_bar_is_judged_by_the_mean_over_paired_seeds_and_says_its_figure() -> 
     assert found["lsq W4A8 loses at most 0.5 point"] == ("-0.30 ± 0.10 points (n = 2)", True)
     assert found["lsq W3A8 loses at most 1 point"] == ("-2.00 ± 0.00 points (n = 2)", False)
     mixed = found["the best mixed bits beat uniform ones at W3's bytes by more than a standard error"]
-    assert mixed == ("haq: +0.30 ± 0.10 points (n = 2)", True)
+    assert mixed == ("haq: +0.30 ± 0.10 points (n = 2); on the search split +0.30 ± 0.10 points (n = 2)", True)
     assert found["NNCF's INT8 is better than ours by at most 0.2 point"] == ("+0.30 ± 0.00 points (n = 2)", False)
     assert not any("rate" in claim or "Deep Compression" in claim for claim in found)  # there are no rows for them
 
 
+def test_what_is_compressed_is_told_beside_a_float_network_that_was_trained_as_long() -> None:
+    rows = of_seeds({"fp32": ((0.9,), 8000), "fp32-tuned": ((0.91,), 8000), "w4": ((0.905,), 1200)})
+    rows += of_seeds({"long-fp32": ((0.93,), 8000), "long-rate-1": ((0.92,), 900)})
+    assert judged(rows)["lsq W4A8 loses at most 0.5 point"] == ("+0.50 points (n = 1); as long in float: +1.00 points (n = 1)", True)
+    printed = markdown(result_of(rows))
+    assert "| long-fp32 | 1 | 93.00 | - |" in printed
+    assert "| long-rate-1 | 1 | 92.00 | -1.00 (n = 1) |" in printed
+
+
 def test_mixed_bits_of_one_seed_leave_their_bar_open() -> None:
     found = judged([row("s", "w3", 0, 0.80, 1000), row("s", "sdq-w3", 0, 0.85, 1000)])
-    assert found["the best mixed bits beat uniform ones at W3's bytes by more than a standard error"] == ("sdq: +5.00 points (n = 1)", None)
+    mixed = found["the best mixed bits beat uniform ones at W3's bytes by more than a standard error"]
+    assert mixed == ("sdq: +5.00 points (n = 1); on the search split +5.00 points (n = 1)", None)
 
 
 def test_what_is_best_is_chosen_on_the_search_split_and_judged_on_the_test_split() -> None:
@@ -159,7 +174,7 @@ def test_what_is_best_is_chosen_on_the_search_split_and_judged_on_the_test_split
 
     found = judged([*seeds("w3", 0.80, 0.80), *seeds("haq-w3", 0.79, 0.83), *seeds("sqnr-w3", 0.82, 0.81)])
     mixed = found["the best mixed bits beat uniform ones at W3's bytes by more than a standard error"]
-    assert mixed == ("haq: -1.00 ± 0.00 points (n = 2)", False)
+    assert mixed == ("haq: -1.00 ± 0.00 points (n = 2); on the search split +3.00 ± 0.00 points (n = 2)", False)
 
 
 def test_a_claim_about_several_seeds_stays_open_until_all_are_there() -> None:
@@ -192,6 +207,9 @@ def test_small_files_are_judged_by_their_limit_of_bytes() -> None:
     small = row("resnet8", "w4", 0, 0.85, 40_000, search_accuracy=0.886)
     found = judged([row("resnet8", "fp32", 0, 0.84, 300_000, search_accuracy=0.9), small])
     assert found["the FP32 accuracy in 24 KB"] == ("resnet8 w4: +1.00 points (n = 1), 20.0 KB", True)
+    other = {**small, "row": "resnet14:w4:0", "student": "resnet14", "teacher_test_accuracy": 0.91, "search_accuracy": 0.9}
+    found = judged([row("resnet8", "fp32", 0, 0.84, 300_000), small, other])
+    assert found["the FP32 accuracy in 24 KB"][0].startswith("resnet8 w4"), "networks of other teachers are not compared"
     names = [bar.claim for bar in bars({("resnet8", "w4"): {0: small}})]
     assert "within 1.5 points of a teacher of 89.5 % in 80 KB, on the test split" in names
 
