@@ -59,11 +59,12 @@ def text(content: dict[str, Any]) -> str:
     shares = ", ".join(f"{part} {value:,.0f} s ({100 * value / wall:.1f} %)" for part, value in seconds.items() if value)
     ends = ", ".join(f"{count} {ending}" for ending, count in content["trials"].items())
     device = content["device"]
+    kept = " The teacher and its answers were there from an earlier run." if seconds["teacher"] < 1 else ""
     command = f"python -m search.run {' '.join(content['command'])}"
     return (
         f"`{command}`, {ends}, took {wall / 60:.1f} minutes: {shares}. `storage` is all that the loop does beside trials and sampler: "
         f"database, records, notes; with the sampler {100 * content['bookkeeping']:.1f} %. `other` happens once: imports, checks, the "
-        f"timing of students, the summary. Digits have the shortest trials, so the largest share. {device['cpu']}, "
+        f"timing of students, the summary. Digits have the shortest trials, so the largest share.{kept} {device['cpu']}, "
         f"{device['cores']} cores ({', '.join(device['isa'])})."
     )
 

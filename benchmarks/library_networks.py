@@ -152,8 +152,10 @@ def told(row: dict[str, Any]) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The guide's table."""
-    head = "| Network | Image size, px | As a student | Map for `sdd`, `hint`, `at` |\n|---|---|---|---|"
-    lines = (f"| `{row['network']}` | {row['image_size']} | {_student(row)} | {_map(row)} |" for row in result.get("rows", []))
+    head = "| Network | Image size, px | As a student | Engine from simulation | Map for `sdd`, `hint`, `at` |\n|---|---|---|---|---|"
+    lines = (
+        f"| `{row['network']}` | {row['image_size']} | {_student(row)} | {_apart(row)} | {_map(row)} |" for row in result.get("rows", [])
+    )
     return "\n".join([head, *lines])
 
 
@@ -161,6 +163,10 @@ def _student(row: dict[str, Any]) -> str:
     if not row["student"]:
         return f"no: {row['reason']}"
     return "yes" if row["pruned"] else f"with `prune.ratio: 0` only: {row['reason']}"
+
+
+def _apart(row: dict[str, Any]) -> str:
+    return f"{row['engine_error']:.2f}" if row["student"] else "-"
 
 
 def _map(row: dict[str, Any]) -> str:

@@ -177,5 +177,28 @@ def row(name: str, found: list[float], plain: list[float]) -> dict[str, Any]:
     }
 
 
+def section(result: dict[str, Any]) -> str:
+    """What docs/methods.md says."""
+    head = "| step | ms | of the float step (range over the rounds) | bar |\n|---|---|---|---|"
+    device, rows = result["device"], result["rows"]
+    lines = []
+    for name, found in rows.items():
+        low, high = found["ratio_range"]
+        bar = f"{found['bar']:.1f}, {'met' if found['ratio'] <= found['bar'] else 'not met'}" if found["bar"] else "-"
+        lines.append(f"| {name} | {found['ms']:.1f} | {found['ratio']:.2f} ({low:.2f} to {high:.2f}) | {bar} |")
+    compiled = rows.get("compiled")
+    steps = compiled and compiled["repaid_after_steps"]
+    repaid = (
+        ""
+        if compiled is None
+        else f", {compiled['first_step_s']:.0f} s to compile, " + ("never repaid" if steps is None else f"repaid after {steps:,} steps")
+    )
+    return (
+        f"{head}\n" + "\n".join(lines) + f"\n\n{result['student']}, batch {result['batch']}, weights of {result['bits']} bits, "
+        f"{result['rounds']} rounds in turn{repaid}. {device['cpu']} ({', '.join(device['isa'])}), {result['threads']} threads, "
+        f"torch {result['torch']}."
+    )
+
+
 if __name__ == "__main__":
     raise SystemExit(main())

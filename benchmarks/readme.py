@@ -24,7 +24,7 @@ MARKS = "<!-- measured{}: begin -->", "<!-- measured{}: end -->"
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from benchmarks import compression_markdown, library_networks, walk  # late: as a script this file is in no package
+    from benchmarks import compression_markdown, library_networks, qat_step, walk  # late: as a script this file is in no package
     from benchmarks.readme_text import PAGES
     from benchmarks.recipes import with_measured
 
@@ -33,7 +33,11 @@ def main() -> None:
     check = parser.parse_args().check
     sections = {page: {"": section(words)} for page, words in PAGES.items()} | {
         "docs/protocol.md": {"": protocol()},
-        "docs/methods.md": {"": methods(), " compression": compression_markdown.markdown(read("compression"))},
+        "docs/methods.md": {
+            "": methods(),
+            " compression": compression_markdown.markdown(read("compression")),
+            " steps": qat_step.section(read("qat_step")),
+        },
         "docs/guide.md": {"": walk.section(read("walk")), " networks": library_networks.markdown(read("library_networks"))},
     }
     changes: dict[str, Callable[[str], str]] = {page: partial(with_sections, texts=texts) for page, texts in sections.items()}
@@ -257,10 +261,13 @@ def more(row: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def repeatability(result: dict[str, Any], words: dict[str, str]) -> str:
+    from benchmarks.latency_repeatability import APART
+
     summary = result["summary"]
     ours, plain = summary["protocol"], summary["plain"]
     return words["repeat"].format(
         count=summary["candidates"],
+        apart=100 * APART,
         tau=ours["kendall_tau"],
         difference=100 * ours["median_difference"],
         plain_tau=plain["kendall_tau"],

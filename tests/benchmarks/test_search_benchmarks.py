@@ -130,7 +130,10 @@ def test_the_page_says_what_was_saved_and_lost(planted: Table) -> None:
     claims = gate_claims(planted, [PLANTED] * 4, EARLY)
     rows = {"gate: a": claims, "gate: b": claims | {"confidence_of": "each answer"}, "sampler: tpe": {"volumes": {}}}
     paired = {"tpe - random": {"all": {"mean_share": 0.0123, "low_95_share": -0.001, "high_95_share": 0.02}}}
-    text = replay_text.section({"table": {"name": "t.json", "rows": len(PLANTED)}, "teachers": [0.9], "rows": rows, "paired": paired})
+    told = {"r2": {"accuracy": {"ridge": 0.8, "boosting": 0.91}}, "chosen": {"accuracy": "boosting"}}
+    text = replay_text.section(
+        {"table": {"name": "t.json", "rows": len(PLANTED)}, "teachers": [0.9], "rows": rows, "paired": paired, "surrogate": told}
+    )
     assert f"{len(PLANTED)} random candidates of `t.json`" in text
     (cells,) = [line for line in text.splitlines() if line.startswith("| 0.8 ")]
     most, once = (100 * claims[f"stopped_would_have_joined_upper_95{of}"] for of in ("_rows", ""))

@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
+import torch
 
 from benchmarks import pictures, search_efficiency
 from benchmarks.efficiency_result import compare, report, result
-from benchmarks.plain_search import name_of
+from benchmarks.plain_search import Budget, PlainSearch, name_of
+from core.data.types import DataInfo, ImageSet, SearchData
 from core.errors import UserError
 from core.export import export_onnx
+from core.teacher import Teacher
+from core.views import Normalisation
+from core.yaml_io import load_config
+from search.space import load_space
 from tests.search.studies import SPACE, Dot
 
 TEACHER = {
@@ -125,6 +132,28 @@ def test_the_models_of_both_arms_are_timed_again_and_must_be_there(tmp_path: Pat
     search_efficiency.emptied(search_efficiency.models_of(args, "ours", 0))
     with pytest.raises(UserError, match=r"ours-0/000\.onnx is not; run seed 0 anew"):
         search_efficiency.retimed(args, 0)
+
+
+def test_the_loop_that_is_written_by_hand_learns_and_its_file_is_what_was_scored(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(96) % 2
+    noise = torch.randint(0, 60, (96, 3, 32, 32), generator=generator)
+    pixels = (noise + 150 * labels[:, None, None, None]).to(torch.uint8)  # dark ones and bright ones
+    images, normalise = ImageSet(pixels, labels), Normalisation((0.5,) * 3, (0.3,) * 3)
+    info = DataInfo("two", ("dark", "bright"), 3, 32, (0.5,) * 3, (0.3,) * 3, "0" * 16)
+    config = load_config("cifar10", ["quantise.calibration_images=16", "runtime.name=onnxruntime"], search_efficiency.ROOT)
+    teacher = Teacher(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2)).eval(), normalise, "", 0.5, "l")
+    space = load_space(search_efficiency.ROOT / "spaces" / "cifar10.yaml", ["student.name=[resnet8]", "student.width=[1.0]"])
+    points: list[tuple[float, float, float, float]] = []
+    budget = Budget(trials=1, epochs=5, batch_size=16, workers=0)
+    PlainSearch(space, config, SearchData(info, images, images), teacher, budget, 0.0, points, tmp_path).run(0, lambda: None)
+    ((_, accuracy, size, ms),) = points
+    assert accuracy > 0.9  # by labels; the teacher knows nothing
+    session = onnxruntime.InferenceSession(tmp_path / name_of(0))
+    answers = session.run(None, {"images": teacher.normalise(pixels).contiguous().numpy()})[0].argmax(1)
+    assert (answers == labels.numpy()).mean() == pytest.approx(accuracy)
+    assert size > 1000
+    assert ms > 0
 
 
 def test_the_picture_has_a_panel_per_seed_with_both_arms_as_they_grow() -> None:

@@ -245,6 +245,7 @@ def test_a_pruned_student_quantises_and_its_export_computes_what_the_simulation_
         simulated, exact = graph(x).numpy(), model(x).numpy()
     errors = np.abs(session.run(None, {"images": x.numpy()})[0] - simulated)
     assert np.median(errors) < 1e-5 * simulated.std()
+    assert np.linalg.norm(errors) < 0.02 * np.linalg.norm(simulated)  # a rounding at a tie here and there, but no wrong class or image
     assert np.linalg.norm(simulated - exact) < 0.3 * np.linalg.norm(exact)
 
 

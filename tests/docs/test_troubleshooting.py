@@ -9,19 +9,25 @@ from tests.docs.pages import ROOT, tokens
 
 RUN_OF_WORDS = 4
 """So many words in a row are taken from a message's fixed text, not found by chance."""
+STANDS_FOR = re.compile(r"\.\.\.|\d|/|^'|'$|openvino|onnxruntime|tensorrt")
+"""A word of a message that another run has otherwise."""
+LEAST = 0.25
+"""Of a message's runs without such words: the others are where two texts of the sources meet."""
 SHORT = re.compile(r"unrecognized \w+: |unknown \w+( \w+)? |[\w.]+, line \d+, column \d+: |[\w.]+:\d+ raised |[\w.]+ has no function ")
 """Messages with little text of their own."""
 
 
 def spoken() -> list[list[str]]:
-    """The fixed parts of every text in the sources, f-strings in pieces."""
+    """The fixed parts of every text in the sources but docstrings, f-strings in pieces."""
     found = []
     for package in ("core", "objectives", "results", "search"):
         for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
                 if isinstance(node, ast.JoinedStr):
                     found.append([part.value for part in node.values if isinstance(part, ast.Constant)])
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
                     found.append([node.value])
     return found
 
@@ -47,7 +53,9 @@ def test_every_message_of_the_page_is_one_that_the_program_says() -> None:
     listed = messages()
     assert len(listed) > 100
     for message in listed:
-        assert runs(message) & known or SHORT.match(message), f"no source says {message!r}"
+        own = {run for run in runs(message) if not any(STANDS_FOR.search(word) for word in run)}
+        said = len(own & known)
+        assert SHORT.match(message) or said >= max(1, LEAST * len(own)), f"no source says {message!r} ({said} of {len(own)} runs of words)"
 
 
 def test_every_message_has_a_cause_and_a_remedy() -> None:

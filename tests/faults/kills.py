@@ -37,11 +37,11 @@ def kill_rounds(folder: Path, kills: int, seed: int, latest_s: float = LATEST_S)
     chance = random.Random(seed)
     rows: list[dict[str, Any]] = []
     for number in range(kills):
-        before = finished(folder)
-        row = {"kill": number, "victim": chance.choice(VICTIMS), "after_s": round(chance.uniform(0.0, latest_s), 2), "before": len(before)}
-        row["stopped_in_s"] = _kill(folder, row["victim"], row["after_s"], chance)
+        row: dict[str, Any] = {"kill": number, "victim": chance.choice(VICTIMS), "after_s": round(chance.uniform(0.0, latest_s), 2)}
+        row["stopped_in_s"], before = _kill(folder, row["victim"], row["after_s"], chance, number)
         after = finished(folder)
         row |= {
+            "before": len(before),
             "after": len(after),
             "lost": sum(after.get(trial) != what for trial, what in before.items()),
             "doubled": doubled(folder),
@@ -51,14 +51,15 @@ def kill_rounds(folder: Path, kills: int, seed: int, latest_s: float = LATEST_S)
     return rows
 
 
-def _kill(folder: Path, victim: str, after_s: float, chance: random.Random) -> float:
-    """One run and its end; seconds until the last of its processes was gone."""
+def _kill(folder: Path, victim: str, after_s: float, chance: random.Random, least: int) -> tuple[float, dict[int, Any]]:
+    """One run and its end: seconds until the last of its processes was gone, what was `finished` when it was struck: `least` at least."""
     seen = log_of(folder).count("[worker")
     process = start(folder, *argv("--trials", NEVER, "--workers", "2"))
     wait_until(lambda: (log_of(folder).count(" sample") > 0 and log_of(folder).count("[worker") > seen + 4) or process.poll() is not None)
+    wait_until(lambda: len(finished(folder)) >= least or process.poll() is not None)
     assert process.poll() is None, log_of(folder)[-2000:]
     time.sleep(after_s)
-    everybody = family(process)
+    everybody, before = family(process), finished(folder)
     if victim == "worker":
         _kill_all([chance.choice(workers_of(everybody))])
         time.sleep(after_s)
@@ -72,7 +73,7 @@ def _kill(folder: Path, victim: str, after_s: float, chance: random.Random) -> f
         process.kill()
     process.wait(timeout=30)
     wait_until(lambda: not alive(everybody), limit_s=60)
-    return round(time.monotonic() - start_s, 2)
+    return round(time.monotonic() - start_s, 2), before
 
 
 def _kill_all(processes: list[psutil.Process]) -> None:
@@ -96,10 +97,10 @@ def finished(folder: Path) -> dict[int, Any]:
 
 
 def doubled(folder: Path) -> int:
-    """Trials that were queued again more than once."""
+    """Trials that were queued again more than once, or although they had finished."""
     trials = load(folder=folder / "runs" / "tiny").get_trials(deepcopy=False)
     repeats = Counter(trial.user_attrs[REQUEUED_KEY] for trial in trials if REQUEUED_KEY in trial.user_attrs)
-    return sum(count - 1 for count in repeats.values())
+    return sum(count - 1 + (number in finished(folder)) for number, count in repeats.items())
 
 
 def end_of(folder: Path, before: dict[int, Any]) -> dict[str, int]:

@@ -14,3 +14,5 @@ def test_mutated_input_of_every_kind_ends_in_one_line_or_in_success(tmp_path: Pa
     assert [row for row in rows if not is_fine(row)] == []
     for kind in ("bundle", "candidate", "record"):
         assert {row["code"] for row in rows if row["kind"] == kind} == {0, 2}, kind
+    for kind in ("space", "config"):
+        assert {row["read"] for row in rows if row["kind"] == kind} == {False, True}, kind

@@ -16,6 +16,7 @@ def test_killed_runs_lose_nothing_and_the_study_ends_with_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rows = kill_rounds(tmp_path, kills=2, seed=1, latest_s=2.0)
+    assert rows[-1]["before"] > 0, "a trial must have been at risk"
     assert [row["lost"] for row in rows] == [0, 0]
     assert [row["doubled"] for row in rows] == [0, 0]
     before = finished(tmp_path)
