@@ -120,7 +120,10 @@ CHINESE = {
     ),
     "latency": "**ResNet-20**，batch 1，1 个线程，中位数毫秒（PyTorch {torch} eager，f32：{eager}）；*：区间宽于 2 %，或机器受到干扰：",
     "latency_head": "| 运行时 | INT8 | f32 | bf16 | INT8 相对 f32 | INT8 相对 eager |",
-    "slower": "{students} 个学生中，INT8 比 f32 慢的有：OpenVINO：{openvino}；ONNX Runtime：{onnxruntime}。以上为较早版本的导出：如今 OpenVINO 的残差网络 Q/DQ 节点更少。",
+    "slower": (
+        "{students} 个学生中，INT8 比 f32 慢的有：OpenVINO：{openvino}；ONNX Runtime：{onnxruntime}。"
+        "以上为较早版本的导出：如今 OpenVINO 的残差网络 Q/DQ 节点更少。"
+    ),
     "none": "无",
     "repeat": (
         "**可重复性：** {count} 个候选（抽取时要求中位数两两相差至少 {apart:.0f} %）在另一个进程占用一个核一半时间的情况下测量两次。"
