@@ -22,6 +22,8 @@ from core.quantise.ptq import rounded
 from core.quantise.setting import Finetune, Penalty, Setting, plain_layer, weight_of
 
 DEFAULT = Setting()
+WIDER = 1 + 2**-22
+"""Times a limit: the next float32 but one, so that a weight exactly on the limit is within."""
 
 
 def lsq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune, setting: Setting = DEFAULT) -> dict[str, IntegerWeight]:
@@ -99,8 +101,9 @@ class RoundToStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         ratio, rounded, step = ctx.saved_tensors
         low, high = ctx.limits
-        inside = (ratio >= low) & (ratio <= high)
-        slope = torch.where(inside, rounded - ratio, rounded)
-        size = grad[0].numel()
-        step_grad = (grad * slope).flatten(1).sum(1) * step.sign() / (size * high) ** 0.5
-        return grad * inside, step_grad, None, None
+        # one kernel: the gradient within the limits
+        inside = torch.ops.aten.hardtanh_backward(grad, ratio, low * WIDER, high * WIDER)
+        # sum of grad * (rounded - ratio) within the limits, and of grad * rounded beyond them
+        dot = torch.linalg.vecdot
+        slope = dot(grad.flatten(1), rounded.flatten(1)) - dot(inside.flatten(1), ratio.flatten(1))
+        return inside, slope * step.sign() / (grad[0].numel() * high) ** 0.5, None, None
