@@ -124,6 +124,7 @@ def draft(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime: Runti
     else:
         graph = _rough_graph(pruned, plan, quantiser, input_shape, runtime)
         model, packed = export_onnx(graph, input_shape), pack(packed_tensors(graph))
+    check_rebuilds(model, unpack(packed))  # what would be refused after the training is refused before it
     return CompressedModel(plan, model, packed, count_parameters(pruned), count_macs(pruned, input_shape))
 
 
