@@ -53,7 +53,7 @@ def quantise_dense(parent: nn.Module, candidate: Candidate, bench: Workbench, st
     with stages("quantise dense") as on_epoch:
         finetune = finetune_of(candidate, bench, None, on_epoch, folder, bench.config.quantise.train, "quantise dense")
         stored = lookup(QUANTISERS, "quantiser", candidate.quantiser)(parent, _bits(plan), finetune, setting)
-        for name, weight in stored.items():
+        for name, weight in sorted(stored.items(), key=lambda item: item[1].bits):  # of layers that share a weight the finest grid stays
             plain_layer(parent, name)
             weight_of(parent, name).data.copy_(weight.dequantised())
     journal.note("quantise dense", parent, plan, candidate.quantiser)
