@@ -87,7 +87,7 @@ class Levels(nn.Module):
 
         `progress` in (0, 1] is the share of the steps up to this one.
         """
-        self.slope.mul_(0.9).add_(0.1 * self.found.nan_to_num())
+        self.slope.mul_(0.9).add_(0.1 * self.found.nan_to_num(0.0, 0.0, 0.0))  # of a step that overflowed in float16 nothing is learned
         self.found.zero_()
         scale = self.slope.square().mean().sqrt()
         if scale > 0:

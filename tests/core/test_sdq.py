@@ -116,6 +116,21 @@ def test_a_loss_that_wants_the_lower_depth_moves_the_layer_down() -> None:
     assert float(levels.log_odds.max()) <= SPAN
 
 
+def test_a_gradient_that_overflows_teaches_nothing_and_is_forgotten() -> None:
+    model = network()
+    found = []
+    for broken in (torch.tensor(0.0), torch.tensor(torch.inf), torch.tensor(-torch.inf), torch.tensor(torch.nan)):
+        levels = Levels(problem(model, 8.0), [model[at].weight for at in (0, 2, 4)])  # type: ignore[misc]
+        levels.collect(0, broken)
+        levels.advance(0.001)
+        for step in range(5):
+            levels.collect(1, torch.tensor(1.0))
+            levels.advance(0.001 * (step + 2))
+        found.append(levels.log_odds.clone())
+    assert all(torch.equal(each, found[0]) for each in found[1:])
+    assert float(found[0][1]) < SPAN
+
+
 def test_a_training_without_steps_keeps_the_budget_too() -> None:
     model = network()
     asked = problem(model, 2.5)
