@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from core.candidate import AllocationPlan, Candidate, GroupPlan
 from core.config import PtqConfig, TrainConfig
 from core.layers import count_macs, count_parameters, layer_infos
 from core.quantise.ptq import rounded
+from core.students import STUDENTS
 from core.train import learning_rate
 from objectives.allocation import settle
 from objectives.bench import Stages, Workbench
@@ -149,6 +152,27 @@ def test_of_dense_layers_that_share_their_weight_the_finest_grid_stays(bench: Wo
     quantise_dense(parent, candidate, short, Stages(), tmp_path, Journal(short, Stages()))
     assert first.weight is second.weight
     torch.testing.assert_close(first.weight, rounded(weight, 4, PtqConfig()).dequantised())
+
+
+def normed(classes: int, channels: int = 3, **more: object) -> nn.Module:
+    first, second = weight_norm(nn.Conv2d(channels, 8, 3, padding=1)), weight_norm(nn.Conv2d(8, 8, 3, padding=1))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+
+def test_a_network_with_weight_norm_goes_both_ways(bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDENTS, "normed", normed)
+    quick = TrainConfig(epochs=0.5, batch_size=32)
+    quantise = bench.config.quantise.model_copy(update={"train": quick})
+    parent = bench.config.parent.model_copy(update={"train": quick})
+    changes = {"finetune": quick, "quantise": quantise, "parent": parent}
+    short = replace(bench, config=bench.config.model_copy(update=changes), folder=tmp_path)
+    sizes = set()
+    for each in (FIRST, SECOND):
+        candidate = each.model_copy(update={"student": "normed", "width": 1.0, "groups": (GroupPlan(weight_bits=3),)})
+        pruned, plan = shape_of(candidate, short)
+        done = evaluate(candidate, pruned, plan, short, Limits(), Stages(), tmp_path / each.order.replace(", ", "-"))
+        sizes.add(done.measurement.size_bytes)
+    assert len(sizes) == 1
 
 
 def test_the_summary_has_a_line_for_each_stage_of_each_trial(tmp_path: Path, both: dict[str, tuple[Evaluation, Stages]]) -> None:
