@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from core.candidate import Candidate, GroupPlan
-from core.compress import CompressedModel, calibrate, calibration_indices, draft, prune, quantise, resolve
+from core.compress import CompressedModel, as_stored, calibrate, calibration_indices, draft, prune, quantise, resolve
 from core.errors import EngineMismatch, UserError
 from core.export import check_rebuilds
 from core.layers import count_macs, count_parameters, layer_infos
@@ -136,6 +136,23 @@ def test_the_fine_tuning_sees_weights_on_their_grid(drafted: CompressedModel) ->
 
     quantise(settled(prune(dense(seed=5), CANDIDATE, SHAPE)), drafted, "lsq", finetune, images(48), RUNTIME)
     assert seen[0] <= 2**4
+
+
+@pytest.mark.parametrize(("quantiser", "bits"), [("float", 8), ("ptq", 16), ("ptq", 8)])
+def test_weights_that_start_at_zero_count_as_trained_ones(quantiser: str, bits: int) -> None:
+    """A gain of zero makes them zero too, and zeros fit into half floats."""
+
+    def network(*, trained: bool) -> nn.Module:
+        torch.manual_seed(0)
+        model = settled(Residual()) if trained else Residual().eval()
+        for part in () if trained else (model.norm2, model.project, model.head):
+            nn.init.zeros_(part.weight)
+        return model
+
+    plan = plan_of(network(trained=False), bits=bits, execution="float")  # type: ignore[arg-type]
+    drafted = draft(network(trained=False), as_stored(plan, quantiser), SHAPE, RUNTIME, quantiser)
+    compressed, _ = quantise(network(trained=True), drafted, quantiser, kept, images(16), RUNTIME)
+    assert len(compressed.packed) == len(drafted.packed)
 
 
 class Masked(nn.Module):
