@@ -124,7 +124,8 @@ def ranked_globally(candidate: Candidate, dense: nn.Module, input_shape: Shape, 
         return candidate
     infos = layer_infos(dense, input_shape)
     ratio = candidate.groups[0].prune_ratio
-    found = global_ratios(dense, ratio, input_shape, importance=candidate.importance, scores=scores)
+    by, step = candidate.importance, candidate.round_to
+    found = global_ratios(dense, ratio, input_shape, round_to=step, importance=by, scores=scores)
     by_layer = genes(candidate, infos)
     groups = tuple(by_layer[info.name].model_copy(update={"prune_ratio": found.get(info.name, 0.0)}) for info in infos)
     return candidate.model_copy(update={"groups": groups, "prune_scope": "local"})
