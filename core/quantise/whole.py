@@ -49,7 +49,7 @@ def quantize_model(model: nn.Module, images: Tensor | None = None) -> nn.Module:
 
 
 def dequantize_model(model: nn.Module) -> nn.Module:
-    """A copy of what `quantize_model` gave with ordinary float32 layers that hold the de-quantised weights.
+    """A copy of what `quantize_model` gave, where it is, with ordinary float32 layers that hold the de-quantised weights.
 
     Without `images` its state dict has the names and shapes of the original's. Raises UserError for a network without integer layers.
     """
@@ -116,14 +116,15 @@ def _float_layer(layer: IntegerConv2d | IntegerLinear) -> nn.Module:
     weight = layer.float_weight()
     outputs, inputs = weight.shape[:2]
     made: nn.Module
+    common: dict[str, Any] = {"bias": layer.has_bias, "device": weight.device}
     if isinstance(layer, IntegerConv2d):
         mode = layer.border[1] if layer.border else "zeros"
         options: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": mode}
         kernel = tuple(weight.shape[2:])
-        made = nn.Conv2d(inputs * layer.groups, outputs, kernel, groups=layer.groups, bias=layer.has_bias, **options)  # type: ignore[arg-type]
+        made = nn.Conv2d(inputs * layer.groups, outputs, kernel, groups=layer.groups, **options, **common)  # type: ignore[arg-type]
     elif layer.as_conv:
-        made = nn.Conv2d(inputs, outputs, 1, bias=layer.has_bias)
+        made = nn.Conv2d(inputs, outputs, 1, **common)
     else:
-        made = nn.Linear(inputs, outputs, bias=layer.has_bias)
+        made = nn.Linear(inputs, outputs, **common)
     made.load_state_dict({"weight": weight, **({"bias": layer.bias} if layer.has_bias else {})})
     return made

@@ -111,6 +111,13 @@ def test_calibrated_activations_lie_on_256_levels_and_leave_with_dequantising() 
         assert (quantised(images(8)) - original).norm() < 0.1 * original.norm()
 
 
+def test_layers_are_dequantised_where_their_integers_are_whatever_device_is_the_default() -> None:
+    quantised = quantize_model(settled(Residual()), images(16))
+    with torch.device("meta"):
+        back = dequantize_model(quantised)
+    assert {value.device.type for value in back.state_dict().values()} == {"cpu"}
+
+
 @pytest.mark.parametrize(
     "attention", [nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.MultiheadAttention(8, 2, batch_first=True)]
 )
