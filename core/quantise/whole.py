@@ -22,6 +22,7 @@ from core.quantise.integer import IntegerWeight
 from core.quantise.layers import ActivationQuantiser, IntegerConv2d, IntegerLinear
 from core.quantise.ptq import ptq
 from core.quantise.setting import untrained, weight_of
+from core.quantise.trace import TRACE_ERRORS
 
 BITS: Final = 8
 
@@ -77,9 +78,15 @@ def _with_activations(model: nn.Module, names: list[str], images: Tensor) -> nn.
         raise UserError(f"images must be normalised float32 (N, C, H, W), but are {images.dtype} {tuple(images.shape)}; see docs/distil.md")
     channels, height, width = images.shape[1:]
     shape = (channels, height, width)
+    try:
+        infos = layer_infos(model, shape)
+    except TRACE_ERRORS as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        law = f"images must fit the network, but {type(model).__name__} does not take (C, H, W) = {shape} ({reason})"
+        raise UserError(f"{law}; give it images of the channels and size that it was trained on") from error
     layers = tuple(
         LayerPlan(name=info.name, out_channels=info.out_channels, weight_bits=BITS, execution="int8")
-        for info in layer_infos(model, shape)
+        for info in infos
         if info.name in names
     )
     bits = {layer.name: BITS for layer in layers}

@@ -168,6 +168,8 @@ def broken() -> nn.Module:
         (lambda: quantize_model(broken()), "needs finite weights, but those of 0 are not"),
         (lambda: dequantize_model(nn.Linear(2, 2)), "needs a network from quantize_model"),
         (lambda: quantize_model(Residual(), torch.zeros(3, 8, 8)), "images must be normalised"),
+        (lambda: quantize_model(Residual(), torch.zeros(2, 1, 8, 8)), r"images must fit the network, but Residual .* = \(1, 8, 8\) \("),
+        (lambda: quantize_model(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), torch.zeros(2, 3, 9, 9)), "images must fit the network"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(work: object, law: str) -> None:
