@@ -21,17 +21,19 @@ from core.importance import Scores
 from core.layers import LayerInfo, count_macs, count_parameters, layer_infos
 from core.pack import Coding, QTensor, floor_bytes, pack, unpack
 from core.pack import Tensor as PackedTensor
+from core.pack.binary import fits_fp16
 from core.plan import prune_ratios, shape_plan
 from core.prune import prune_channels
 from core.quantise import MODEL_QUANTISERS, QUANTISERS
 from core.quantise.codebook import codebook
 from core.quantise.fold import make_gains_positive
 from core.quantise.graph import build_graph
+from core.quantise.integer import IntegerWeight
 from core.quantise.layers import LEAST_ERROR, activation_quantisers, integer_layers
 from core.quantise.ptq import correct_biases, keep_float, ptq
 from core.quantise.setting import Finetune, Setting, plain_layer, untrained
 from core.quantise.simulate import SIMULATED, take_scales, through
-from core.quantise.stored import StoredWeight
+from core.quantise.stored import FloatWeight, StoredWeight
 from core.quantise.trace import trace
 from core.runtimes.types import Runtime
 from core.tables import lookup
@@ -124,6 +126,7 @@ def draft(pruned: nn.Module, plan: ShapePlan, input_shape: Shape, runtime: Runti
     else:
         graph = _rough_graph(pruned, plan, quantiser, input_shape, runtime)
         model, packed = export_onnx(graph, input_shape), pack(packed_tensors(graph))
+    check_rebuilds(model, unpack(packed))  # what would be refused after the training is refused before it
     return CompressedModel(plan, model, packed, count_parameters(pruned), count_macs(pruned, input_shape))
 
 
@@ -179,15 +182,26 @@ def _rough_graph(pruned: nn.Module, plan: ShapePlan, quantiser: str, shape: Shap
 
 @torch.no_grad()
 def _fill_what_trains(graph: fx.GraphModule) -> None:
-    """Give what a training changes and the graph keeps in float (norms that are not folded) values as long as trained ones.
+    """Give what a training changes and the file keeps in float values as long as trained ones.
 
-    Untrained they are 0 and 1, which fit into fp16 and would make the file smaller than the trained one is.
+    Untrained some are 0 and 1 (norms that are not folded, weights that start at zero or behind a gain that does), which fit into fp16 and
+    would make the file smaller than the trained one is.
     """
+    for layer in integer_layers(graph).values():
+        layer.take(_as_long_as_trained(layer.stored))
     layers = tuple(f"{name}." for name in integer_layers(graph))
     trained = {name for name, value in graph.named_parameters() if value.requires_grad}
     for name, value in (*graph.named_parameters(), *graph.named_buffers()):
         if (name in trained or name.endswith(RUNNING)) and not name.startswith(layers):
             value.fill_(1 / 3)
+
+
+def _as_long_as_trained(weight: StoredWeight) -> StoredWeight:
+    if isinstance(weight, FloatWeight) and fits_fp16(weight.values.numpy()):
+        return replace(weight, values=torch.full_like(weight.values, 1 / 3))
+    if isinstance(weight, IntegerWeight) and weight.bits > 8:
+        return replace(weight, scales=torch.full_like(weight.scales, 1 / 3))
+    return weight
 
 
 def _graph_for(runtime: Runtime, model: nn.Module, weights: Mapping[str, StoredWeight], plan: ShapePlan, shape: Shape) -> fx.GraphModule:

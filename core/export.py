@@ -136,12 +136,12 @@ def initialisers_of(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 def check_rebuilds(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> None:
     """Raise EngineMismatch unless the unpacked tensors equal every float or INT8 weight of the ONNX, bit for bit.
 
-    Shapes, and a tensor that is filled with one value (a mask to begin with), belong to the graph: nothing trained is in them.
+    What is neither (shapes, indices, masks), and a tensor that is filled with one value, belong to the graph: nothing trained is in them.
     """
     arrays = initialisers_of(tensors)
     for initialiser in model.graph.initializer:
         value = numpy_helper.to_array(initialiser)
-        if initialiser.name.endswith(".zero") or (initialiser.name not in arrays and (value.dtype == np.int64 or _is_fill(value))):
+        if initialiser.name.endswith(".zero") or (initialiser.name not in arrays and _is_structure(value)):
             continue
         known = arrays.get(initialiser.name)
         if known is None or (known.dtype, known.shape) != (value.dtype, value.shape) or known.tobytes() != value.tobytes():
@@ -150,8 +150,8 @@ def check_rebuilds(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> Non
             )
 
 
-def _is_fill(value: np.ndarray) -> bool:
-    return value.size > 1 and bool((value == value.flat[0]).all())
+def _is_structure(value: np.ndarray) -> bool:
+    return value.dtype not in (np.float32, np.int8) or (value.size > 1 and bool((value == value.flat[0]).all()))
 
 
 def with_weights(model: onnx.ModelProto, tensors: Mapping[str, Tensor]) -> onnx.ModelProto:

@@ -17,29 +17,43 @@ from torch import Tensor, nn
 from core.errors import TrialError
 from core.importance import NO_SCORES, Scores, rank_of, standing_in
 from core.layers import evaluating, layer_infos
-from core.prune import LIBRARY_ERRORS, coupled_groups, reason_of, traced
+from core.prune import LIBRARY_ERRORS, choose_cut, coupled_groups, reason_of, traced
+from core.prune_attention import head_dims
 
 MOST = 0.9
 """Of one coupled group's channels that may go: a layer without channels ends the network."""
 
 
 def global_ratios(
-    model: nn.Module, ratio: float, input_shape: tuple[int, int, int], *, importance: str = "l2", scores: Scores | None = NO_SCORES
+    model: nn.Module,
+    ratio: float,
+    input_shape: tuple[int, int, int],
+    *,
+    round_to: int = 1,
+    importance: str = "l2",
+    scores: Scores | None = NO_SCORES,
 ) -> dict[str, float]:
     """By layer the share of its channels among the least important `ratio` of all that may go, at most MOST of a coupled group's.
 
+    Layers that `prune_channels` leaves whole at any ratio are neither ranked nor counted: all have fewer channels than `round_to`, or
+    couplings that no cut keeps in order.
     A channel's score counts by the mean of its group: groups of few large weights are not spared for it. Channels of
     equal score go evenly from all groups, so an untrained network under `bn_scale` loses about `ratio` everywhere.
-    `importance` and `scores` as in `prune_channels`.
+    `round_to`, `importance` and `scores` as in `prune_channels`.
     """
     layers, rank = layer_infos(model, input_shape), rank_of(importance, scores)
     copied = deepcopy(model)
     copied.zero_grad(set_to_none=True)
     with evaluating(copied), torch.enable_grad():
         graph, entry = traced(copied, input_shape)
+        heads = head_dims(copied)
         try:
             with standing_in(copied, scores):
-                ranked = {info.name: rank(group) for info, _, group in coupled_groups(graph, copied, entry, layers)}
+                ranked = {
+                    info.name: rank(group)
+                    for info, layer, group in coupled_groups(graph, copied, entry, layers)
+                    if choose_cut(graph, group, layer, rank, MOST, round_to, heads.get(layer, 0))
+                }
         except LIBRARY_ERRORS as error:
             what = f"{type(model).__name__} cannot be ranked by Torch-Pruning ({reason_of(error)})"
             raise TrialError(f"{what}; set prune.scope to local") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.allocate import TRAINED, allocate, settled
+from core.allocate import TRAINED, allocate, in_bytes, settled
 from core.allocate.latency import in_time
 from core.allocate.problem import Evidence, Losses, problem_of
 from core.allocate.sdq import learned_bits
@@ -102,8 +102,9 @@ def learn_bits(candidate: Candidate, student: nn.Module, bench: Workbench, finet
     """Train `student` in place by `finetune` with drawn bits; the candidate with the bits that it found, and its plan."""
     infos, shape = layer_infos(student, bench.input_shape), bench.input_shape
     student.cpu()
+    as_settled, as_planned = partial(settled, candidate, infos), partial(plan_of, infos=infos, runtime=bench.engines.runtime)
     file_bytes = partial(_file_bytes, student, infos, shape, bench.engines.runtime)
-    problem = problem_of(candidate, infos, lambda bits: file_bytes(settled(candidate, infos, bits)))
+    problem = problem_of(candidate, infos, lambda bits: file_bytes(as_settled(bits)), lambda bits: as_planned(as_settled(bits)))
     problem.check_feasible()
     bits = learned_bits(student, problem, finetune, bench.config.seed)
     found = settled(candidate, infos, bits)
@@ -123,7 +124,8 @@ def ranked_globally(candidate: Candidate, dense: nn.Module, input_shape: Shape, 
         return candidate
     infos = layer_infos(dense, input_shape)
     ratio = candidate.groups[0].prune_ratio
-    found = global_ratios(dense, ratio, input_shape, importance=candidate.importance, scores=scores)
+    by, step = candidate.importance, candidate.round_to
+    found = global_ratios(dense, ratio, input_shape, round_to=step, importance=by, scores=scores)
     by_layer = genes(candidate, infos)
     groups = tuple(by_layer[info.name].model_copy(update={"prune_ratio": found.get(info.name, 0.0)}) for info in infos)
     return candidate.model_copy(update={"groups": groups, "prune_scope": "local"})
@@ -160,8 +162,8 @@ def _allocated(
     candidate: Candidate, pruned: nn.Module, shape: Shape, runtime: Runtime, losses: Callable[[], Losses], rule: PtqConfig
 ) -> Candidate:
     infos = layer_infos(pruned, shape)
-    file_bytes = partial(_file_bytes, pruned, infos, shape, runtime)
-    return allocate(candidate, infos, Evidence(pruned, candidate.student, losses, file_bytes, rule))
+    file_bytes, planned = partial(_file_bytes, pruned, infos, shape, runtime), partial(plan_of, infos=infos, runtime=runtime)
+    return allocate(candidate, infos, Evidence(pruned, candidate.student, losses, file_bytes, planned, rule))
 
 
 def _file_bytes(pruned: nn.Module, infos: Sequence[LayerInfo], shape: Shape, runtime: Runtime, settled: Candidate) -> int:
@@ -170,7 +172,9 @@ def _file_bytes(pruned: nn.Module, infos: Sequence[LayerInfo], shape: Shape, run
 
 def _in_time(settled: Candidate, pruned: nn.Module, bench: Workbench) -> Candidate:
     infos, table = layer_infos(pruned, bench.input_shape), layer_times(settled.student, settled.width, bench)
-    return in_time(settled, infos, table, partial(plan_of, infos=infos, runtime=bench.engines.runtime))
+    shape, runtime = bench.input_shape, bench.engines.runtime
+    planned = partial(plan_of, infos=infos, runtime=runtime)
+    return in_bytes(in_time(settled, infos, table, planned), infos, partial(_file_bytes, pruned, infos, shape, runtime), planned)
 
 
 def images_of(bench: Workbench) -> Tensor:

@@ -16,6 +16,7 @@ from core.candidate import (
     EngineArtifact,
     LatencyReport,
     Measurement,
+    Rung,
     ShapePlan,
     StageRecord,
     fingerprint,
@@ -121,19 +122,27 @@ def evaluate(
         latency = known.latency
     if gate is not None:
         gate.before_training(known)
-    watch = Watch(bench) if gate is None else Watch(bench, partial(gate.at_rung, known))
-    journal = Journal(bench, stages)
+
+    def at_rung(rung: Rung) -> None:
+        """With what is known by then."""
+        if gate is not None:
+            gate.at_rung(known, rung)
+
+    watch, journal = Watch(bench, at_rung), Journal(bench, stages)
     student = start(candidate, pruned, bench, stages, folder, journal)
     if gate is not None and candidate.distil.init == "inherit" and not learns_bits(candidate):
         with stages("prune"):
             looked = first_look(student, plan, bench)
-        gate.at_rung(known, looked)
+        at_rung(looked)
     distilled(candidate, student, bench, watch, stages, folder, journal)
     finetune = last_finetune(candidate, bench, watch, partial(stages.on_epoch, "quantise"), folder)
     if learns_bits(candidate):
         with stages("quantise"):
             final, plan = learn_bits(candidate, student, bench, finetune)
             drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
+            known = _known(final, drafted, latency, bench)
+            note(size_bytes=known.size_bytes)
+            limits.check_size(known.size_bytes, "its bits are learned")
         journal.note("learn bits", student, plan, candidate.quantiser)
     with stages("quantise"):
         setting, calibration = setting_of(candidate, bench.config.quantise), images_of(bench)
@@ -142,13 +151,7 @@ def evaluate(
         limits.check_size(len(compressed.packed), "trained and coded")
     with stages("accuracy"):
         model = compressed.save(folder)
-        images = map(bench.teacher.normalise, bench.data.search.chunks())
-        scored = score(bench.engines, model, graph, images, bench.data.search.labels)
-        try:
-            limits.check_accuracy(scored.accuracy)
-        except InfeasibleCandidate:
-            note(missed=_measurement(scored, compressed, latency, bench))  # what it reached is learned from
-            raise
+        scored = _scored(model, compressed, graph, latency, bench, limits, note)
     if isinstance(latency, BuildReport):
         with stages("build"):
             latency = bench.engines.build_report(model, folder / ENGINE)
@@ -169,7 +172,32 @@ def _drafted(
     latency = _latency(drafted, bench)
     note(latency_ms=next(iter(milliseconds(latency)), None))
     limits.check_latency(latency, UNTRAINED)
-    return drafted, Known(traits_of(at_best(candidate), drafted.parameters, drafted.macs), least_bytes, latency)
+    return drafted, _known(candidate, drafted, latency, bench)
+
+
+def _known(candidate: Candidate, drafted: CompressedModel, latency: LatencyReport | BuildReport, bench: Workbench) -> Known:
+    """What the draft tells."""
+    return Known(traits_of(at_best(candidate), drafted.parameters, drafted.macs), least_size(drafted, bench.coding), latency)
+
+
+def _scored(
+    model: Path,
+    compressed: CompressedModel,
+    simulation: nn.Module,
+    latency: LatencyReport | BuildReport,
+    bench: Workbench,
+    limits: Limits,
+    note: Callable[..., None],
+) -> Score:
+    """The saved model's score on the search split. Raises InfeasibleCandidate below the limit of accuracy."""
+    images = map(bench.teacher.normalise, bench.data.search.chunks())
+    scored = score(bench.engines, model, simulation, images, bench.data.search.labels)
+    try:
+        limits.check_accuracy(scored.accuracy)
+    except InfeasibleCandidate:
+        note(missed=_measurement(scored, compressed, latency, bench))  # what it reached is learned from
+        raise
+    return scored
 
 
 def _artifact(scored: Score, latency: LatencyReport | BuildReport, model: Path) -> EngineArtifact:

@@ -21,7 +21,7 @@ from core.compress import calibration_indices
 from core.config import PtqConfig
 from core.layers import evaluating
 from core.quantise.ptq import rounded
-from core.quantise.setting import plain_layer, weight_of
+from core.quantise.setting import own_layer, weight_of
 from core.train import Device
 from objectives.allocation import images_of
 from objectives.bench import Workbench
@@ -46,7 +46,7 @@ def rounded_copy(student: nn.Module, plan: ShapePlan) -> nn.Module:
     copied = copy.deepcopy(student).cpu()
     for layer in plan.layers:
         if layer.weight_bits <= 8:
-            plain_layer(copied, layer.name)
+            own_layer(copied, layer.name)
             weight = weight_of(copied, layer.name)
             weight.copy_(rounded(weight, layer.weight_bits, RULE).dequantised())
     return copied

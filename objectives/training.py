@@ -39,7 +39,8 @@ def start(candidate: Candidate, pruned: nn.Module, bench: Workbench, stages: Sta
         quantise_dense(parent, candidate, bench, stages, folder, journal)
     with stages("prune"):
         student = prune(parent, candidate, bench.input_shape, scores_of(candidate, parent, bench))
-    shapes, expected = ({name: value.shape for name, value in model.state_dict().items()} for model in (student, pruned))
+    # by layer, not by state: one that was quantised first is no longer computed by weight norm
+    shapes, expected = (layer_infos(model, bench.input_shape) for model in (student, pruned))
     assert shapes == expected, "shapes must not depend on the weights"
     journal.note("prune", student)
     return student
@@ -53,7 +54,7 @@ def quantise_dense(parent: nn.Module, candidate: Candidate, bench: Workbench, st
     with stages("quantise dense") as on_epoch:
         finetune = finetune_of(candidate, bench, None, on_epoch, folder, bench.config.quantise.train, "quantise dense")
         stored = lookup(QUANTISERS, "quantiser", candidate.quantiser)(parent, _bits(plan), finetune, setting)
-        for name, weight in stored.items():
+        for name, weight in sorted(stored.items(), key=lambda item: item[1].bits):  # of layers that share a weight the finest grid stays
             plain_layer(parent, name)
             weight_of(parent, name).data.copy_(weight.dequantised())
     journal.note("quantise dense", parent, plan, candidate.quantiser)

@@ -234,6 +234,27 @@ PATTERNS = [
         ),
     ),
     Pattern(
+        "residual add of linear layers",
+        lambda: Forward(
+            lambda m, x: m.head(F.relu(m.down(F.relu(m.up(pooled(F.relu(m.a(x)))))) + m.skip(pooled(m.b(x))))),
+            a=conv(3, 8),
+            b=conv(3, 8),
+            up=nn.Linear(8, 16),
+            down=nn.Linear(16, 8),
+            skip=nn.Linear(8, 8),
+            head=head(),
+        ),
+    ),
+    Pattern(
+        "one linear layer on tokens and on their mean",
+        lambda: Forward(
+            lambda m, x: m.head(m.mix(m.mix(m.patch(x).flatten(2).transpose(1, 2)).mean(1))),
+            patch=conv(3, 8),
+            mix=nn.Linear(8, 8),
+            head=head(),
+        ),
+    ),
+    Pattern(
         "squeeze and excitation",
         lambda: Forward(
             lambda m, x: m.head(pooled(m.scale(m.a(x)))),

@@ -14,12 +14,13 @@ Executions are as sampled; under a latency budget (`budget_ms`) core/allocate/la
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from core.allocate.haq import haq
+from core.allocate.haq import clamped, haq
 from core.allocate.problem import Evidence, Problem, problem_of
 from core.allocate.sensitivity import sensitivity
 from core.allocate.sqnr import sqnr
-from core.candidate import AllocationPlan, Candidate, GroupPlan
+from core.candidate import AllocationPlan, Candidate, GroupPlan, ShapePlan
 from core.errors import UserError
 from core.layers import LayerInfo
 from core.plan import genes
@@ -61,11 +62,33 @@ def allocate(candidate: Candidate, infos: Sequence[LayerInfo], evidence: Evidenc
     plan = candidate.allocation
     if plan.strategy == "per_position" or plan.settled:
         return candidate
-    problem = problem_of(candidate, infos, lambda bits: evidence.file_bytes(settled(candidate, infos, bits)))
+    as_settled = partial(settled, candidate, infos)
+    problem = problem_of(
+        candidate, infos, lambda bits: evidence.file_bytes(as_settled(bits)), lambda bits: evidence.plan_of(as_settled(bits))
+    )
     problem.check_feasible()
     chosen = STRATEGIES[plan.strategy](problem, plan, evidence)
     assert problem.keeps(chosen), "a strategy keeps its budget"
     return settled(candidate, infos, chosen, final=plan.strategy != "sdq")
+
+
+def in_bytes(
+    candidate: Candidate, infos: Sequence[LayerInfo], file_bytes: Callable[[Candidate], int], plan_of: Callable[[Candidate], ShapePlan]
+) -> Candidate:
+    """A settled candidate, some of whose layers have become INT8 since: with fewer bits, the last layers first, until it keeps `budget_kb`.
+
+    Every layer in INT8 brings a scale of its activations into the file. Raises InfeasibleCandidate when the budget cannot be kept.
+    """
+    if candidate.allocation.budget_kb is None:
+        return candidate
+
+    def lowered(bits: Mapping[str, int]) -> Candidate:
+        pairs = zip(infos, candidate.groups, strict=True)
+        groups = [group.model_copy(update={"weight_bits": bits.get(info.name, group.weight_bits)}) for info, group in pairs]
+        return candidate.model_copy(update={"groups": tuple(groups)})
+
+    problem = problem_of(candidate, infos, lambda bits: file_bytes(lowered(bits)), lambda bits: plan_of(lowered(bits)))
+    return lowered(clamped(problem, {layer.name: candidate.groups[layer.index].weight_bits for layer in problem.free}))
 
 
 def settled(candidate: Candidate, infos: Sequence[LayerInfo], bits: Mapping[str, int], final: bool = True) -> Candidate:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from core.candidate import KB, AllocationPlan, Candidate
+from core.candidate import KB, AllocationPlan, Candidate, ShapePlan
 from core.config import PtqConfig
 from core.errors import InfeasibleCandidate
 from core.layers import LayerInfo
@@ -26,6 +26,8 @@ class Evidence:
     losses: Callable[[], Losses]
     file_bytes: Callable[[Candidate], int]
     """Bytes of the bit-packed file of a settled candidate."""
+    plan_of: Callable[[Candidate], ShapePlan]
+    """The exact plan of a settled candidate."""
     rounding: PtqConfig
 
 
@@ -39,10 +41,13 @@ class Free:
     channels: int
     shares: bool = False
     """Whether its integers are indices of a codebook."""
+    most: int = 8
+    """Bits that are stored at most where 8 or fewer are chosen: 7 where this device is exact in INT8 with no more."""
 
     def bytes(self, bits: float) -> int:
         """Of its integers in the bit-packed file; and of what scales of 16-bit layers take more, 2 bytes for each channel, or of 2 bytes
         for each value of a codebook."""
+        bits = min(bits, self.most) if bits <= 8 else bits
         integers = -int(-self.weights * bits // 8)
         values = min(2 ** math.ceil(bits), self.weights) if self.shares and bits <= 8 else 0
         return integers + (2 * self.channels if bits > 8 else 2 * values + (values > 127))  # a length of two bytes
@@ -82,11 +87,22 @@ class Problem:
             )
 
 
-def problem_of(candidate: Candidate, infos: Sequence[LayerInfo], file_bytes: Callable[[Mapping[str, int]], int]) -> Problem:
-    """The choice that the candidate leaves open. `file_bytes`: bits of the free layers -> bytes of the whole file."""
+def problem_of(
+    candidate: Candidate,
+    infos: Sequence[LayerInfo],
+    file_bytes: Callable[[Mapping[str, int]], int],
+    plan_of: Callable[[Mapping[str, int]], ShapePlan],
+) -> Problem:
+    """The choice that the candidate leaves open.
+
+    Of the bits of the free layers `file_bytes` says the bytes of the whole file, and `plan_of` what every layer has of them.
+    """
     edges = (0, len(infos) - 1) if candidate.edge_bits is not None else ()
+    inner = [(index, info) for index, info in enumerate(infos) if index not in edges]
+    counted = candidate.allocation.budget_bits is not None or candidate.allocation.budget_kb is not None
+    most = {layer.name: layer.weight_bits for layer in plan_of({info.name: 8 for _, info in inner}).layers} if counted else {}
     shares = candidate.quantiser == "codebook"
-    free = tuple(Free(info.name, index, info.weights, info.out_channels, shares) for index, info in enumerate(infos) if index not in edges)
+    free = tuple(Free(info.name, index, info.weights, info.out_channels, shares, most.get(info.name, 8)) for index, info in inner)
     problem = Problem(free, candidate.allocation.choices, len(infos))
     budget, stated = _budget(problem, candidate.allocation, file_bytes)
     return replace(problem, budget=budget, stated=stated)
@@ -96,7 +112,8 @@ def _budget(problem: Problem, plan: AllocationPlan, file_bytes: Callable[[Mappin
     """Bytes of the free layers, and the limit in words; the smaller one where two are stated."""
     found: list[tuple[int, str]] = []
     if plan.budget_bits is not None:
-        found.append((sum(layer.bytes(plan.budget_bits) for layer in problem.free), f"allocation.budget_bits {plan.budget_bits:g}"))
+        stated = sum(replace(layer, most=8).bytes(plan.budget_bits) for layer in problem.free)
+        found.append((stated, f"allocation.budget_bits {plan.budget_bits:g}"))
     if plan.budget_kb is not None:
         lowest = problem.uniform(problem.choices[0])
         others = file_bytes(lowest) - problem.bytes(lowest)

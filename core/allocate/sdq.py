@@ -78,6 +78,14 @@ class Levels(nn.Module):
         self.register_buffer("found", torch.zeros(count, dtype=torch.float64))
         self.press(0.0)
 
+    def get_extra_state(self) -> tuple[Tensor, Tensor] | None:
+        """`latest`, for a checkpoint."""
+        return self.latest
+
+    def set_extra_state(self, state: tuple[Tensor, Tensor] | None) -> None:
+        """Take `latest` from a checkpoint. Averaged weights have none: their copy of this makes no steps."""
+        self.latest = state or self.latest
+
     def collect(self, index: int, slope: Tensor) -> None:
         """Note the gradient of the loss with respect to one layer's log-odds."""
         self.found[index] += slope.detach().to(self.found)
@@ -87,7 +95,7 @@ class Levels(nn.Module):
 
         `progress` in (0, 1] is the share of the steps up to this one.
         """
-        self.slope.mul_(0.9).add_(0.1 * self.found.nan_to_num())
+        self.slope.mul_(0.9).add_(0.1 * self.found.nan_to_num(0.0, 0.0, 0.0))  # of a step that overflowed in float16 nothing is learned
         self.found.zero_()
         scale = self.slope.square().mean().sqrt()
         if scale > 0:

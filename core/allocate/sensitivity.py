@@ -18,7 +18,7 @@ from core.allocate.problem import Evidence, Losses, Problem
 from core.candidate import AllocationPlan
 from core.config import RangeConfig
 from core.quantise.ptq import rounded
-from core.quantise.setting import plain_layer, weight_of
+from core.quantise.setting import own_layer, weight_of
 
 
 def sensitivity(problem: Problem, plan: AllocationPlan, evidence: Evidence) -> dict[str, int]:
@@ -64,7 +64,7 @@ def measure_losses(
     parts = images.split(batch)
     expected = [torch.log_softmax(model(part).float(), 1) for part in parts]
     for name in names:
-        plain_layer(model, name)
+        own_layer(model, name)
         weight = weight_of(model, name)
         kept = weight.clone()
         for bits in choices:

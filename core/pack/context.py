@@ -15,11 +15,12 @@ References: Wiedemann et al. 2020, DeepCABAC, arXiv 1907.11900 (contexts from ne
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -45,6 +46,14 @@ FLOATS_AT_ONCE, CELLS_AT_ONCE = 1 << 16, 1 << 15
 PLACES_PER_WEIGHT, WEIGHTS_PER_STEP = 64, 256
 """A weight is foretold from so many places of its kernel in the time that it takes itself; a short step takes that of so many weights."""
 
+TABLES_AT_ONCE = 1 << 26
+"""Bytes of tables that an encoder holds, beside those of the tensor that it is at."""
+
+T = TypeVar("T")
+Statistics = dict[tuple[int, int], Counts]
+"""Alphabet -> what its contexts have seen."""
+Written = tuple[np.ndarray, np.ndarray]
+"""Symbols of one context in a step, int32 (n,), and the weights of every symbol there, float64 (alphabet,)."""
 Runs = Sequence[tuple[slice, np.ndarray]]
 """Cells of one context, as a part of the cells ordered by context, and the weights of every symbol there, float64 (alphabet,)."""
 Groups = tuple[np.ndarray, ...]
@@ -94,26 +103,50 @@ def describe(values: np.ndarray, bits: int) -> Layer:
     return Layer(values.shape, bits, centre, int(np.abs(MEANS - mean).argmin()))
 
 
-def encode(layers: Sequence[Layer], values: Sequence[np.ndarray], experts: bool = True) -> tuple[bytes, list[float]]:
-    """The stream of all tensors in turn, whole 32-bit words, and the bits that each of them takes; by contexts alone without `experts`."""
+def encode(layers: Sequence[Layer], values: Sequence[np.ndarray], experts: bool = True) -> bytes:
+    """The stream of all tensors in turn, whole 32-bit words; by contexts alone without `experts`.
+
+    What is written last is read first, so tables wait until all are known. Beyond TABLES_AT_ONCE they are dropped, and made again from
+    the statistics of their first tensor.
+    """
     import constriction
 
-    written: list[tuple[np.ndarray, np.ndarray]] = []
-    bits: list[float] = []
-    statistics: dict[tuple[int, int], Counts] = {}
-    for layer, array in zip(layers, values, strict=True):
-        symbols, start = array.reshape(-1).astype(np.int64) - layer.centre - layer.alphabet[0], len(written)
+    statistics: Statistics = {}
+    held: list[Written] = []
+    begins: list[tuple[int, Statistics]] = [(0, {})]
+    size = 0
+    for index, (layer, array) in enumerate(zip(layers, values, strict=True)):
+        if size > TABLES_AT_ONCE:
+            begins.append((index, copy.deepcopy(statistics)))
+            held, size = [], 0
+        held += (written := _written(layer, array, statistics, experts, _both))
+        size += sum(table.nbytes for _, table in written)
+    coder, end = constriction.stream.stack.AnsCoder(), len(layers)
+    for begin, before in reversed(begins):
+        if end < len(layers):
+            held = [each for index in range(begin, end) for each in _written(layers[index], values[index], before, experts, _both)]
+        for found, table in reversed(held):
+            coder.encode_reverse(found, _model(table))
+        end = begin
+    return coder.get_compressed().astype("<u4").tobytes()
 
-        def note(cells: np.ndarray, order: np.ndarray, runs: Runs, symbols: np.ndarray = symbols) -> np.ndarray:
-            written.extend((symbols[cells[order[part]]], table) for part, table in runs)
-            return symbols[cells]
 
-        _walk(layer, _counts_for(layer, statistics), note, experts)
-        bits.append(sum(_cost(found, table) for found, table in written[start:]))
-    coder = constriction.stream.stack.AnsCoder()
-    for found, table in reversed(written):  # a stack: what is written last is read first
-        coder.encode_reverse(found.astype(np.int32), _model(table))
-    return coder.get_compressed().astype("<u4").tobytes(), bits
+def costs(layers: Sequence[Layer], values: Sequence[np.ndarray], experts: bool = True) -> list[float]:
+    """The bits that each tensor takes in the stream of all."""
+    statistics: Statistics = {}
+    return [sum(_written(layer, array, statistics, experts, _cost)) for layer, array in zip(layers, values, strict=True)]
+
+
+def _written(layer: Layer, values: np.ndarray, statistics: Statistics, experts: bool, of: Callable[[np.ndarray, np.ndarray], T]) -> list[T]:
+    """What the tensor has to say, run by run: what is made `of` symbols int64 (n,) and their table. `statistics` learn of it."""
+    symbols, written = values.reshape(-1).astype(np.int64) - layer.centre - layer.alphabet[0], list[T]()
+
+    def note(cells: np.ndarray, order: np.ndarray, runs: Runs) -> np.ndarray:
+        written.extend(of(symbols[cells[order[part]]], table) for part, table in runs)
+        return symbols[cells]
+
+    _walk(layer, _counts_for(layer, statistics), note, experts)
+    return written
 
 
 def decode(layers: Sequence[Layer], stream: bytes, experts: bool = True) -> list[np.ndarray]:
@@ -131,7 +164,7 @@ def decode(layers: Sequence[Layer], stream: bytes, experts: bool = True) -> list
             symbols[order[part]] = coder.decode(_model(table), part.stop - part.start)
         return symbols
 
-    statistics: dict[tuple[int, int], Counts] = {}
+    statistics: Statistics = {}
     found = [_walk(layer, _counts_for(layer, statistics), read, experts) for layer in layers]
     if not coder.is_empty():
         raise PackError("an entropy-coded stream must end with its last integer, but this one goes on: it is damaged; export it again")
@@ -297,7 +330,7 @@ def _parts(count: int, at_once: int) -> list[slice]:
     return [slice(start, start + at_once) for start in range(0, count, at_once)]
 
 
-def _counts_for(layer: Layer, statistics: dict[tuple[int, int], Counts]) -> Counts:
+def _counts_for(layer: Layer, statistics: Statistics) -> Counts:
     """The counts of the layer's alphabet."""
     if layer.alphabet not in statistics:
         statistics[layer.alphabet] = Counts(*layer.alphabet)
@@ -308,6 +341,10 @@ def _model(table: np.ndarray) -> Any:
     import constriction
 
     return constriction.stream.model.Categorical(table, perfect=False)
+
+
+def _both(symbols: np.ndarray, table: np.ndarray) -> Written:
+    return symbols.astype(np.int32), table
 
 
 def _cost(symbols: np.ndarray, table: np.ndarray) -> float:

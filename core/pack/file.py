@@ -97,7 +97,7 @@ def tensor_bytes(data: bytes) -> dict[str, int]:
         streamed = {entry.name: entry.tensor for entry in found if is_codable(entry.tensor)}
         values = [tensor.values for tensor in streamed.values()]
         layers = [context.describe(tensor.values, tensor.bits) for tensor in streamed.values()]
-        _, bits = context.encode(layers, values, experts=_has_experts(version_of(data)))
+        bits = context.costs(layers, values, experts=_has_experts(version_of(data)))
         sizes |= {name: sizes[name] + round(cost / 8) for name, cost in zip(streamed, bits, strict=True)}
     return sizes
 
@@ -143,7 +143,7 @@ def _work(shape: tuple[int, ...], streamed: bool) -> int:
 def _content(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> bytes:
     """The file without its checksum."""
     body, layers, values = _body(tensors, coding, version)
-    return body + context.encode(layers, values, _has_experts(version))[0] if layers else body
+    return body + context.encode(layers, values, _has_experts(version)) if layers else body
 
 
 def _body(tensors: Mapping[str, Tensor], coding: Coding, version: int) -> tuple[bytes, list[context.Layer], list[np.ndarray]]:

@@ -41,7 +41,7 @@ def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, Sizes]:
     """The sizes of every tensor, in order."""
     codable = {name: tensor for name, tensor in tensors.items() if is_codable(tensor)}
     layers = [context.describe(tensor.values, tensor.bits) for tensor in codable.values()]
-    _, bits = context.encode(layers, [tensor.values for tensor in codable.values()])
+    bits = context.costs(layers, [tensor.values for tensor in codable.values()])
     coded = {name: cost / 8 + 1 + bool(layer.centre) for name, cost, layer in zip(codable, bits, layers, strict=True)}
     return {name: _sizes(tensor, coded.get(name)) for name, tensor in tensors.items()}
 

@@ -23,7 +23,7 @@ from core.errors import UserError
 from core.quantise.blocks import Block, blocks
 from core.quantise.integer import IntegerWeight, limits, per_channel, storable
 from core.quantise.ptq import range_scales, rounded
-from core.quantise.setting import Finetune, Setting, plain_layer, weight_of
+from core.quantise.setting import Finetune, Setting, own_layer, weight_of
 from core.quantise.trace import trace
 
 DEFAULT = Setting()
@@ -48,7 +48,7 @@ def brecq(model: nn.Module, bits: Mapping[str, int], finetune: Finetune, setting
     learned = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     found = {name: rounded(weight_of(learned, name), depth, setting.config.ptq) for name, depth in bits.items() if depth > 8}
     for name in bits:
-        plain_layer(learned, name)
+        own_layer(learned, name)
     graph = trace(learned, bits, (channels, height, width))
     generator = torch.Generator().manual_seed(0)
     inputs, target = images, images

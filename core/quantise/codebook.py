@@ -42,7 +42,12 @@ def codebook(
         parametrize.register_parametrization(layer, "weight", chain)
         layer.parametrizations.weight.original.requires_grad_(False)  # type: ignore[union-attr]
     finetune(model)
-    return {name: _taken(model, name, depth, setting) for name, depth in bits.items()}
+    taken = {name: _taken(model, name, depth, setting) for name, depth in bits.items()}
+    for name in shared:  # after all have been read: layers may share their weight, which this replaces
+        layer = model.get_submodule(name)
+        layer.parametrizations.weight.original.requires_grad_(True)  # type: ignore[union-attr]
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return taken
 
 
 def cluster(values: Tensor, count: int, iterations: int) -> Tensor:
@@ -134,9 +139,6 @@ def _train_masked(model: nn.Module, kept: Mapping[str, Tensor], finetune: Finetu
 def _taken(model: nn.Module, name: str, bits: int, setting: Setting) -> CodebookWeight | IntegerWeight:
     if bits > 8:
         return rounded(weight_of(model, name), bits, setting.config.ptq)
-    layer = model.get_submodule(name)
-    chain: Any = layer.parametrizations.weight  # type: ignore[union-attr]
-    taken = chain[0].taken(bits)
-    chain.original.requires_grad_(True)
-    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    chain: Any = model.get_submodule(name).parametrizations.weight  # type: ignore[union-attr]
+    taken: CodebookWeight = chain[0].taken(bits)
     return taken

@@ -83,7 +83,8 @@ def drop_identities(traced: fx.GraphModule) -> None:
 def _linears_on_maps(traced: fx.GraphModule) -> set[str]:
     """Rewire every Linear on (B, C) to take (B, C, 1, 1) and give (B, K, 1, 1); return their names.
 
-    A flattening in front of it goes, so that the classifier becomes a 1x1 convolution right on the pooled map.
+    A flattening in front of it goes, so that the classifier becomes a 1x1 convolution right on the pooled map. One that is called on
+    tokens (B, T, C) too stays what it is, and takes (B, 1, C).
     """
     modules = dict(traced.named_modules())
     calls = [node for node in traced.graph.nodes if node.op == "call_module" and isinstance(modules[node.target], nn.Linear)]
@@ -92,6 +93,8 @@ def _linears_on_maps(traced: fx.GraphModule) -> set[str]:
     for node in calls:
         if node.target in names:
             _take_map(traced, node)
+        elif len(_shape(_input(node))) == 2:
+            _take_token(traced, node)
     # only what the rewiring left over: a call whose result nobody takes may still work in place
     traced.graph.eliminate_dead_code(lambda node: node.is_impure() or node not in used)
     return names
@@ -106,11 +109,24 @@ def _take_map(traced: fx.GraphModule, node: fx.Node) -> None:
         else:
             pooled = traced.graph.call_function(torch.unsqueeze, (traced.graph.call_function(torch.unsqueeze, (source, 2)), 3))
     node.args, node.kwargs = (pooled,), {}
-    with traced.graph.inserting_after(node):
-        first = traced.graph.call_function(torch.squeeze, (node, 3))
-    with traced.graph.inserting_after(first):
-        second = traced.graph.call_function(torch.squeeze, (first, 2))
-    node.replace_all_uses_with(second, delete_user_cb=lambda user: user is not first)
+    _squeeze_after(traced, node, 3, 2)
+
+
+def _take_token(traced: fx.GraphModule, node: fx.Node) -> None:
+    with traced.graph.inserting_before(node):
+        token = traced.graph.call_function(torch.unsqueeze, (_input(node), 1))
+    node.args, node.kwargs = (token,), {}
+    _squeeze_after(traced, node, 1)
+
+
+def _squeeze_after(traced: fx.GraphModule, node: fx.Node, *dimensions: int) -> None:
+    """Whoever took the node's result takes it without these dimensions, left out in turn."""
+    first = last = node
+    for dimension in dimensions:
+        with traced.graph.inserting_after(last):
+            last = traced.graph.call_function(torch.squeeze, (last, dimension))
+        first = last if first is node else first
+    node.replace_all_uses_with(last, delete_user_cb=lambda user: user is not first)
 
 
 def _input(node: fx.Node) -> fx.Node:

@@ -49,16 +49,18 @@ def train_on_grids(
         finetune(model)
     else:
         finetune(model, penalty)
-    integers = {}
-    for name, depth in bits.items():
-        if name in trained:
-            layer = model.get_submodule(name)
-            latent, grid = _latent(layer.parametrizations.weight)  # type: ignore[union-attr]
-            integers[name] = to_integers(latent, grid.step.abs(), depth)
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-        else:
-            integers[name] = rounded(weight_of(model, name), depth, setting.config.ptq)
+    integers = {name: _integers(model, name, depth, setting) for name, depth in bits.items()}
+    for name in trained:  # after all have been read: layers may share their latent weight, which this rounds
+        parametrize.remove_parametrizations(model.get_submodule(name), "weight", leave_parametrized=True)
     return integers
+
+
+def _integers(model: nn.Module, name: str, bits: int, setting: Setting) -> IntegerWeight:
+    layer = model.get_submodule(name)
+    if bits > 8:
+        return rounded(weight_of(model, name), bits, setting.config.ptq)
+    latent, grid = _latent(layer.parametrizations.weight)  # type: ignore[union-attr]
+    return to_integers(latent, grid.step.abs(), bits)
 
 
 def grids(model: nn.Module) -> list[tuple[Tensor, StepQuantiser]]:

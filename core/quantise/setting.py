@@ -71,3 +71,10 @@ def plain_layer(model: nn.Module, name: str) -> nn.Module:
     if parametrize.is_parametrized(layer, "weight"):
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return layer
+
+
+def own_layer(model: nn.Module, name: str) -> nn.Module:
+    """`plain_layer`, with a weight of its own also where it shared one: it may be replaced without another layer's."""
+    layer = plain_layer(model, name)
+    layer.weight = nn.Parameter(weight_of(model, name).detach().clone(), requires_grad=weight_of(model, name).requires_grad)
+    return layer

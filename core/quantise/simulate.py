@@ -10,7 +10,7 @@ export, not by a moving average; batch norms stay unfolded in training, as with 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -165,14 +165,21 @@ def _insert(traced: fx.GraphModule, points: fx.GraphModule, planned: Collection[
         name = str(call.target)
         traced.add_submodule(name, FixedPoint(point))
         for user in (nodes[each.name] for each in call.users):
-            source = nodes.get(call.all_input_nodes[0].name, user.all_input_nodes[0])
+            source = _known(call.all_input_nodes[0], nodes)
             source = norms.get(source, source)
             if source not in user.all_input_nodes:  # a linear layer: the export gives it a map, training the same values flat
-                source = user.all_input_nodes[0]
+                (source,) = user.all_input_nodes
             if source not in placed:
                 with traced.graph.inserting_after(source):
                     placed[source] = traced.graph.call_module(name, (source,))
             user.replace_input_with(source, placed[source])
+
+
+def _known(source: fx.Node, nodes: Mapping[str, fx.Node]) -> fx.Node:
+    """The node of `nodes` whose values `source` has: the export makes maps of vectors, and vectors of maps."""
+    while source.name not in nodes:
+        (source,) = source.all_input_nodes
+    return nodes[source.name]
 
 
 def _behind_identities(marked: list[fx.Node]) -> list[fx.Node]:

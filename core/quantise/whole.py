@@ -22,6 +22,7 @@ from core.quantise.integer import IntegerWeight
 from core.quantise.layers import ActivationQuantiser, IntegerConv2d, IntegerLinear
 from core.quantise.ptq import ptq
 from core.quantise.setting import untrained, weight_of
+from core.quantise.trace import TRACE_ERRORS
 
 BITS: Final = 8
 
@@ -49,7 +50,7 @@ def quantize_model(model: nn.Module, images: Tensor | None = None) -> nn.Module:
 
 
 def dequantize_model(model: nn.Module) -> nn.Module:
-    """A copy of what `quantize_model` gave with ordinary float32 layers that hold the de-quantised weights.
+    """A copy of what `quantize_model` gave, where it is, with ordinary float32 layers that hold the de-quantised weights.
 
     Without `images` its state dict has the names and shapes of the original's. Raises UserError for a network without integer layers.
     """
@@ -77,9 +78,15 @@ def _with_activations(model: nn.Module, names: list[str], images: Tensor) -> nn.
         raise UserError(f"images must be normalised float32 (N, C, H, W), but are {images.dtype} {tuple(images.shape)}; see docs/distil.md")
     channels, height, width = images.shape[1:]
     shape = (channels, height, width)
+    try:
+        infos = layer_infos(model, shape)
+    except TRACE_ERRORS as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        law = f"images must fit the network, but {type(model).__name__} does not take (C, H, W) = {shape} ({reason})"
+        raise UserError(f"{law}; give it images of the channels and size that it was trained on") from error
     layers = tuple(
         LayerPlan(name=info.name, out_channels=info.out_channels, weight_bits=BITS, execution="int8")
-        for info in layer_infos(model, shape)
+        for info in infos
         if info.name in names
     )
     bits = {layer.name: BITS for layer in layers}
@@ -116,14 +123,15 @@ def _float_layer(layer: IntegerConv2d | IntegerLinear) -> nn.Module:
     weight = layer.float_weight()
     outputs, inputs = weight.shape[:2]
     made: nn.Module
+    common: dict[str, Any] = {"bias": layer.has_bias, "device": weight.device}
     if isinstance(layer, IntegerConv2d):
         mode = layer.border[1] if layer.border else "zeros"
         options: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": mode}
         kernel = tuple(weight.shape[2:])
-        made = nn.Conv2d(inputs * layer.groups, outputs, kernel, groups=layer.groups, bias=layer.has_bias, **options)  # type: ignore[arg-type]
+        made = nn.Conv2d(inputs * layer.groups, outputs, kernel, groups=layer.groups, **options, **common)  # type: ignore[arg-type]
     elif layer.as_conv:
-        made = nn.Conv2d(inputs, outputs, 1, bias=layer.has_bias)
+        made = nn.Conv2d(inputs, outputs, 1, **common)
     else:
-        made = nn.Linear(inputs, outputs, bias=layer.has_bias)
+        made = nn.Linear(inputs, outputs, **common)
     made.load_state_dict({"weight": weight, **({"bias": layer.bias} if layer.has_bias else {})})
     return made

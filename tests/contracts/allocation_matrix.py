@@ -16,7 +16,7 @@ from core.allocate import STRATEGIES, settled
 from core.allocate.problem import problem_of
 from core.allocate.sdq import learned_bits
 from core.candidate import AllocationPlan, Candidate, GroupPlan
-from core.compress import Shape, resolve, rough_bytes
+from core.compress import Shape, plan_of, resolve, rough_bytes
 from core.errors import ParetopressError
 from core.layers import layer_infos
 from core.quantise.setting import Penalty
@@ -77,7 +77,8 @@ def learned(asked: Candidate, pruned: nn.Module) -> Candidate:
             torch.autograd.backward(loss)
         model.eval()
 
-    problem = problem_of(asked, infos, lambda bits: 0)
+    runtime = RUNTIMES["onnxruntime"]()
+    problem = problem_of(asked, infos, lambda bits: 0, lambda bits: plan_of(settled(asked, infos, bits), infos, runtime))
     return settled(asked, infos, learned_bits(pruned, problem, finetune))
 
 

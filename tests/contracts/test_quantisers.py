@@ -22,7 +22,7 @@ from core.quantise.integer import IntegerWeight, limits
 from core.quantise.setting import Finetune, Penalty, Setting
 from core.quantise.stored import CodebookWeight, FloatWeight, StoredWeight, half
 from core.runtimes import RUNTIMES
-from tests.tiny_nets import SHAPE, Residual, images, plan_of, settled, train
+from tests.tiny_nets import SHAPE, Residual, conv, images, plan_of, settled, train
 
 every_quantiser = pytest.mark.parametrize("name", QUANTISERS)
 BITS = dict(zip(("stem", "conv1", "conv2", "project", "head"), (8, 2, 3, 5, 16), strict=True))
@@ -200,6 +200,25 @@ def test_a_quantiser_of_whole_files_keeps_eight_bit_integers_near_the_weights(na
 def test_equal_networks_get_equal_weights(name: str) -> None:
     first, second = (stored(name, network()) for _ in range(2))
     assert all(torch.equal(first[layer].dequantised(), second[layer].dequantised()) for layer in BITS)
+
+
+@every_quantiser
+def test_layers_that_share_their_weight_get_a_grid_each_as_if_they_had_two(name: str) -> None:
+    bits = {"first": 2, "second": 8, "third": 16, "head": 8}
+
+    def shared(*, one: bool) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential()
+        for layer in bits:
+            model.add_module(layer, conv(3, 3))
+        for layer in ("second", "third"):
+            weight = model.get_submodule("first").weight
+            model.get_submodule(layer).weight = weight if one else nn.Parameter(weight.detach().clone())
+        return model.eval()
+
+    setting = replace(SETTING, rate_weight=0.0)
+    tied, apart = (stored(name, shared(one=one), bits, setting=setting) for one in (True, False))
+    assert all(torch.equal(tied[layer].dequantised(), apart[layer].dequantised()) for layer in bits)
 
 
 @every_quantiser

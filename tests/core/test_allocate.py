@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,13 +18,13 @@ from core.allocate.haq import action_of, bits_of, clamped
 from core.allocate.problem import Evidence, Free, Problem
 from core.allocate.sensitivity import cheapest, expected_losses, measure_losses
 from core.allocate.sqnr import sqnr_db
-from core.candidate import AllocationPlan, Candidate, GroupPlan
-from core.compress import prune, resolve, rough_bytes
+from core.candidate import AllocationPlan, Candidate, GroupPlan, ShapePlan
+from core.compress import plan_of, prune, resolve, rough_bytes
 from core.config import PtqConfig
 from core.errors import InfeasibleCandidate, UserError
 from core.layers import layer_infos
-from core.plan import shape_plan
 from core.runtimes import RUNTIMES
+from core.runtimes.types import Runtime
 from core.students import STUDENTS
 from tests.tiny_nets import CLASSES, SHAPE, images, settled
 
@@ -50,19 +51,22 @@ def candidate(plan: AllocationPlan, name: str = "resnet8", **changes: object) ->
     return Candidate(student=name, width=0.5, groups=groups, round_to=4, allocation=plan).model_copy(update=changes)
 
 
-def evidence_of(model: nn.Module, of: Candidate) -> Evidence:
+def evidence_of(model: nn.Module, of: Candidate, runtime: Runtime = RUNTIME) -> Evidence:
     infos = layer_infos(model, SHAPE)
     names = [info.name for info in infos]
 
+    def planned(asked: Candidate) -> ShapePlan:
+        return plan_of(asked, infos, runtime)
+
     def file_bytes(asked: Candidate) -> int:
-        return rough_bytes(model, shape_plan(asked, infos, depthwise_int8=True), SHAPE, RUNTIME, asked.quantiser)
+        return rough_bytes(model, planned(asked), SHAPE, runtime, asked.quantiser)
 
-    return Evidence(model, of.student, lambda: expected_losses(model, names, of.allocation.choices, RULE), file_bytes, RULE)
+    return Evidence(model, of.student, lambda: expected_losses(model, names, of.allocation.choices, RULE), file_bytes, planned, RULE)
 
 
-def chosen(of: Candidate, model: nn.Module | None = None) -> Candidate:
+def chosen(of: Candidate, model: nn.Module | None = None, runtime: Runtime = RUNTIME) -> Candidate:
     pruned = prune(model or network(of.student), of, SHAPE)
-    return allocate(of, layer_infos(pruned, SHAPE), evidence_of(pruned, of))
+    return allocate(of, layer_infos(pruned, SHAPE), evidence_of(pruned, of, runtime))
 
 
 def problem(weights: list[int], budget: int | None, choices: tuple[int, ...] = CHOICES) -> Problem:
@@ -118,6 +122,22 @@ def test_a_budget_in_kb_is_one_of_the_whole_file(strategy: str, quantiser: str) 
     found = chosen(candidate(plan, quantiser=quantiser), model)
     size = rough_bytes(*resolve(model, found, SHAPE, RUNTIME), SHAPE, RUNTIME, quantiser)
     assert 0.85 * limit * 1000 < size <= limit * 1000
+
+
+@pytest.mark.parametrize("strategy", ["haq", "sqnr", "sensitivity"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
+def test_a_budget_in_kb_is_kept_where_layers_in_int8_have_seven_bits_at_most(strategy: str, share: float) -> None:
+    model, runtime = network(), replace(RUNTIME, int8_bits=7)
+    plan = STATED[strategy].model_copy(update={"choices": (8, 16), "budget_bits": None, "actions": (1.0,) * bool(strategy == "haq")})
+
+    def bytes_of(asked: Candidate) -> int:
+        return rough_bytes(*resolve(model, asked, SHAPE, runtime), SHAPE, runtime, asked.quantiser)
+
+    groups = (GroupPlan(weight_bits=8),), (GroupPlan(weight_bits=16),)
+    least, most = (bytes_of(Candidate(student="resnet8", width=0.5, edge_bits=8, groups=each)) for each in groups)
+    limit = (least + share * (most - least)) / 1000
+    asked = candidate(plan.model_copy(update={"budget_kb": limit}), groups=(GroupPlan(weight_bits=8),), edge_bits=8)
+    assert bytes_of(chosen(asked, model, runtime)) <= limit * 1000
 
 
 @pytest.mark.parametrize("strategy", ["haq", "sqnr", "sensitivity", "sdq"])
@@ -252,7 +272,9 @@ def test_every_kind_of_student_takes_every_strategy(student: str, strategy: str)
     asked = candidate(STATED[strategy], student, groups=(GroupPlan(),))
     infos = layer_infos(model, (3, 16, 16))
     losses = expected_losses(model, [info.name for info in infos], CHOICES, RULE) if strategy == "sensitivity" else {}
-    found = allocate(asked, infos, Evidence(model, student, lambda: losses, lambda each: 0, RULE))
+    found = allocate(
+        asked, infos, Evidence(model, student, lambda: losses, lambda each: 0, partial(plan_of, infos=infos, runtime=RUNTIME), RULE)
+    )
     free = list(zip(infos, found.groups, strict=True))[1:-1]
     assert sum(info.weights * gene.weight_bits for info, gene in free) <= 3.5 * sum(info.weights for info, _ in free) + 8 * len(free)
     assert len({gene.weight_bits for _, gene in free}) > 1

@@ -11,8 +11,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from core.candidate import Candidate, GroupPlan
-from core.compress import CompressedModel, calibrate, calibration_indices, draft, prune, quantise, resolve
-from core.errors import UserError
+from core.compress import CompressedModel, as_stored, calibrate, calibration_indices, draft, prune, quantise, resolve
+from core.errors import EngineMismatch, UserError
 from core.export import check_rebuilds
 from core.layers import count_macs, count_parameters, layer_infos
 from core.pack import unpack
@@ -136,6 +136,48 @@ def test_the_fine_tuning_sees_weights_on_their_grid(drafted: CompressedModel) ->
 
     quantise(settled(prune(dense(seed=5), CANDIDATE, SHAPE)), drafted, "lsq", finetune, images(48), RUNTIME)
     assert seen[0] <= 2**4
+
+
+@pytest.mark.parametrize(("quantiser", "bits"), [("float", 8), ("ptq", 16), ("ptq", 8)])
+def test_weights_that_start_at_zero_count_as_trained_ones(quantiser: str, bits: int) -> None:
+    """A gain of zero makes them zero too, and zeros fit into half floats."""
+
+    def network(*, trained: bool) -> nn.Module:
+        torch.manual_seed(0)
+        model = settled(Residual()) if trained else Residual().eval()
+        for part in () if trained else (model.norm2, model.project, model.head):
+            nn.init.zeros_(part.weight)
+        return model
+
+    plan = plan_of(network(trained=False), bits=bits, execution="float")  # type: ignore[arg-type]
+    drafted = draft(network(trained=False), as_stored(plan, quantiser), SHAPE, RUNTIME, quantiser)
+    compressed, _ = quantise(network(trained=True), drafted, quantiser, kept, images(16), RUNTIME)
+    assert len(compressed.packed) == len(drafted.packed)
+
+
+class Masked(nn.Module):
+    """Buffers that are no weights: which places of a map count, and the order of its channels."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, CLASSES)
+        self.register_buffer("mask", mask)
+        self.register_buffer("order", torch.arange(7, -1, -1, dtype=torch.int32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.stem(x)).index_select(1, self.order)
+        y = y * self.mask if self.mask.is_floating_point() or self.mask.dtype == torch.int8 else torch.where(self.mask, y, 0.0)
+        return self.head(y.mean((2, 3)))
+
+
+def test_a_networks_own_masks_and_indices_belong_to_its_graph() -> None:
+    model = Masked(torch.tril(torch.ones(8, 8)).bool()).eval()
+    plan = plan_of(model)
+    compressed, _ = quantise(model, draft(model, plan, SHAPE, RUNTIME), "ptq", kept, images(16), RUNTIME)
+    arrays = {one.name: numpy_helper.to_array(one) for one in compressed.model.graph.initializer}
+    assert {arrays[name].dtype.name for name in ("mask", "order")} == {"bool", "int32"}
+    with pytest.raises(EngineMismatch, match="'mask' differs"):  # before anything trains
+        draft(Masked(torch.tril(torch.ones(8, 8, dtype=torch.int8))).eval(), plan, SHAPE, RUNTIME)
 
 
 def test_an_unknown_quantiser_lists_the_known_ones(drafted: CompressedModel) -> None:

@@ -14,6 +14,7 @@ from core.config import TrainConfig, ViewsConfig
 from core.distil import distil
 from core.losses import DISTIL_LOSSES, FEATURE_LOSSES, REGION_LOSSES
 from core.methods import METHODS
+from core.simple import dequantize_model, quantize_model
 from core.students import STUDENTS
 from core.teacher import Teacher
 from core.teacher_logits import TeacherLogits
@@ -62,3 +63,9 @@ def test_a_student_learns_from_kept_answers(loss: str, dtype: torch.dtype | None
     unseen = image_set(40, seed=5)
     right = predict(student, unseen.images, views.normalise, device, amp=False).argmax(1) == unseen.labels
     assert right.float().mean() > 0.7
+
+
+def test_a_quantised_network_is_dequantised_on_the_gpu() -> None:
+    back = dequantize_model(quantize_model(STUDENTS["resnet8"](classes=CLASSES, channels=1, image_size=SIZE)).to(CUDA))
+    with torch.no_grad():
+        assert back(torch.randn(2, 1, SIZE, SIZE, device=CUDA)).isfinite().all()

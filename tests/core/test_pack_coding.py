@@ -95,7 +95,7 @@ def plane(shape: tuple[int, ...], zeros: float, kind: str, centre: int = 0, seed
 def coded_bytes(tensors: dict[str, Tensor]) -> int:
     """Of the common stream and the guesses of every tensor."""
     layers = [describe(tensor.values, tensor.bits) for tensor in tensors.values() if isinstance(tensor, QTensor)]
-    return len(encode(layers, integers_of(tensors))[0]) + sum(1 + bool(layer.centre) for layer in layers)
+    return len(encode(layers, integers_of(tensors))) + sum(1 + bool(layer.centre) for layer in layers)
 
 
 @pytest.mark.parametrize("zeros", [0.5, 0.9, 0.93, 0.95, 0.98])
@@ -156,7 +156,7 @@ def test_what_is_left_beyond_one_threshold_costs_less_than_its_entropy_since_eve
 @pytest.mark.parametrize("tensor", [smooth_kernels(2), plane((64, 64, 3, 3), 0.9, "flat"), patchy(0)])
 def test_choosing_among_experts_costs_almost_nothing_where_contexts_were_right_and_saves_where_they_were_wrong(tensor: QTensor) -> None:
     layer = describe(tensor.values, tensor.bits)
-    chosen, by_contexts = (len(encode([layer], [tensor.values], experts)[0]) for experts in (True, False))
+    chosen, by_contexts = (len(encode([layer], [tensor.values], experts)) for experts in (True, False))
     assert chosen < 1.004 * by_contexts
 
 

@@ -9,9 +9,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from core.pack import MAGIC, VERSION, PackError, QTensor, Tensor, coding_of, context, pack, unpack
+from core.pack import MAGIC, VERSION, PackError, QTensor, Tensor, coding_of, context, pack, tensor_bytes, unpack
 from core.pack.binary import varint
 from core.pack.file import WEIGHTS_PER_BYTE
+from core.pack.report import sizes_of
+from core.pack.types import limits
 from tests.core.pack_mutations import bell, network, with_checksum
 
 Shape = tuple[int, ...]
@@ -107,7 +109,7 @@ def streams() -> str:
     for shape in [(3, 100), (40, 1, 3, 3), (1, 1, 40), (1, 30, 9), (24, 16, 3, 3), (8, 3, 7, 7), (3, 3, 16, 16), (1, 3, 32, 32)]:
         tensor = bell(shape, 4, len(shape))
         for experts in (False, True):
-            digest.update(context.encode([context.describe(tensor.values, 4)], [tensor.values], experts)[0])
+            digest.update(context.encode([context.describe(tensor.values, 4)], [tensor.values], experts))
     return digest.hexdigest()[:16]
 
 
@@ -119,3 +121,39 @@ def test_the_bytes_are_those_of_every_kernel_and_machine_however_many_weights_ar
         monkeypatch.setattr(context, "CELLS_AT_ONCE", at_once)
         monkeypatch.setattr(context, "FLOATS_AT_ONCE", at_once)
     assert streams() == "cacc23989ed2baf5"
+
+
+def unequal(count: int) -> dict[str, Tensor]:
+    """Small tensors whose filters and channels differ in magnitude, made of integers that every numpy draws alike."""
+    draw, tensors = np.random.default_rng(7), dict[str, Tensor]()
+    for index in range(count):
+        bits = (8, 6, 8, 5)[index % 4]
+        magnitudes = draw.integers(1, 2 ** (bits - 3), (16, 1, 1, 1)) * draw.integers(1, 5, (1, 8, 1, 1))
+        values = magnitudes * draw.integers(-300, 301, (16, 8, 3, 3)) // 600
+        if index % 10 == 9:
+            values[draw.integers(0, 10, values.shape) < 7] = 3
+        low, high = limits(bits)
+        tensors[f"layer{index}.weight"] = QTensor(np.clip(values, low, high).astype(np.int8), np.full(16, 0.5, np.float32), bits)
+    return tensors
+
+
+@pytest.mark.parametrize("at_once", [None, 1 << 20, 0])
+def test_a_stream_is_the_same_however_many_tables_are_in_memory_together(at_once: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if at_once is not None:
+        monkeypatch.setattr(context, "TABLES_AT_ONCE", at_once)
+    data = pack(unequal(16), "coded")
+    assert hashlib.sha256(data).hexdigest()[:16] == "79ec49ac0d42d9a3"  # of the encoder that held all of them
+    sizes = repr(sorted(tensor_bytes(data).items()))
+    assert hashlib.sha256(sizes.encode()).hexdigest()[:16] == "d6e65abef0babcad"
+
+
+def test_measuring_holds_the_tables_of_one_tensor() -> None:
+    """All together they take 12 MB."""
+    tensors = unequal(40)
+    data = pack(tensors, "coded")
+    for make in (lambda: tensor_bytes(data), lambda: sizes_of(tensors)):
+        tracemalloc.start()
+        make()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 6_000_000

@@ -248,6 +248,31 @@ def test_what_a_channel_multiplier_reads_and_makes_stays_whole(inputs: int, outp
     trainable(pruned)
 
 
+class Apart(Own):
+    """A concatenation whose parts a grouped convolution reads unevenly."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.stem, self.left, self.right = conv(3, 16), conv(16, 4), conv(16, 12)
+        self.grouped, self.last = conv(16, 16, groups=2), conv(16, 16)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        out: Tensor = self.last(self.grouped(torch.cat([self.left(x), self.right(x)], 1)))
+        return out
+
+
+def test_a_global_ratio_counts_no_channels_that_can_never_go() -> None:
+    torch.manual_seed(0)
+    model = Apart()
+    before, found = channels(model), global_ratios(model, 0.5, SHAPE)
+    assert set(found) == {"stem.0", "grouped.0", "last.0"}
+    assert sum(share * before[name][1] for name, share in found.items()) == pytest.approx(0.5 * sum(before[name][1] for name in found))
+    after = channels(prune_channels(model, all_at(model, 0.9), SHAPE, round_to=1))
+    assert [after[name][1] < before[name][1] for name in before] == [name in found for name in before]
+    assert global_ratios(model, 0.5, SHAPE, round_to=16) == {}
+
+
 class Tied(Own):
     """Two convolutions of the same weights."""
 

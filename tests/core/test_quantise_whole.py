@@ -111,6 +111,13 @@ def test_calibrated_activations_lie_on_256_levels_and_leave_with_dequantising() 
         assert (quantised(images(8)) - original).norm() < 0.1 * original.norm()
 
 
+def test_layers_are_dequantised_where_their_integers_are_whatever_device_is_the_default() -> None:
+    quantised = quantize_model(settled(Residual()), images(16))
+    with torch.device("meta"):
+        back = dequantize_model(quantised)
+    assert {value.device.type for value in back.state_dict().values()} == {"cpu"}
+
+
 @pytest.mark.parametrize(
     "attention", [nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.MultiheadAttention(8, 2, batch_first=True)]
 )
@@ -161,6 +168,8 @@ def broken() -> nn.Module:
         (lambda: quantize_model(broken()), "needs finite weights, but those of 0 are not"),
         (lambda: dequantize_model(nn.Linear(2, 2)), "needs a network from quantize_model"),
         (lambda: quantize_model(Residual(), torch.zeros(3, 8, 8)), "images must be normalised"),
+        (lambda: quantize_model(Residual(), torch.zeros(2, 1, 8, 8)), r"images must fit the network, but Residual .* = \(1, 8, 8\) \("),
+        (lambda: quantize_model(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), torch.zeros(2, 3, 9, 9)), "images must fit the network"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(work: object, law: str) -> None:

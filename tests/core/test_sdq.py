@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from core.allocate.problem import Free, Problem
 from core.allocate.sdq import SPAN, DrawnBits, Levels, learned_bits
+from core.config import TrainConfig
 from core.quantise.setting import Penalty
-from tests.tiny_nets import CLASSES, images
+from core.train import Batch, Device, fit
+from tests.tiny_data import CLASSES as DIGITS
+from tests.tiny_data import view_set
+from tests.tiny_nets import CLASSES, conv, images
 
 CHOICES = (2, 3, 4, 6, 8)
 STEPS = 60
@@ -114,6 +120,43 @@ def test_a_loss_that_wants_the_lower_depth_moves_the_layer_down() -> None:
     assert int(levels.level[1]) < len(CHOICES) - 1
     assert int(levels.level[0]) == len(CHOICES) - 1
     assert float(levels.log_odds.max()) <= SPAN
+
+
+def test_a_gradient_that_overflows_teaches_nothing_and_is_forgotten() -> None:
+    model = network()
+    found = []
+    for broken in (torch.tensor(0.0), torch.tensor(torch.inf), torch.tensor(-torch.inf), torch.tensor(torch.nan)):
+        levels = Levels(problem(model, 8.0), [model[at].weight for at in (0, 2, 4)])  # type: ignore[misc]
+        levels.collect(0, broken)
+        levels.advance(0.001)
+        for step in range(5):
+            levels.collect(1, torch.tensor(1.0))
+            levels.advance(0.001 * (step + 2))
+        found.append(levels.log_odds.clone())
+    assert all(torch.equal(each, found[0]) for each in found[1:])
+    assert float(found[0][1]) < SPAN
+
+
+def test_a_finished_training_that_is_read_from_its_checkpoint_has_found_the_same_bits(tmp_path: Path) -> None:
+    """Averaged weights bring averaged levels with them; a trial that is interrupted later begins with this."""
+    recipe = TrainConfig(epochs=4.0, batch_size=16, lr=0.05, ema=0.98)
+
+    def found() -> dict[str, int]:
+        torch.manual_seed(0)
+        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, DIGITS))
+        model = nn.Sequential(conv(1, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 8), *head)
+
+        def finetune(network: nn.Module, penalty: Penalty | None = None) -> None:
+            def loss_of(logits: Tensor, batch: Batch) -> Tensor:
+                return F.cross_entropy(logits, batch.labels) + (penalty(batch.progress) if penalty else 0.0)
+
+            fit(network, view_set(), loss_of, recipe, Device(torch.device("cpu"), None), seed=3, checkpoint=tmp_path / "quantise.part")
+
+        return learned_bits(model, problem(model, 3.5), finetune)
+
+    first = found()
+    assert (tmp_path / "quantise.part").exists()
+    assert found() == first
 
 
 def test_a_training_without_steps_keeps_the_budget_too() -> None:

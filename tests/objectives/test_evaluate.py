@@ -251,6 +251,27 @@ def test_half_of_all_epochs_is_too_late_to_stop_however_many_trainings_there_are
     assert [(rung.stage, rung.epoch) for rung in rungs if rung.stage != START] == stops
 
 
+def test_the_size_of_learned_bits_is_told_and_kept_within_the_limit_before_the_last_training(bench: Workbench, tmp_path: Path) -> None:
+    short = TrainConfig(epochs=1.0, batch_size=32)
+    quick = {"finetune": short, "quantise": bench.config.quantise.model_copy(update={"train": short})}
+    quickly = replace(bench, config=bench.config.model_copy(update=quick))
+    candidate = settle(CANDIDATE.model_copy(update={"groups": (GroupPlan(weight_bits=4),), "allocation": SDQ}), bench, Stages())
+    pruned, plan = shape_of(candidate, bench)
+
+    class Sizes(Heard):
+        def at_rung(self, known: Known, rung: Rung) -> None:
+            seen.append((rung.stage, known.size_bytes))
+
+    seen: list[tuple[str, int]] = []
+    done = evaluate(candidate, pruned, plan, quickly, NONE, Stages(), tmp_path / "free", Sizes())
+    drafted, learned = dict(seen)["quantise"], dict(seen)["quantise 2"]
+    assert drafted < learned == done.measurement.size_bytes
+    seen.clear()
+    with pytest.raises(InfeasibleCandidate, match=r"its bits are learned$"):
+        evaluate(candidate, pruned, plan, quickly, Limits(size_kb=(learned - 1) / 1000), Stages(), tmp_path / "limited", Sizes())
+    assert "quantise 2" not in dict(seen)
+
+
 def test_a_diverging_training_ends_the_trial(bench: Workbench, tmp_path: Path) -> None:
     wild = bench.config.model_copy(update={"finetune": TrainConfig(epochs=8.0, lr=1e12, batch_size=16)})
     with pytest.raises(TrainingDiverged):

@@ -11,13 +11,15 @@ from torch import nn
 
 from core.candidate import START, AllocationPlan, Candidate, DistilPlan, GroupPlan, Rung
 from core.layers import evaluating
+from core.quantise.ptq import rounded
 from core.train import Device
 from objectives.allocation import settle
 from objectives.bench import Stages, Workbench
 from objectives.budget import Known, Limits
 from objectives.evaluate import evaluate, shape_of
-from objectives.first_look import adapt, first_look, rounded_copy
+from objectives.first_look import RULE, adapt, first_look, rounded_copy
 from objectives.rungs import accuracy_now
+from tests.tiny_nets import conv, plan_of
 
 FLOAT = Device(torch.device("cpu"), None)
 
@@ -74,6 +76,16 @@ def test_weights_are_rounded_to_the_bits_of_their_layer(bits: int, bench: Workbe
         weight, own = (net.get_submodule(layer.name).weight.flatten(1) for net in (copied, parent))
         assert torch.equal(weight, own) is (layer.weight_bits > 8)
         assert all(len(channel.unique()) <= 2**layer.weight_bits for channel in weight)
+
+
+def test_layers_that_share_their_weight_are_rounded_each_by_its_own_bits() -> None:
+    torch.manual_seed(0)
+    tied = nn.Sequential(conv(3, 3), conv(3, 3), conv(3, 3)).eval()
+    tied[1].weight = tied[2].weight = tied[0].weight
+    copied = rounded_copy(tied, plan_of(tied, bits={"0": 2, "1": 4, "2": 16}, execution="float"))
+    weight = tied[0].weight.detach()
+    expected = [rounded(weight, 2, RULE).dequantised(), rounded(weight, 4, RULE).dequantised(), weight]
+    assert all(torch.equal(layer.weight, values) for layer, values in zip(copied, expected, strict=True))
 
 
 LEARNS = Candidate(student="light_cnn", width=0.25, round_to=1, allocation=AllocationPlan(strategy="sdq", choices=(2, 8), budget_bits=4.0))

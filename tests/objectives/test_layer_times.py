@@ -10,6 +10,7 @@ import pytest
 
 from core.allocate.latency import TimeTable
 from core.candidate import AllocationPlan, Candidate, Execution, GroupPlan
+from core.compress import rough_bytes
 from core.engines import QUIET_KEY, EngineHost
 from core.errors import InfeasibleCandidate
 from core.layers import layer_infos
@@ -34,8 +35,8 @@ def twins(bench: Workbench) -> Path:
     return bench.folder
 
 
-def asked(budget_ms: float) -> Candidate:
-    plan = AllocationPlan(strategy="haq", choices=(2, 4, 8), actions=(0.5,), budget_ms=budget_ms)
+def asked(budget_ms: float, budget_kb: float | None = None) -> Candidate:
+    plan = AllocationPlan(strategy="haq", choices=(2, 4, 8), actions=(0.5,), budget_ms=budget_ms, budget_kb=budget_kb)
     return Candidate(student=STUDENT, width=WIDTH, groups=(GroupPlan(execution="float", prune_ratio=0.5),), round_to=4, allocation=plan)
 
 
@@ -63,18 +64,28 @@ def test_layers_are_timed_once_for_all_trials_of_a_network(timed: tuple[Workbenc
     assert kept[0].stat().st_mtime_ns == written
 
 
-def test_a_candidate_is_settled_with_executions_that_keep_the_budget_or_is_infeasible(timed: tuple[Workbench, TimeTable]) -> None:
-    bench, _ = timed
-    # a table on which the outcome does not depend on this machine's quiet: INT8 takes half
+def halved(bench: Workbench) -> None:
+    """Keeps a table on which the outcome does not depend on this machine's quiet: INT8 takes half."""
     path = next((bench.folder / "layer_times").glob("resnet8-0.5-*.json"))
     table = TimeTable.model_validate_json(path.read_text())
     halves = {name: time.model_copy(update={"int8_ms": 1.0, "float_ms": 2.0}) for name, time in table.layers.items()}
     path.write_text(TimeTable(layers=halves, rest_ms=1.0).model_dump_json())
+
+
+def least_ms(bench: Workbench) -> float:
+    """Of a candidate with all layers in INT8, by that table."""
+    pruned, _ = shape_of(asked(100.0), bench)
+    macs = {info.name: info.macs for info in layer_infos(pruned, bench.input_shape)}
+    whole = {info.name: info.macs for info in layer_infos(bench.network(STUDENT, WIDTH), bench.input_shape)}
+    return 1.0 + sum(macs[name] / whole[name] for name in macs)
+
+
+def test_a_candidate_is_settled_with_executions_that_keep_the_budget_or_is_infeasible(timed: tuple[Workbench, TimeTable]) -> None:
+    bench, _ = timed
+    halved(bench)
     loose = settle(asked(100.0), bench, Stages())
     assert {layer.execution for layer in shape_of(loose, bench)[1].layers} == {"float"}
-    pruned, _ = shape_of(loose, bench)
-    macs = {info.name: info.macs for info in layer_infos(pruned, bench.input_shape)}
-    least = 1.0 + sum(macs[name] / time.macs for name, time in halves.items())
+    least = least_ms(bench)
     tight = shape_of(settle(asked(least + 1e-6), bench, Stages()), bench)[1]
     assert {layer.execution for layer in tight.layers} == {"int8"}
     exact = bench.engines.runtime.int8_bits
@@ -83,6 +94,19 @@ def test_a_candidate_is_settled_with_executions_that_keep_the_budget_or_is_infea
     assert {layer.execution for layer in middle.layers} == {"float", "int8"}
     with pytest.raises(InfeasibleCandidate, match=r"allocation\.budget_ms"):
         settle(asked(least - 1e-3), bench, Stages())
+
+
+def test_scales_of_layers_that_become_int8_count_in_the_budget_of_bytes(timed: tuple[Workbench, TimeTable]) -> None:
+    bench, runtime, shape = timed[0], timed[0].engines.runtime, timed[0].input_shape
+    halved(bench)
+
+    def bytes_of(candidate: Candidate) -> int:
+        return rough_bytes(*shape_of(candidate, bench), shape, runtime, candidate.quantiser)
+
+    limit = bytes_of(settle(asked(100.0), bench, Stages())) / 1000  # exact for layers in float
+    found = settle(asked(least_ms(bench) + 1e-6, limit), bench, Stages())
+    assert {layer.execution for layer in shape_of(found, bench)[1].layers} == {"int8"}
+    assert 0.8 * limit * 1000 < bytes_of(found) <= limit * 1000
 
 
 def test_runtimes_say_whether_they_time_layers(bench: Workbench, tmp_path: Path) -> None:

@@ -6,14 +6,19 @@ import csv
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from core.candidate import AllocationPlan, Candidate, GroupPlan
-from core.config import TrainConfig
-from core.layers import count_macs, count_parameters
+from core.config import PtqConfig, TrainConfig
+from core.layers import count_macs, count_parameters, layer_infos
+from core.quantise.ptq import rounded
+from core.students import STUDENTS
 from core.train import learning_rate
 from objectives.allocation import settle
 from objectives.bench import Stages, Workbench
@@ -131,6 +136,43 @@ def test_a_dense_network_that_was_quantised_has_few_values_per_channel(bench: Wo
     assert [(name, done, rate) for name, done, *_, rate in told] == [
         ("quantise dense", done, learning_rate(recipe, steps, done)) for done in (1.0, 2.0, 3.0, 4.0)
     ]
+
+
+def test_of_dense_layers_that_share_their_weight_the_finest_grid_stays(bench: Workbench, tmp_path: Path) -> None:
+    quick = bench.config.quantise.model_copy(update={"train": TrainConfig(epochs=0.0)})
+    short = replace(bench, config=bench.config.model_copy(update={"quantise": quick}))
+    parent = bench.network("resnet8", 0.25)
+    infos = layer_infos(parent, bench.input_shape)
+    pairs = [(a, b) for a, b in pairwise(infos) if (a.in_channels, a.out_channels, a.kernel) == (b.in_channels, b.out_channels, b.kernel)]
+    first, second = (parent.get_submodule(info.name) for info in pairs[0])
+    second.weight = first.weight
+    weight = first.weight.detach().clone()
+    groups = tuple(GroupPlan(weight_bits=2 if info is pairs[0][1] else 4, execution="float") for info in infos)
+    candidate = Candidate(student="resnet8", width=0.25, groups=groups, order="quantise, prune")
+    quantise_dense(parent, candidate, short, Stages(), tmp_path, Journal(short, Stages()))
+    assert first.weight is second.weight
+    torch.testing.assert_close(first.weight, rounded(weight, 4, PtqConfig()).dequantised())
+
+
+def normed(classes: int, channels: int = 3, **more: object) -> nn.Module:
+    first, second = weight_norm(nn.Conv2d(channels, 8, 3, padding=1)), weight_norm(nn.Conv2d(8, 8, 3, padding=1))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
+
+
+def test_a_network_with_weight_norm_goes_both_ways(bench: Workbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDENTS, "normed", normed)
+    quick = TrainConfig(epochs=0.5, batch_size=32)
+    quantise = bench.config.quantise.model_copy(update={"train": quick})
+    parent = bench.config.parent.model_copy(update={"train": quick})
+    changes = {"finetune": quick, "quantise": quantise, "parent": parent}
+    short = replace(bench, config=bench.config.model_copy(update=changes), folder=tmp_path)
+    sizes = set()
+    for each in (FIRST, SECOND):
+        candidate = each.model_copy(update={"student": "normed", "width": 1.0, "groups": (GroupPlan(weight_bits=3),)})
+        pruned, plan = shape_of(candidate, short)
+        done = evaluate(candidate, pruned, plan, short, Limits(), Stages(), tmp_path / each.order.replace(", ", "-"))
+        sizes.add(done.measurement.size_bytes)
+    assert len(sizes) == 1
 
 
 def test_the_summary_has_a_line_for_each_stage_of_each_trial(tmp_path: Path, both: dict[str, tuple[Evaluation, Stages]]) -> None:
