@@ -94,7 +94,7 @@ def check_space(study: optuna.Study, digest: str, content: Mapping[str, Any]) ->
 
 
 def check_inputs(study: optuna.Study, inputs: Mapping[str, str]) -> None:
-    """Keep what a study is made of beside its space (name -> digest). Raises UserError when it goes on with something else."""
+    """Raise UserError when a study that has trials would go on with other `inputs`: what it is made of beside its space, name -> digest."""
     kept = study.user_attrs.get(INPUTS_KEY, {}) if study.get_trials(deepcopy=False) else {}
     for what, digest in inputs.items():
         if kept.get(what, digest) != digest:
@@ -103,13 +103,24 @@ def check_inputs(study: optuna.Study, inputs: Mapping[str, str]) -> None:
                 f"a study keeps the {what} that it began with, but {study.study_name!r} began with {kept[what]} and this is {digest}; "
                 f"{here}restore the old one, {WAYS_OUT}"
             )
-    study.set_user_attr(INPUTS_KEY, {**kept, **inputs})
 
 
-def fixed_reference(study: optuna.Study, reference: Point) -> Point:
-    """The reference point of the study's hypervolume: the one it began with, or now `reference`."""
-    if REFERENCE_KEY not in study.user_attrs:
-        study.set_user_attr(REFERENCE_KEY, list(reference))
+def bind(study: optuna.Study, digest: str, content: Mapping[str, Any], inputs: Mapping[str, str], reference: Point) -> Point:
+    """Make a study that has no trial yet what this process is about to run, or check that it still is. Hold the study's lock.
+
+    Another run may have been opened before the first trial of either. Returns the reference point of the study's hypervolume: the one it
+    began with, or now `reference`. Raises UserError where the study has begun with something else.
+    """
+    check_space(study, digest, content)
+    check_inputs(study, inputs)
+    begun, known = bool(study.get_trials(deepcopy=False)), study.user_attrs
+    kept = known.get(INPUTS_KEY, {}) if begun else {}
+    now: dict[str, Any] = {INPUTS_KEY: {**kept, **inputs}}
+    now |= {} if begun else {CONTENT_KEY: dict(content), DIGEST_KEY: digest}
+    now |= {} if begun and REFERENCE_KEY in known else {REFERENCE_KEY: list(reference)}
+    for key, value in now.items():
+        if known.get(key) != value:
+            study.set_user_attr(key, value)
     return tuple(map(float, study.user_attrs[REFERENCE_KEY]))
 
 
