@@ -111,7 +111,7 @@ def _open_study(
     with lock:
         if fresh:
             delete_study(url, name, RUNS / name)
-        return open_study(url, name, *made_from)
+        return open_study(url, name, *made_from, RUNS / name)
 
 
 def _remeasured(study: optuna.Study, space: Space, config: Config, folder: Path) -> optuna.Study:

@@ -41,11 +41,18 @@ def check_name(name: str) -> str:
     return name
 
 
-def open_study(url: str, name: str, digest: str, content: Mapping[str, Any]) -> optuna.Study:
-    """Create the study or continue it. Raises UserError when it was made from another space or configuration."""
+def open_study(url: str, name: str, digest: str, content: Mapping[str, Any], folder: Path) -> optuna.Study:
+    """Create the study or continue it; `folder` is runs/<study>. Raises UserError when it was made from another space or configuration.
+
+    Nothing binds one that ended before its first trial: where it has another number of objectives, it is made anew.
+    """
+    count = 2 if content.get("config", {}).get("runtime", {}).get("build_for") else 3  # engines that are only built have no latency
     study = find_study(url, name)
+    if study is not None and len(study.directions) != count and not study.get_trials(deepcopy=False):
+        check_at_rest(study, folder, living_hosts(folder), "another number of objectives")
+        optuna.delete_study(study_name=name, storage=study._storage)
+        study = None
     if study is None:
-        count = 2 if content.get("config", {}).get("runtime", {}).get("build_for") else 3  # engines that are only built have no latency
         directions = list(DIRECTIONS[:count])
         study = optuna.create_study(storage=open_storage(url, requeue), study_name=name, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from core.config import RuntimeConfig
 from core.data import DATASETS
+from core.engines import EngineHost
 from core.errors import UserError
 from results.record import REFERENCE_KEY
 from search.study import CONTENT_KEY, DIGEST_KEY, INPUTS_KEY, bind, open_study
@@ -16,6 +18,7 @@ from tests.search.studies import ONE_NETWORK, Answer, command, load, search
 
 Capture = pytest.CaptureFixture[str]
 CONTENT = {"space": {}, "config": {}}
+BUILT = {"space": {}, "config": {"runtime": {"build_for": ["SM89"]}}}
 REFERENCE = (0.9, 20.0, 3.0)
 
 
@@ -40,7 +43,7 @@ def test_two_runs_that_were_opened_before_the_first_trial_do_not_mix_their_space
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[[str], Any]:
     """Opens the one study of this test with a digest."""
-    return lambda digest: open_study(f"sqlite:///{tmp_path}/study.db", "one", digest, CONTENT)
+    return lambda digest, content=CONTENT: open_study(f"sqlite:///{tmp_path}/study.db", "one", digest, content, tmp_path)
 
 
 def test_who_takes_the_first_trial_says_what_the_study_is_made_of_and_the_other_is_refused(opened: Callable[[str], Any]) -> None:
@@ -61,3 +64,14 @@ def test_the_hypervolumes_reference_is_set_anew_until_there_is_a_trial(opened: C
     study.ask()
     assert bind(study, "first", CONTENT, {"images": "new"}, (0.5, 1.0, 1.0)) == REFERENCE
     assert study.user_attrs[REFERENCE_KEY] == list(REFERENCE)
+
+
+def test_a_study_that_ended_before_its_first_trial_takes_another_number_of_objectives(opened: Callable[..., Any], tmp_path: Path) -> None:
+    assert len(opened("timed").directions) == 3
+    with EngineHost(RuntimeConfig(name="onnxruntime"), tmp_path), pytest.raises(UserError, match="another process works in"):
+        opened("built", BUILT)
+    study = opened("built", BUILT)
+    assert study.metric_names == ["accuracy", "size_bytes"]
+    study.ask()
+    study.tell(0, (0.5, 1000.0))
+    assert len(opened("built", BUILT).trials) == 1

@@ -40,7 +40,7 @@ class Worker:
     def __init__(self, url: str, folder: Path, name: int = 0, seconds: float = 0.0, settings: Sequence[str] = ()) -> None:
         self.lock = StudyLock(url, folder)
         with self.lock:
-            self.study = open_study(url, folder.name, "digest", {})
+            self.study = open_study(url, folder.name, "digest", {}, folder)
         owner = current_owner() | {"worker": name}
         self.runner = Untrained(load_space(SPACE, settings), self.lock.release, Progress(0, quiet=True), seconds=seconds, owner=owner)
 
