@@ -102,13 +102,15 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
 def _open_study(
     fresh: bool, space: Space, config: Config, made_from: tuple[str, Mapping[str, Any]], name: str, url: str, lock: StudyLock
 ) -> optuna.Study:
-    from search.study import delete_study, open_study
+    from search.study import delete_study, open_study, restore_study
 
     if fresh:
         from search.preflight import load_inputs
 
         load_inputs(space, config, CACHE)  # a study is not deleted for a run that cannot begin
     with lock:
+        if restore_study(url, name):
+            print(f"a --remeasure of {name!r} was cut off: the study is again as it was before", flush=True)
         if fresh:
             delete_study(url, name, RUNS / name)
         return open_study(url, name, *made_from, RUNS / name)

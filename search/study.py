@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ METRICS = ("accuracy", "size_bytes", "latency_ms")
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
 DIGEST_KEY, CONTENT_KEY, INPUTS_KEY = "space_digest", "space", "inputs"
 REQUEUED_KEY = "requeued_from"
+COPY, UNMOVED_KEY = "-on-", "to_be_moved"
+"""In the name of a study's copy that `--remeasure` keeps, and its attribute while the study is being written anew: that one's name."""
 WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin anew"
 MADE_BY_A_RUN = (
     *("candidates", "drafts", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json", "epochs.csv"),
@@ -63,6 +66,24 @@ def open_study(url: str, name: str, digest: str, content: Mapping[str, Any], fol
     study.set_user_attr(CONTENT_KEY, dict(content))
     study.set_user_attr(DIGEST_KEY, digest)
     return study
+
+
+def restore_study(url: str, name: str) -> bool:
+    """Put back the copy of a study that `--remeasure` was writing anew when it was killed; whether it was so. Hold the study's lock."""
+    path = sqlite_file(url)
+    if path is not None and not path.exists():
+        return False
+    storage = open_storage(url)
+    for kept in (kept for kept in optuna.get_all_study_names(storage) if kept.startswith(f"{name}{COPY}")):
+        copy = optuna.load_study(study_name=kept, storage=storage)
+        if copy.user_attrs.get(UNMOVED_KEY) == name:
+            with suppress(KeyError):
+                optuna.delete_study(study_name=name, storage=storage)
+            optuna.copy_study(from_study_name=kept, from_storage=storage, to_storage=storage, to_study_name=name)
+            optuna.load_study(study_name=name, storage=storage).set_user_attr(UNMOVED_KEY, None)
+            copy.set_user_attr(UNMOVED_KEY, None)  # last: whoever is killed before leaves it to the next
+            return True
+    return False
 
 
 def find_study(url: str, name: str) -> optuna.Study | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -164,6 +167,36 @@ def test_a_study_on_another_device_goes_on_with_remeasure_alone(again: Path, cap
     answer = search(capfd, *command("--trials", "2", "--remeasure"))
     assert "the study as it was is kept as 'tiny-on-0123456789ab-2'" in answer.out
     assert [trial.state.name for trial in load().get_trials()][running.number :] == ["FAIL", "WAITING"]
+
+
+@pytest.mark.parametrize("within", ["delete_study", "create_study"])
+def test_a_remeasure_that_is_killed_while_it_writes_loses_no_trial(
+    within: str, again: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load()
+    study.set_user_attr("inputs", {**study.user_attrs["inputs"], "device or runtime": "0123456789ab"})
+    before = [(trial.state, trial.values, trial.params) for trial in study.trials]
+    real = getattr(optuna, within)
+
+    def cut_off(*arguments: Any, **options: Any) -> None:
+        if options["study_name"] == "tiny":
+            real(*arguments, **options)
+            raise KeyboardInterrupt
+        real(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna, within, cut_off)
+        assert search(capfd, *command("--trials", "2", "--remeasure")).code == 130
+    with pytest.raises(KeyError) if within == "delete_study" else nullcontext():
+        assert load().trials == []
+    answer = search(capfd, *command("--trials", "2"))
+    assert "a --remeasure of 'tiny' was cut off: the study is again as it was before" in answer.out
+    assert "give --remeasure" in refused(answer)
+    assert [(trial.state, trial.values, trial.params) for trial in load().trials] == before
+    answer = search(capfd, *command("--trials", "2", "--remeasure"))
+    assert answer.code == 0, answer
+    assert [record.number for record in read_records(load())] == [0, 1]
+    assert "was cut off" not in answer.out
 
 
 masks = st.lists(st.booleans(), min_size=1, max_size=60)
