@@ -109,6 +109,8 @@ def _moved(
     elif record.state == "PRUNED" and not str(record.reason).startswith(ELSEWHERE_TOO):
         record = record.model_copy(update={"state": "FAIL", "reason": f"{FORMER}: {record.reason}", "ending": None})
         trial.state = TrialState.FAIL
+    if record.measurement is None:
+        record = record.model_copy(update={"latency_ms": None})  # the former device's
     found = excesses(constraints, record) if constraints.soft else {}
     trial.system_attrs = {**trial.system_attrs, **{f"{SOFT}:{name}": excess for name, excess in found.items()}}
     if found:

@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.candidate import LatencyReport
-from results.record import read_records
+from results.record import RECORD_KEY, TrialRecord, read_records
 from results.refined import accuracy_ties, latency_ties, mcnemar, read_refined
 from search import refine
 from search.finalists import MEASURED, combined, finished
 from search.owner import OWNER_KEY, current_owner
+from search.remeasure import _moved
+from search.space import Constraints
 from search.study import CONTENT_KEY
 from tests.search.studies import Answer, _answer, command, export, load, refused, search
 
@@ -167,6 +169,14 @@ def test_a_study_on_another_device_goes_on_with_remeasure_alone(again: Path, cap
     answer = search(capfd, *command("--trials", "2", "--remeasure"))
     assert "the study as it was is kept as 'tiny-on-0123456789ab-2'" in answer.out
     assert [trial.state.name for trial in load().get_trials()][running.number :] == ["FAIL", "WAITING"]
+
+
+def test_a_trial_that_was_refused_for_its_accuracy_keeps_no_latency_of_the_former_device(again: Path) -> None:
+    trial, record = load().trials[0], read_records(load())[0]
+    told = {"state": "PRUNED", "ending": "limit", "reason": "accuracy must be at least 0.99, but is 0.9"}
+    refused_there = record.model_copy(update={**told, "missed": record.measurement, "measurement": None, "latency_ms": 1.5})
+    moved = TrialRecord.model_validate_json(_moved(trial, refused_there, {}, Constraints()).user_attrs[RECORD_KEY])
+    assert (moved.state, moved.latency_ms, moved.reached) == ("PRUNED", None, record.measurement)
 
 
 @pytest.mark.parametrize("within", ["delete_study", "create_study"])
