@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.candidate import LatencyReport
+from core.losses import DISTIL_LOSSES
 from results.record import RECORD_KEY, TrialRecord, read_records
 from results.refined import accuracy_ties, latency_ties, mcnemar, read_refined
 from search import refine
@@ -59,6 +60,34 @@ def test_a_point_trained_with_two_seeds_is_timed_in_turn_scored_once_and_exporte
     assert answer.code == 0, answer
     model = Path("runs/tiny", str(record.path), "model.onnx")
     assert Path("exported/tiny-refined-rank0/model.onnx").read_bytes() == model.read_bytes()
+
+
+def test_a_seed_that_diverges_is_left_out_and_so_is_a_point_of_which_all_do(
+    again: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, bad = DISTIL_LOSSES["kd"], [True]
+
+    def diverging(student: Any, teacher: Any, labels: Any, plan: Any) -> Any:
+        return known(student, teacher, labels, plan) * (float("nan") if bad and bad.pop() else 1.0)
+
+    monkeypatch.setitem(DISTIL_LOSSES, "kd", diverging)
+    answer = refined(capfd, "--top", "2", "--epochs", "1", "--seeds", "2", "--rounds", "1")
+    assert answer.code == 0, answer
+    assert " with seed 0 is left out, TrainingDiverged: the loss must stay finite, but is nan" in answer.out
+    found = {finalist.searched_rank: set(finalist.seeds) for finalist in read_refined(Path("runs/tiny")).finalists}
+    assert found == {0: {1}, 1: {0, 1}}
+
+    shutil.rmtree("runs/tiny/refined")
+    bad.append(True)
+    answer = refined(capfd, "--top", "2", "--epochs", "1", "--rounds", "1")
+    assert answer.code == 0, answer
+    assert "is left out of the refinement: no seed could be trained" in answer.out
+    assert [finalist.searched_rank for finalist in read_refined(Path("runs/tiny")).finalists] == [1]
+
+    bad.append(True)
+    answer = refined(capfd, "--top", "1", "--epochs", "1", "--rounds", "1")
+    assert answer.code == 2
+    assert "error: a refinement must train a point with a seed at least, but none could be trained" in answer.err
 
 
 def test_a_point_refined_for_another_runtime_is_exported_for_that_one(again: Path, capfd: Capture) -> None:
