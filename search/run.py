@@ -76,7 +76,7 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
     known, epochs = front(read_records(study)), folder / "epochs.csv"
     with Progress(args.trials, done=done, front=known, quiet=args.quiet, epochs_csv=epochs, live=place.alone) as progress:
         if swept:
-            progress.message(queued_again(swept))
+            progress.message(queued_again(study, swept))
         started, begun = time.time(), time.monotonic()
         with (
             _interrupts_explained(progress, study),

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from core.engines import living_hosts
 from core.errors import UserError
 from results.front import Point
-from results.record import REFERENCE_KEY, read_records
+from results.record import RECORD_KEY, REFERENCE_KEY, TrialRecord, read_records
 from search.digest import portable
 from search.owner import OWNER_KEY, current_owner, is_dead
 from search.storage import GRACE_S, open_storage, safe_url, sqlite_file
@@ -27,6 +27,8 @@ METRICS = ("accuracy", "size_bytes", "latency_ms")
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
 DIGEST_KEY, CONTENT_KEY, INPUTS_KEY = "space_digest", "space", "inputs"
 REQUEUED_KEY = "requeued_from"
+DEATHS_KEY, DEATHS = "deaths", 3
+"""How often the process of a queued trial, and of those that it repeats, has died at it; a trial at which so many do is given up."""
 COPY, UNMOVED_KEY = "-on-", "to_be_moved"
 """In the name of a study's copy that `--remeasure` keeps, and its attribute while the study is being written anew: that one's name."""
 WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin anew"
@@ -57,7 +59,7 @@ def open_study(url: str, name: str, digest: str, content: Mapping[str, Any], fol
         study = None
     if study is None:
         directions = list(DIRECTIONS[:count])
-        study = optuna.create_study(storage=open_storage(url, requeue), study_name=name, directions=directions, load_if_exists=True)
+        study = optuna.create_study(storage=open_storage(url, requeue_stale), study_name=name, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(METRICS[:count]))
@@ -91,7 +93,7 @@ def find_study(url: str, name: str) -> optuna.Study | None:
     path = sqlite_file(url)
     if path is not None and not path.exists():
         return None
-    storage = open_storage(url, requeue)
+    storage = open_storage(url, requeue_stale)
     try:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
@@ -197,17 +199,22 @@ def count_finished(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
-def sweep(study: optuna.Study, one_machine: bool = False, idle: Mapping[str, Any] | None = None) -> list[int]:
+def sweep(study: optuna.Study, one_machine: bool = False, idle: Mapping[str, Any] | None = None, *, innocent: bool = False) -> list[int]:
     """Fail RUNNING trials whose owner is dead and queue their parameters again; their numbers. Hold the study's lock.
 
-    `one_machine`: the study cannot leave its machine, so owners elsewhere are dead. `idle` is an owner that runs nothing now.
+    A trial at which DEATHS processes of a running machine have died is given up. `one_machine`: the study cannot leave its machine, so
+    owners elsewhere are dead. `idle` is an owner that runs nothing now. `innocent`: the trials are not what their processes died of.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         optuna.storages.fail_stale_trials(study)  # of other machines, by their heartbeats
     orphans = [trial for trial in _running(study) if is_orphan(trial, one_machine, idle)]
     for trial in orphans:
-        requeue(study, trial)
+        deaths = deaths_of(trial) + (not innocent and _died_at(trial, idle))
+        if deaths >= DEATHS:
+            study._storage.set_trial_user_attr(trial._trial_id, RECORD_KEY, _given_up(trial.number).model_dump_json())
+        else:
+            requeue(study, trial, deaths)
         study.tell(trial.number, state=TrialState.FAIL)
     return [trial.number for trial in orphans]
 
@@ -233,12 +240,42 @@ def _running(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue a trial's parameters for the next start, once: those it has asked for, and those it was itself queued with."""
+def deaths_of(trial: FrozenTrial) -> int:
+    """How many processes have died at what this trial repeats."""
+    return int(trial.user_attrs.get(DEATHS_KEY, 0))
+
+
+def _died_at(trial: FrozenTrial, idle: Mapping[str, Any] | None) -> bool:
+    """Whether an orphan's process may have died of it: not one that lives, never signed it, or went with its machine."""
+    owner = trial.user_attrs.get(OWNER_KEY)
+    return owner is not None and owner != idle and owner.get("boot") == current_owner().get("boot")
+
+
+def _given_up(number: int) -> TrialRecord:
+    return TrialRecord(number=number, state="FAIL", reason=f"its process died {DEATHS} times (out of memory, perhaps)")
+
+
+def requeue_stale(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Optuna's answer to a trial, failed by now, whose worker on another machine has fallen silent: queue it again, or give it up."""
+    deaths = deaths_of(trial) + 1
+    if deaths < DEATHS:
+        requeue(study, trial, deaths)
+        return
+    facts = {"params": trial.params, "distributions": trial.distributions}
+    record = _given_up(trial.number).model_dump_json()
+    study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={RECORD_KEY: record}, **facts))
+
+
+def requeue(study: optuna.Study, trial: FrozenTrial, deaths: int | None = None) -> None:
+    """Queue a trial's parameters for the next start, once: those it has asked for, and those it was itself queued with.
+
+    `deaths` at it so far; None: no more than before.
+    """
     params = trial.system_attrs.get("fixed_params", {}) | trial.params
     # a process that died here has queued them, and not yet failed the trial
     if params and not is_requeued(study, trial.number):
-        study.enqueue_trial(params, user_attrs={REQUEUED_KEY: trial.number})
+        so_far = deaths_of(trial) if deaths is None else deaths
+        study.enqueue_trial(params, user_attrs={REQUEUED_KEY: trial.number, **({DEATHS_KEY: so_far} if so_far else {})})
 
 
 def is_requeued(study: optuna.Study, number: int) -> bool:

@@ -81,9 +81,9 @@ def run_workers(
             progress.message("a worker was killed: all of them start again, and nothing that is finished is lost")
         finally:
             with lock:
-                swept = sweep(study, lock.one_machine)
+                swept = sweep(study, lock.one_machine, innocent=True)  # all died with one of them, or of Ctrl-C
             if swept:
-                progress.message(queued_again(swept))
+                progress.message(queued_again(study, swept))
 
 
 def _work(job: Job, index: int) -> tuple[str | None, dict[str, float]]:
