@@ -261,9 +261,8 @@ def requeue_stale(study: optuna.Study, trial: FrozenTrial) -> None:
     if deaths < DEATHS:
         requeue(study, trial, deaths)
         return
-    facts = {"params": trial.params, "distributions": trial.distributions}
-    record = _given_up(trial.number).model_dump_json()
-    study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={RECORD_KEY: record}, **facts))
+    told, asked = {RECORD_KEY: _given_up(trial.number).model_dump_json()}, (trial.params, trial.distributions)
+    study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=told, params=asked[0], distributions=asked[1]))
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial, deaths: int | None = None) -> None:
