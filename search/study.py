@@ -31,6 +31,8 @@ DEATHS_KEY, DEATHS = "deaths", 3
 """How often the process of a queued trial, and of those that it repeats, has died at it; a trial at which so many do is given up."""
 COPY, UNMOVED_KEY = "-on-", "to_be_moved"
 """In the name of a study's copy that `--remeasure` keeps, and its attribute while the study is being written anew: that one's name."""
+NAMED = 5
+"""Studies that a message names at most."""
 WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin anew"
 MADE_BY_A_RUN = (
     *("candidates", "drafts", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json", "epochs.csv"),
@@ -105,8 +107,20 @@ def load_study(url: str, name: str) -> optuna.Study:
     """An existing study, to read. Raises UserError when there is none of that name."""
     study = find_study(url, name)
     if study is None:
-        raise UserError(f"there is no study {name!r} in {safe_url(url)}; run search.run first, or name another --study")
+        raise _no_study(url, name)
     return study
+
+
+def _no_study(url: str, name: str) -> UserError:
+    """With the studies that are there: somebody may have renamed or copied a run's folder."""
+    law, path = f"there is no study {name!r} in {safe_url(url)}", sqlite_file(url)
+    names = optuna.get_all_study_names(open_storage(url)) if path is None or path.exists() else []
+    if not names:
+        return UserError(f"{law}; run search.run first, or name another --study")
+    held = ", ".join(map(repr, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return UserError(
+        f"{law}, which holds {held}; a run's folder must have its study's name: give it that one again, or name another --study"
+    )
 
 
 def check_space(study: optuna.Study, digest: str, content: Mapping[str, Any]) -> None:
