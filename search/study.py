@@ -20,6 +20,7 @@ from core.errors import UserError
 from results.front import Point
 from results.record import RECORD_KEY, REFERENCE_KEY, TrialRecord, read_records
 from search.digest import portable
+from search.identity import FILE, check_folder, claim
 from search.owner import OWNER_KEY, current_owner, is_dead
 from search.storage import GRACE_S, open_storage, safe_url, sqlite_file
 
@@ -37,7 +38,7 @@ WAYS_OUT = "use another --study NAME, or --fresh to delete this one and begin an
 MADE_BY_A_RUN = (
     *("candidates", "drafts", "parents", "teacher", "latency.json", "front.csv", "front.html", "run.json", "epochs.csv"),
     *("refined", "refined.csv", "refined.json", "reexported", "artifacts", "tensorboard", "stages.csv", "sensitivity", "layer_times"),
-    *("engine-cache", "report.html", "report.md", "report.csv"),
+    *("engine-cache", "report.html", "report.md", "report.csv", FILE),
 )
 
 
@@ -55,6 +56,7 @@ def open_study(url: str, name: str, digest: str, content: Mapping[str, Any], fol
     """
     count = 2 if content.get("config", {}).get("runtime", {}).get("build_for") else 3  # engines that are only built have no latency
     study = find_study(url, name)
+    check_folder(study, folder, url)
     if study is not None and len(study.directions) != count and not study.get_trials(deepcopy=False):
         check_at_rest(study, folder, living_hosts(folder), "another number of objectives")
         optuna.delete_study(study_name=name, storage=study._storage)
@@ -69,6 +71,7 @@ def open_study(url: str, name: str, digest: str, content: Mapping[str, Any], fol
     # also when it continues: an export looks for the images where they are now
     study.set_user_attr(CONTENT_KEY, dict(content))
     study.set_user_attr(DIGEST_KEY, digest)
+    claim(study, folder, url)
     return study
 
 
@@ -103,11 +106,13 @@ def find_study(url: str, name: str) -> optuna.Study | None:
         return None
 
 
-def load_study(url: str, name: str) -> optuna.Study:
-    """An existing study, to read. Raises UserError when there is none of that name."""
+def load_study(url: str, name: str, folder: Path | None = None) -> optuna.Study:
+    """An existing study, to read. Raises UserError when there is none of that name, or when the files in `folder` are another's."""
     study = find_study(url, name)
     if study is None:
         raise _no_study(url, name)
+    if folder is not None:
+        check_folder(study, folder, url)
     return study
 
 
@@ -168,10 +173,10 @@ def bind(study: optuna.Study, digest: str, content: Mapping[str, Any], inputs: M
     return tuple(map(float, study.user_attrs[REFERENCE_KEY]))
 
 
-def check_at_rest(study: optuna.Study, folder: Path, hosts: Sequence[Path], flag: str) -> None:
+def check_at_rest(study: optuna.Study | None, folder: Path, hosts: Sequence[Path], flag: str) -> None:
     """Raises UserError where somebody else runs a trial, or holds one of the engine `hosts`: in its teacher's training, say."""
-    busy = [trial for trial in _running(study) if not is_orphan(trial)]
-    if busy:
+    busy = [] if study is None else [trial for trial in _running(study) if not is_orphan(trial)]
+    if study is not None and busy:
         away = busy[0].user_attrs[OWNER_KEY].get("host") != current_owner()["host"]
         wait = f" (on another machine; if it was killed, it counts until it has been silent for {GRACE_S // 60} minutes)" if away else ""
         law = f"{flag} needs a study at rest, but another process is running trial {busy[0].number} of {study.study_name!r}"
@@ -183,8 +188,9 @@ def check_at_rest(study: optuna.Study, folder: Path, hosts: Sequence[Path], flag
 def delete_study(url: str, name: str, folder: Path) -> None:
     """`--fresh`: forget the study and the files of its runs; other studies of the database and the user's own files stay."""
     study = find_study(url, name)
+    check_folder(study, folder, url)
+    check_at_rest(study, folder, living_hosts(folder), "--fresh")
     if study is not None:
-        check_at_rest(study, folder, living_hosts(folder), "--fresh")
         if study.get_trials(deepcopy=False) and DIGEST_KEY not in study.user_attrs:
             raise UserError(f"--fresh deletes only what this program made, but the study {name!r} is another's; choose another --study")
         optuna.delete_study(study_name=name, storage=open_storage(url))
