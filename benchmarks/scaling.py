@@ -169,7 +169,7 @@ def coordinate(url: str, folder: Path, trials: int, sampler: str = "random", sec
     space, lock, drawn = load_space(SPACE, []), TimedLock(url, folder), Watch()
     original = samplers.SAMPLERS[sampler]
     with lock:
-        study = open_study(url, folder.name, "coordination", {})
+        study = open_study(url, folder.name, "coordination", {}, folder)
     storage = TimedStorage(study)
     runner = Untrained(space, lock.release, Progress(trials, quiet=True), seconds)
     watches = {"sampler": drawn, "storage": storage.watch, "lock": Watch()}

@@ -7,7 +7,7 @@ import http.client
 import io
 import json
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class AgentConnection:
         return EngineArtifact.model_validate({**answer["engine"], "model_path": str(model)})
 
     def _ask(self, what: str, body: bytes, limit_s: float, length: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """The agent's answer, or the exception that it stands for."""
+        """The agent's answer, or the exception that it stands for; Disturbed where there is no agent."""
         if body and len(body) > self._max_bytes:
             sizes = f"{self._max_bytes / MB:g} MB, but the model and its images have {len(body) / MB:.1f}"
             raise EngineBuildError(f"the agent {self._url} takes requests up to {sizes}; start it with more --max-mb")
@@ -92,7 +92,8 @@ class AgentConnection:
             LENGTH_HEADER: str(len(body) if length is None else length),
         }
         try:
-            status, text = _post(self._url, f"/{what}", body, headers, limit_s)
+            with closing(_connected(self._url, limit_s)) as connection:
+                status, text = _post(connection, f"/{what}", body, headers)
             answer = json.loads(text)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = one_line(str(error)) or type(error).__name__
@@ -111,18 +112,25 @@ def _there(entry: Runtime, version: str, device: dict[str, Any]) -> Runtime:
     return replace(entry, version=version, int8_bits=exact).on(device["isa"])
 
 
-def _post(url: str, path: str, body: bytes, headers: dict[str, str], limit_s: float) -> tuple[int, bytes]:
-    """Status and body of one POST. Not urllib: it would ask a proxy for a machine in the next room."""
+def _connected(url: str, limit_s: float) -> http.client.HTTPConnection:
+    """Disturbed where nobody is there: no model can be the reason. Not urllib: it would ask a proxy for a machine in the next room."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(str(parts.hostname), parts.port, timeout=limit_s)
     try:
-        with suppress(BrokenPipeError, ConnectionResetError):  # refused before all of the body was read: the answer says why
-            connection.request("POST", path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
+        connection.connect()
+    except OSError as error:
+        law = f"runtime.agent must be the address of a running core.agent, but {url} is not"
+        raise Disturbed(f"{law}: {one_line(str(error)) or type(error).__name__}; start it there and run the same command again") from error
+    return connection
+
+
+def _post(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+    """Status and body of one POST."""
+    with suppress(BrokenPipeError, ConnectionResetError):  # refused before all of the body was read: the answer says why
+        connection.request("POST", path, body, headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
 
 
 def _read(model: Path) -> bytes:

@@ -14,6 +14,8 @@ from core.students.own import DAMAGED
 
 SUFFIX = ".part"
 """Of files that go when their training is done, or will never be."""
+MADE_BY = "made_by"
+"""Key of the digest of recipe, seed, loss and data in such a file."""
 
 
 class Stateful(Protocol):
@@ -40,8 +42,8 @@ class Generators:
             torch.cuda.set_rng_state(state_dict["cuda"], self.device)
 
 
-def keep(path: Path | None, step: int, parts: Mapping[str, Stateful]) -> None:
-    """Write what `parts` are after `step` steps; never half a file. Nothing where `path` is None.
+def keep(path: Path | None, step: int, parts: Mapping[str, Stateful], made_by: str) -> None:
+    """Write what `parts` are after `step` steps of the training that `made_by` names; never half a file. Nothing where `path` is None.
 
     Raises DiskRefused when the disk refuses.
     """
@@ -49,14 +51,14 @@ def keep(path: Path | None, step: int, parts: Mapping[str, Stateful]) -> None:
         return
     states = {name: part.state_dict() for name, part in parts.items()}
     content = io.BytesIO()  # where a disk refuses, torch says so in a RuntimeError of its own
-    torch.save({"step": step, **states}, content)
+    torch.save({"step": step, MADE_BY: made_by, **states}, content)
     write_atomically(path, content.getvalue())
 
 
-def resume(path: Path | None, parts: Mapping[str, Stateful]) -> int:
-    """Bring `parts` back to where an interrupted training of the same kind left them; the steps that were done, 0 without a file.
+def resume(path: Path | None, parts: Mapping[str, Stateful], made_by: str) -> int:
+    """Bring `parts` back to where an interrupted training, named `made_by`, left them; the steps that were done, 0 without a file.
 
-    A file that is damaged, or of a version with other parts, is removed and counts as none.
+    A file that is damaged, of another training, or of a version with other parts, is removed and counts as none.
     """
     if path is None or not path.exists():
         return 0
@@ -65,7 +67,7 @@ def resume(path: Path | None, parts: Mapping[str, Stateful]) -> int:
     except DAMAGED:
         path.unlink(missing_ok=True)
         return 0
-    if kept.keys() != {"step", *parts}:
+    if kept.keys() != {"step", MADE_BY, *parts} or kept[MADE_BY] != made_by:
         path.unlink(missing_ok=True)
         return 0
     for name, part in parts.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.answers import Answers
-from core.candidate import DistilPlan
+from core.candidate import DistilPlan, fingerprint
 from core.config import TrainConfig
 from core.layers import evaluating
 from core.lora import adapters
@@ -45,8 +45,10 @@ def distil(
     """
     loss = _with_penalty(distil_loss(plan, teacher, config.label_smoothing), penalty)
     learner = _hinted(model, plan, data, teacher, device, seed) if plan.loss == "hint" else model
+    taught_by = fingerprint(plan, teacher.digest) if checkpoint is not None else ""
+    kept: dict[str, Any] = {"checkpoint": checkpoint, "taught_by": taught_by}
     with adapters(model, config.lora, full, seed=seed):
-        fit(learner, data, loss, config, device, seed=seed, on_epoch=on_epoch, forward=_forward(plan), checkpoint=checkpoint)
+        fit(learner, data, loss, config, device, seed=seed, on_epoch=on_epoch, forward=_forward(plan), **kept)
     return model.eval()
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from core.candidate import fingerprint
 from core.checkpoint import Generators, Stateful, keep, resume
 from core.config import HardwareConfig, TrainConfig
 from core.data.types import Images
@@ -114,12 +115,14 @@ def fit(
     on_epoch: EpochFn | None = None,
     forward: ForwardFn = call,
     checkpoint: Path | None = None,
+    taught_by: str = "",
     stay: StayFn = everybody,
 ) -> nn.Module:
     """Train `model` in place for `config.epochs` and return it in eval mode (with averaged weights when `config.ema`).
 
     Epoch e sees view e mod V of every image, in an order drawn from `seed`. Every epoch is kept in the file `checkpoint`, from which an
-    interrupted training goes on; the caller removes it. `stay` decides who takes part in an epoch; its steps are then as many and smaller.
+    interrupted training goes on; the caller removes it. It is of this recipe, seed and views, and of the loss that `taught_by` names, or
+    counts as none. `stay` decides who takes part in an epoch; its steps are then as many and smaller.
     Raises TrainingDiverged on a non-finite loss.
     """
     assert checkpoint is None or stay is everybody, "who stays depends on losses that no checkpoint keeps"
@@ -138,7 +141,8 @@ def fit(
     parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
     parts |= {"generators": Generators(device.device)}
     parts |= {"average": average} if average is not None else {}
-    begun = resume(checkpoint, parts)
+    made_by = fingerprint(config, seed, data.plan, data.seed, len(data), taught_by)
+    begun = resume(checkpoint, parts, made_by)
     with safe_convolutions(model, device.device), out_of_memory_is_a_trial_error(), lost_workers_are_named():
         epochs = _epochs(len(data), data.plan.number, steps_per_epoch, total, seed, stay)
         # who stays is known when an epoch begins: only where all do may images be read ahead beyond its end
@@ -156,7 +160,7 @@ def fit(
             if average is not None:
                 average.update_parameters(model)
             if meter.step(step, loss.detach(), len(indices)):
-                keep(checkpoint, step + 1, parts)
+                keep(checkpoint, step + 1, parts, made_by)
     if average is not None:
         model.load_state_dict(average.module.state_dict())
     return model.eval()

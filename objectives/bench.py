@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,8 @@ class Workbench:
     """Gets a line when another worker makes what is asked for."""
     coding: Coding = "packed"
     """Of the weight files, whose bytes are the size."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """What the study is made of beside its space: name -> digest."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

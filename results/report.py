@@ -247,6 +247,8 @@ def as_csv(view: StudyView) -> str:
 
 
 HEAD = ("trial", "state", "ending", "reason", "rank")
+TIMED = ("latency_p50_ms", "latency_p95_ms", "latency_low_ms", "latency_high_ms", "latency_stable", "times_faster", "threads", "device")
+"""Columns that are empty where the latency is not known: of a trial that was refused on another device before `--remeasure`."""
 
 
 def _row(view: StudyView, record: TrialRecord) -> dict[str, Any]:
@@ -255,6 +257,7 @@ def _row(view: StudyView, record: TrialRecord) -> dict[str, Any]:
     known |= {"size_bytes": record.size_bytes, "size_kb": record.size_bytes and record.size_bytes / KB}
     known |= {"latency_p50_ms": record.latency_ms}
     known |= {} if record.reached is None else csv_row(rank, record.model_copy(update={"measurement": record.reached}), view.teacher)
+    known |= {} if record.measurement or record.latency_ms is not None else dict.fromkeys(TIMED)
     known |= {"trial": record.number, "state": record.state, "ending": record.ending, "reason": record.reason, "rank": rank}
     known |= {"mean_bits": mean_bits(record)} if record.mean_bits is not None else {}
     return known | ({} if record.candidate is None else columns(record.candidate)) | {"seconds": sum(record.seconds.values())}

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     name = check_name(newest_run(RUNS) if args.study is None else args.study)
     url = storage_url(RUNS / name, args.storage)
     with storage_errors(url):
-        study = load_study(url, name)
+        study = load_study(url, name, RUNS / name)
         follower = Follower(study, RUNS / name)
         server = _server(study, RUNS / name, args.host, args.port)
         with server:

@@ -64,8 +64,8 @@ def _examine(url: str, name: str) -> Iterator[Finding]:
 
     if (path := sqlite_file(url)) is not None and path.is_file():
         yield from _database(path)
-    study, lock = load_study(url, name), StudyLock(url, RUNS / name)
     folder = RUNS / name
+    study, lock = load_study(url, name, folder), StudyLock(url, folder)
     alive = yield from _stale(study, lock)
     patient = Patient(study, read_records(study), folder, at_rest=not alive and not living_hosts(folder))
     for check in CHECKS:

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     folder = RUNS / check_name(name)
     url = storage_url(folder, args.storage)
     with storage_errors(url):
-        study = load_study(url, name)
+        study = load_study(url, name, folder)
         record, rank = _choose(_records(study, folder, args.refined), args)
         refined, runtime = "-refined" if args.refined else "", f"-{args.runtime}" if args.runtime else ""
         out = args.out or Path("exported") / f"{name}{refined}-rank{rank}{runtime}"
@@ -115,7 +115,7 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
     model, packed = (candidate_file(folder, record, name) for name in ("model.onnx", "weights.pack"))
     assert record.measurement is not None
     assert record.candidate is not None
-    _check_files(model, packed, record.measurement.size_bytes)
+    _check_files(model, packed, record)
     data = load_search_data(config.data, RUNS / ".cache")
     _check_data(data, run)
     preprocessing = Preprocessing(image_size=data.info.image_size, channels=1 if data.info.channels == 1 else 3, **run["normalisation"])
@@ -263,15 +263,21 @@ def run_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _check_files(model: Path, packed: Path, size_bytes: int) -> None:
+def _check_files(model: Path, packed: Path, record: TrialRecord) -> None:
     """Raises UserError unless the two files belong together and to the measurement."""
     from core.export import check_rebuilds
     from core.onnx_layers import read_model
     from core.pack import unpack
+    from results.record import file_digests
 
-    content = packed.read_bytes()
+    assert record.measurement is not None
+    content, size_bytes, now = packed.read_bytes(), record.measurement.size_bytes, file_digests(packed.parent)
     if len(content) != size_bytes:
         raise UserError(f"{packed} must have the {size_bytes} bytes that were measured, but has {len(content)}; search anew with --fresh")
+    for path in (packed, model):
+        if (known := record.files.get(path.name, now[path.name])) != now[path.name]:
+            law = f"{path} must be the file that was measured, with the digest {known}, but has {now[path.name]}"
+            raise UserError(f"{law}; restore it from a copy, or search anew with --fresh")
     with required(f"{packed} must rebuild the weights of {model.name}"):
         check_rebuilds(read_model(model), unpack(content))
 

@@ -14,7 +14,7 @@ from core.bundle import Preprocessing
 from core.candidate import DENSE, LatencyReport, Measurement, milliseconds
 from core.config import Config
 from core.engines import EngineHost
-from core.errors import UserError
+from core.errors import TrialError, UserError
 from core.files import write_atomically
 from core.quantise import MODEL_QUANTISERS, QUANTISERS
 from core.runtimes import building_runtime
@@ -79,13 +79,16 @@ def retime(points: Sequence[TrialRecord], folder: Path, plan: Plan, config: Conf
         rounds = timed_in_turn(engines, models, plan.rounds)
         teacher = _teacher(folder, engines)
         records = [_with(point, latency=combined(reports)) for point, reports in zip(points, rounds, strict=True)]
-        return _judged(plan, engines, teacher, points, records, rounds, [{} for _ in points], [], {})
+        return _judged(plan, engines, teacher, points, range(len(points)), records, rounds, [{} for _ in points], [], {})
 
 
 def retrain(
     study: optuna.Study, points: Sequence[TrialRecord], folder: Path, cache: Path, plan: Plan, config: Config, runtime: str | None
 ) -> Refinement:
-    """Train every point with every seed (finished ones are kept), keep the best of each, time all in turn, score on the test split."""
+    """Train every point with every seed (finished ones are kept), keep the best of each, time all in turn, score on the test split.
+
+    A seed that diverges, or whose engine is refused, is left out, and a point without any; UserError where no point is left.
+    """
     elsewhere = runtime is not None or bool(config.runtime.build_for)
     config = _timed_here(config, runtime)
     if plan.epochs is not None:
@@ -96,7 +99,12 @@ def retrain(
         EngineHost(config.runtime, folder) as host,
     ):
         bench = open_bench(space, config, host, folder, cache, progress, study, elsewhere=elsewhere)
-        trained = [_best_seed(point, bench, plan, progress) for point in points]
+        tried = [_best_seed(point, bench, plan, progress) for point in points]
+        ranks, trained = [rank for rank, found in enumerate(tried) if found], [found for found in tried if found]
+        if not trained:
+            raise UserError(
+                "a refinement must train a point with a seed at least, but none could be trained; see what is said of each above"
+            )
         rounds = timed_in_turn(host, [_model(folder, record) for record, _ in trained], plan.rounds)
         records = [_with(record, latency=combined(reports)) for (record, _), reports in zip(trained, rounds, strict=True)]
         inputs = _preprocessing(bench)
@@ -107,7 +115,8 @@ def retrain(
             for record, variant in zip(records, variants, strict=True)
         }
         teacher = measure_teacher(bench)
-        return _judged(plan, host, teacher, points, records, rounds, [seeds for _, seeds in trained], right, tests)
+        points = [points[rank] for rank in ranks]
+        return _judged(plan, host, teacher, points, ranks, records, rounds, [seeds for _, seeds in trained], right, tests)
 
 
 def _timed_here(config: Config, runtime: str | None = None) -> Config:
@@ -134,13 +143,19 @@ def combined(reports: Sequence[LatencyReport]) -> LatencyReport:
     return ordered[len(ordered) // 2].model_copy(update=changed | {"stable": all(report.stable for report in reports)})
 
 
-def _best_seed(point: TrialRecord, bench: Workbench, plan: Plan, progress: Progress) -> tuple[TrialRecord, dict[int, float]]:
-    """The record of the seed that is best on the search split, and every seed's accuracy there."""
+def _best_seed(point: TrialRecord, bench: Workbench, plan: Plan, progress: Progress) -> tuple[TrialRecord, dict[int, float]] | None:
+    """The record of the seed that is best on the search split, and every seed's accuracy there; None where every seed failed."""
     seeds = range(bench.config.seed, bench.config.seed + plan.seeds)
     trained = {}
     for seed in seeds:
-        trained[seed] = _train(point, replace(bench, config=bench.config.model_copy(update={"seed": seed})), plan, progress)
+        try:
+            trained[seed] = _train(point, replace(bench, config=bench.config.model_copy(update={"seed": seed})), plan, progress)
+        except TrialError as error:
+            progress.message(f"trial {point.number} with seed {seed} is left out, {type(error).__name__}: {error}")
         progress.done += 1
+    if not trained:
+        progress.message(f"trial {point.number} is left out of the refinement: no seed could be trained")
+        return None
     accuracies = {seed: measurement.accuracy for seed, measurement in trained.items()}
     best = max(accuracies, key=lambda seed: (accuracies[seed], -seed))
     place = _place(point, bench, best, plan)
@@ -184,13 +199,14 @@ def _judged(
     engines: EngineHost,
     teacher: TeacherReport,
     points: Sequence[TrialRecord],
+    ranks: Sequence[int],
     records: Sequence[TrialRecord],
     rounds: Sequence[Sequence[LatencyReport]],
     seeds: Sequence[dict[int, float]],
     right: Sequence[np.ndarray],
     tests: dict[int, dict[str, object]],
 ) -> Refinement:
-    """Everything in the order of the refined front, points off it last; ties are among those on it."""
+    """Everything in the order of the refined front, points off it last; ties are among those on it. `ranks` are those of the search."""
     best = front(records)
     order = [records.index(record) for record in best] + [index for index, record in enumerate(records) if record not in best]
     on_front = order[: len(best)]
@@ -201,7 +217,7 @@ def _judged(
         before, now = _measured(points[index]), _measured(records[index])
         finalists.append(
             Finalist(
-                searched_rank=index,
+                searched_rank=ranks[index],
                 seeds=seeds[index],
                 searched_accuracy=before.accuracy,
                 searched_latency_ms=next(iter(milliseconds(before.latency)), None),

@@ -46,6 +46,7 @@ class FirstTrials:
         start = time.perf_counter()
         slow = float_first(self.space, self.bench, self.tell, [student])
         timed = time.perf_counter() - start
+        study.set_user_attr(LEFT_KEY, left)  # a process that dies within what follows leaves this student to be finished
         for parameters in baselines(self.space, self.sizes, student, float_first=slow, teacher=self.teacher):
             enqueue_once(study, parameters)
         if not rest and (uniform := allocated_from(self.space, self.sizes, slow)) is not None:

@@ -9,11 +9,12 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
 from core.errors import Disturbed, TrialError, UserError
+from results.record import read_records
 from search.baselines import enqueue_allocated, something_waits
 from search.goal import Goal, volumes_of
 from search.lock import StudyLock
 from search.samplers import make_sampler
-from search.study import count_begun, is_requeued, requeue_interrupted, sweep, tally
+from search.study import DEATHS, count_begun, is_requeued, requeue_interrupted, sweep, tally
 
 if TYPE_CHECKING:
     from search.trial import TrialRunner
@@ -75,10 +76,10 @@ def take(study: optuna.Study, runner: TrialRunner, wanted: int, lock: StudyLock)
         runner.loop_seconds += time.perf_counter() - start
         if taken < wanted:
             runner.progress.done = finished
-            _tell(runner, swept)
+            _tell(study, runner, swept)
             return True
         lock.release()
-        _tell(runner, swept)
+        _tell(study, runner, swept)
         if finished >= wanted:
             return False
         if not waiting:
@@ -87,11 +88,15 @@ def take(study: optuna.Study, runner: TrialRunner, wanted: int, lock: StudyLock)
         time.sleep(LOOK_S)
 
 
-def _tell(runner: TrialRunner, swept: list[int]) -> None:
+def _tell(study: optuna.Study, runner: TrialRunner, swept: list[int]) -> None:
     if swept:
-        runner.progress.message(queued_again(swept))
+        runner.progress.message(queued_again(study, swept))
 
 
-def queued_again(numbers: list[int]) -> str:
+def queued_again(study: optuna.Study, numbers: list[int]) -> str:
     """The line about trials whose worker has died."""
-    return f"queued again, their run has died: trials {', '.join(map(str, numbers))}"
+    given_up = {record.number for record in read_records(study)}.intersection(numbers)
+    again = [number for number in numbers if number not in given_up]
+    parts = [f"queued again, their run has died: trials {', '.join(map(str, again))}"] if again else []
+    parts += [f"given up, their run has died {DEATHS} times: trials {', '.join(map(str, sorted(given_up)))}"] if given_up else []
+    return "; ".join(parts)

@@ -31,5 +31,5 @@ def opened(study: str | None, storage: str | None) -> Iterator[StudyView]:
     with storage_errors(url):
         from results.view import read_view
 
-        found = load_study(url, name)
+        found = load_study(url, name, folder)
         yield read_view(found, folder, found.user_attrs.get(CONTENT_KEY, {}))

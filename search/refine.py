@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     folder = RUNS / check_name(name)
     url = storage_url(folder, args.storage)
     with storage_errors(url), required("a refinement must train and run its points"):
-        study = load_study(url, name)
+        study = load_study(url, name, folder)
         refinement = _refine(study, folder, args, argv)
     _show(refinement, folder)
     return 0

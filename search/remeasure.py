@@ -1,7 +1,7 @@
 """`--remeasure`: a study that goes on with another device, its stored models timed there anew and nothing trained again.
 
 Optuna's finished trials cannot be changed, so the study is written anew under its own name. The former one stays in the database as
-`<name>-on-<former device>`.
+`<name>-on-<former device>`, from which the next start restores it where this one is killed meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from results.front import objectives
 from results.record import RECORD_KEY, REFERENCE_KEY, TrialRecord, candidate_file, read_records
 from search.constraints import excesses
 from search.space import Constraints
-from search.study import INPUTS_KEY, METRICS, check_at_rest, requeue
+from search.study import COPY, INPUTS_KEY, METRICS, UNMOVED_KEY, check_at_rest, requeue
 from search.trial import VOLUME_KEY
 
 DEVICE = "device or runtime"
@@ -59,10 +59,13 @@ def remeasure(study: optuna.Study, constraints: Constraints, config: Config, fol
     before = study.get_trials()
     trials = [_moved(trial, records.get(trial.number), latencies, constraints) for trial in study.get_trials()]
     again = [old for old, new in zip(before, trials, strict=True) if (old.state, new.state) == (TrialState.PRUNED, TrialState.FAIL)]
-    kept = _copied(study, f"{study.study_name}-on-{former}")
+    kept = _copied(study, f"{study.study_name}{COPY}{former}")
+    copy = optuna.load_study(study_name=kept, storage=study._storage)
+    copy.set_user_attr(UNMOVED_KEY, study.study_name)
     moved = _rewritten(study, trials, device)
     for trial in again:
         requeue(moved, trial)
+    copy.set_user_attr(UNMOVED_KEY, None)
     lines = [f"{len(latencies)} models timed on this device ({device}); the study as it was is kept as {kept!r}"]
     return moved, lines + ([f"{len(again)} trials that the former device pruned are queued again"] if again else [])
 
@@ -106,6 +109,8 @@ def _moved(
     elif record.state == "PRUNED" and not str(record.reason).startswith(ELSEWHERE_TOO):
         record = record.model_copy(update={"state": "FAIL", "reason": f"{FORMER}: {record.reason}", "ending": None})
         trial.state = TrialState.FAIL
+    if record.measurement is None:
+        record = record.model_copy(update={"latency_ms": None})  # the former device's
     found = excesses(constraints, record) if constraints.soft else {}
     trial.system_attrs = {**trial.system_attrs, **{f"{SOFT}:{name}": excess for name, excess in found.items()}}
     if found:

@@ -66,7 +66,8 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
     deadline = args.max_hours and time.monotonic() + 3600 * args.max_hours
     goal = Goal(args.trials, config.seed, args.sampler, args.max_hours, deadline, args.plateau)
     folder, lock = RUNS / name, StudyLock(url, RUNS / name)
-    study = _open_study(args.fresh, space, config, name, url, lock)
+    made_from = space_digest(space, config)
+    study = _open_study(args.fresh, space, config, made_from, name, url, lock)
     with lock:
         swept = sweep(study, lock.one_machine)  # also before a study is copied: a copy of a running trial would run for ever
         if args.remeasure:
@@ -75,9 +76,12 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
     known, epochs = front(read_records(study)), folder / "epochs.csv"
     with Progress(args.trials, done=done, front=known, quiet=args.quiet, epochs_csv=epochs, live=place.alone) as progress:
         if swept:
-            progress.message(queued_again(swept))
+            progress.message(queued_again(study, swept))
         started, begun = time.time(), time.monotonic()
-        with _interrupts_explained(progress, study), open_session(space, config, folder, CACHE, progress, study, lock) as session:
+        with (
+            _interrupts_explained(progress, study),
+            open_session(space, config, made_from, folder, CACHE, progress, study, lock) as session,
+        ):
             facts = {"study": name, "command": command, "seed": config.seed, "started": started, "workers": args.workers, **session.facts()}
             session.begin(facts)
             counted: Mapping[str, float] = {}
@@ -86,7 +90,7 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
                     reason = run_trials(study, session.runner, goal, lock)
                 else:
                     plugins = tuple(path.resolve() for path in args.plugin)
-                    job = Job(space, config, name, url, RUNS, CACHE, goal, args.quiet, plugins, Path.cwd())
+                    job = Job(space, config, made_from, name, url, RUNS, CACHE, goal, args.quiet, plugins, Path.cwd())
                     reason, counted = run_workers(job, place, progress, study, lock)
                 if reason is not None:
                     progress.message(reason)
@@ -95,17 +99,21 @@ def _search(args: argparse.Namespace, space: Space, config: Config, name: str, u
                 session.summarise(facts | added([session.counters(), counted]))
 
 
-def _open_study(fresh: bool, space: Space, config: Config, name: str, url: str, lock: StudyLock) -> optuna.Study:
-    from search.study import delete_study, open_study
+def _open_study(
+    fresh: bool, space: Space, config: Config, made_from: tuple[str, Mapping[str, Any]], name: str, url: str, lock: StudyLock
+) -> optuna.Study:
+    from search.study import delete_study, open_study, restore_study
 
     if fresh:
         from search.preflight import load_inputs
 
         load_inputs(space, config, CACHE)  # a study is not deleted for a run that cannot begin
     with lock:
+        if restore_study(url, name):
+            print(f"a --remeasure of {name!r} was cut off: the study is again as it was before", flush=True)
         if fresh:
             delete_study(url, name, RUNS / name)
-        return open_study(url, name, *space_digest(space, config))
+        return open_study(url, name, *made_from, RUNS / name)
 
 
 def _remeasured(study: optuna.Study, space: Space, config: Config, folder: Path) -> optuna.Study:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from core.views import viewed
 from objectives.bench import Stages, Workbench
 from objectives.rungs import with_rate
 from results.analysis import reference_of
-from results.front import front
+from results.front import Point, front
 from results.record import TeacherReport, read_records
 from results.table import conditions
 from results.view import read_view
@@ -41,7 +41,7 @@ from search.showcase import show_study
 from search.space import Space, options
 from search.stopping import Judge
 from search.students import check_students
-from search.study import CONTENT_KEY, check_inputs, fixed_reference
+from search.study import CONTENT_KEY, bind, check_inputs
 from search.summary import write_run_json, write_summary
 from search.trial import TrialRunner
 
@@ -116,9 +116,19 @@ def next_steps(folder: Path) -> str:
 
 @contextmanager
 def open_session(
-    space: Space, config: Config, folder: Path, cache: Path, progress: Progress, study: optuna.Study, lock: StudyLock
+    space: Space,
+    config: Config,
+    made_from: tuple[str, Mapping[str, Any]],
+    folder: Path,
+    cache: Path,
+    progress: Progress,
+    study: optuna.Study,
+    lock: StudyLock,
 ) -> Iterator[Session]:
-    """Load data, obtain the teacher, start the engine host; closes the host at the end. `lock` is the study's."""
+    """Load data, obtain the teacher, start the engine host; closes the host at the end. `lock` is the study's.
+
+    `made_from`: `space_digest` of the whole run, of whose `config` a worker has its share.
+    """
     check_disk(Path())
     with EngineHost(config.runtime, folder) as engines:
         with required("a search needs a teacher that trains and runs"):
@@ -135,17 +145,28 @@ def open_session(
             f"{teacher.size_bytes / KB:.1f} KB, {speed}; "
             f"ready in {bench.teacher_seconds:.0f} s"
         )
-        keeper = Judge(config.stopping)
-        reference = fixed_reference(study, reference_of(teacher, len(bench.data.info.classes)))
         runner = TrialRunner(
             *(space, bench, progress, read_records(study)),
-            first=FirstTrials(space, bench, sizes, own, progress.message).queue,
             begun=lock.release,
             asked=lambda: bench.logits.forward_images,
-            judge=keeper,
-            reference=reference,
+            judge=Judge(config.stopping),
         )
+        reference = reference_of(teacher, len(bench.data.info.classes))
+        runner.first = _first(runner, FirstTrials(space, bench, sizes, own, progress.message), made_from, reference)
         yield Session(runner, bench, teacher, study, progress)
+
+
+def _first(
+    runner: TrialRunner, queued: FirstTrials, made_from: tuple[str, Mapping[str, Any]], reference: Point
+) -> Callable[[optuna.Study], float]:
+    """What `runner` does before it takes a trial: the first time, it binds the study to what this process has opened."""
+
+    def first(study: optuna.Study) -> float:
+        if runner.reference is None:
+            runner.reference = bind(study, *made_from, runner.bench.inputs, reference)
+        return queued.queue(study)
+
+    return first
 
 
 def open_bench(
@@ -180,7 +201,8 @@ def open_bench(
             own = config.model_copy(update={"teacher": each, "seed": config.seed + again})
             teachers.append(obtain_teacher(own, data, device, cache, rated, progress.message))
     if any(each.model or each.weights for each in config.teachers):
-        check_inputs(study, inputs | {"weights or network": "+".join(teacher.digest for teacher in teachers)})
+        inputs |= {"weights or network": "+".join(teacher.digest for teacher in teachers)}
+        check_inputs(study, inputs)
     for teacher in teachers[1:]:
         progress.message(f"teacher {teacher.name}: {100 * teacher.accuracy:.2f} % of {len(data.search)} search images, for its answers")
     data = answered(data, teachers[0], device)
@@ -199,6 +221,7 @@ def open_bench(
         sum(stages.seconds.values()),
         progress.message,
         space.objectives.size,
+        inputs,
     )
 
 

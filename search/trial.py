@@ -58,7 +58,7 @@ class TrialRunner:
     judge: Judge | None = None
     """Who keeps hopeless candidates from being trained; None: nobody."""
     reference: Point | None = None
-    """Of the hypervolume; None: none is kept."""
+    """Of the hypervolume; None: none is kept, or not yet."""
     stage_seconds: float = 0.0
     """Of all stages of the trials that this process has begun."""
     loop_seconds: float = 0.0

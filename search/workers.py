@@ -36,6 +36,8 @@ class Job:
 
     space: Space
     config: Config
+    made_from: tuple[str, Mapping[str, Any]]
+    """`space_digest` of the whole run."""
     name: str
     url: str
     runs: Path
@@ -79,9 +81,9 @@ def run_workers(
             progress.message("a worker was killed: all of them start again, and nothing that is finished is lost")
         finally:
             with lock:
-                swept = sweep(study, lock.one_machine)
+                swept = sweep(study, lock.one_machine, innocent=True)  # all died with one of them, or of Ctrl-C
             if swept:
-                progress.message(queued_again(swept))
+                progress.message(queued_again(study, swept))
 
 
 def _work(job: Job, index: int) -> tuple[str | None, dict[str, float]]:
@@ -104,7 +106,7 @@ def _work(job: Job, index: int) -> tuple[str | None, dict[str, float]]:
     with storage_errors(job.url):
         study, lock = load_study(job.url, job.name), StudyLock(job.url, folder)
         progress = Progress(job.goal.trials, quiet=job.quiet, epochs_csv=folder / "epochs.csv", prefix=f"[worker {index}] ")
-        with progress, open_session(job.space, job.config, folder, job.cache, progress, study, lock) as session:
+        with progress, open_session(job.space, job.config, job.made_from, folder, job.cache, progress, study, lock) as session:
             return run_trials(study, session.runner, goal, lock), session.counters()
 
 

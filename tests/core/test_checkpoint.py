@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,9 @@ def cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.float(), batch.labels)
 
 
-def train(model: nn.Module, checkpoint: Path | None = None, until: float = 99.0, **options: object) -> list[float]:
+def train(
+    model: nn.Module, checkpoint: Path | None = None, until: float = 99.0, seed: int = 3, taught_by: str = "", **options: object
+) -> list[float]:
     """The epochs that were trained; interrupted when `until` epochs are reported."""
     epochs: list[float] = []
 
@@ -36,7 +39,8 @@ def train(model: nn.Module, checkpoint: Path | None = None, until: float = 99.0,
             raise KeyboardInterrupt
 
     config = TrainConfig(**{"epochs": 4.0, "batch_size": 16, "lr": 0.05, **options})  # type: ignore[arg-type]
-    fit(model, view_set(), cross_entropy, config, CPU, seed=3, on_epoch=on_epoch, checkpoint=checkpoint)
+    kept: dict[str, Any] = {"checkpoint": checkpoint, "taught_by": taught_by}
+    fit(model, view_set(), cross_entropy, config, CPU, seed=seed, on_epoch=on_epoch, **kept)
     return epochs
 
 
@@ -64,6 +68,18 @@ def test_a_checkpoint_of_another_version_counts_as_none(tmp_path: Path) -> None:
     path = tmp_path / "distil.part"
     torch.save({"step": 5, "generator": torch.get_rng_state(), "model": network().state_dict()}, path)
     assert train(network(), path) == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("other", [{"lr": 0.01}, {"label_smoothing": 0.1}, {"epochs": 5.0}, {"seed": 4}, {"taught_by": "another"}])
+def test_a_checkpoint_of_another_training_counts_as_none(other: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "distil.part"
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), path, until=3.0)
+    alone, beside = network(), network()
+    epochs = train(alone, **other)
+    assert train(beside, path, **other) == epochs
+    assert epochs[0] == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(alone.state_dict().values(), beside.state_dict().values(), strict=True))
 
 
 def test_checkpoints_are_forgotten_and_nothing_else_is(tmp_path: Path) -> None:

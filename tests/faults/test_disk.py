@@ -103,11 +103,11 @@ def test_decoded_images_that_do_not_fit_are_told_with_their_size(disk: SmallDisk
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(disk: SmallDisk) -> None:
     path = disk.folder / "distil.part"
-    keep(path, 1, {})
+    keep(path, 1, {}, "")
     whole = path.read_bytes()
     disk.fill()
     with pytest.raises(DiskRefused, match=r"distil.part must be writable, but: No space left on device"):
-        keep(path, 2, {})
+        keep(path, 2, {}, "")
     assert path.read_bytes() == whole
 
 

@@ -142,6 +142,16 @@ def test_dominated_trials_are_dimmed_and_unfinished_ones_stand_beside_the_hyperv
     assert "the loss is NaN" in names["failed"]["hovertext"][0]
 
 
+def test_the_csv_has_no_latency_of_a_device_that_the_study_has_left(make_record, teacher, tmp_path):
+    done = make_record(0, 0.9, 5_000, 0.1)
+    told = {"state": "PRUNED", "ending": "limit", "reason": "accuracy must be at least 0.95", "measurement": None}
+    here = done.model_copy(update={**told, "number": 1, "missed": done.measurement, "latency_ms": 0.1})
+    left = here.model_copy(update={"number": 2, "latency_ms": None})
+    frame = pd.read_csv(io.StringIO(as_csv(view_of([done, here, left], teacher, tmp_path)))).set_index("trial")
+    assert frame["accuracy"].tolist() == [0.9] * 3
+    assert frame["latency_p50_ms"].isna().tolist() == frame["times_faster"].isna().tolist() == [False, False, True]
+
+
 def test_the_csv_holds_every_trial_with_its_own_numbers(full):
     beyond = TrialRecord(number=7, state="PRUNED", ending="limit", reason="too slow", size_bytes=5400, latency_ms=0.5)
     missed = full.records[0].model_copy(update={"number": 8, "state": "PRUNED", "measurement": None, "missed": full.records[0].measurement})

@@ -91,6 +91,26 @@ def test_a_process_that_died_before_it_said_what_is_left_queues_nothing_twice(fi
     assert len(made.trials) == len(baselines(first.space, SIZES, "resnet8"))
 
 
+def test_a_process_that_dies_while_it_queues_leaves_the_rest_to_the_next(first: FirstTrials, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, calls = study(), [optuna.Study.enqueue_trial]
+
+    def dying(self: optuna.Study, *arguments: Any, **options: Any) -> None:
+        if not calls:
+            raise KeyboardInterrupt
+        calls.pop()(self, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna.Study, "enqueue_trial", dying)
+        with pytest.raises(KeyboardInterrupt):
+            first.queue(made)
+    assert len(made.trials) == 1
+    for _ in all_baselines(first.space, SIZES):
+        first.queue(made)
+        made.tell(made.ask(), state=TrialState.PRUNED)
+    found = [trial.system_attrs["fixed_params"] for trial in made.trials if "fixed_params" in trial.system_attrs]
+    assert found == all_baselines(first.space, SIZES)
+
+
 def test_a_study_that_began_without_gets_no_baselines(first: FirstTrials) -> None:
     made = study()
     sample(first.space, made.ask())

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from core.candidate import LatencyReport
-from results.record import read_records
+from core.losses import DISTIL_LOSSES
+from results.record import RECORD_KEY, TrialRecord, read_records
 from results.refined import accuracy_ties, latency_ties, mcnemar, read_refined
 from search import refine
 from search.finalists import MEASURED, combined, finished
 from search.owner import OWNER_KEY, current_owner
+from search.remeasure import _moved
+from search.space import Constraints
 from search.study import CONTENT_KEY
 from tests.search.studies import Answer, _answer, command, export, load, refused, search
 
@@ -54,6 +60,34 @@ def test_a_point_trained_with_two_seeds_is_timed_in_turn_scored_once_and_exporte
     assert answer.code == 0, answer
     model = Path("runs/tiny", str(record.path), "model.onnx")
     assert Path("exported/tiny-refined-rank0/model.onnx").read_bytes() == model.read_bytes()
+
+
+def test_a_seed_that_diverges_is_left_out_and_so_is_a_point_of_which_all_do(
+    again: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, bad = DISTIL_LOSSES["kd"], [True]
+
+    def diverging(student: Any, teacher: Any, labels: Any, plan: Any) -> Any:
+        return known(student, teacher, labels, plan) * (float("nan") if bad and bad.pop() else 1.0)
+
+    monkeypatch.setitem(DISTIL_LOSSES, "kd", diverging)
+    answer = refined(capfd, "--top", "2", "--epochs", "1", "--seeds", "2", "--rounds", "1")
+    assert answer.code == 0, answer
+    assert " with seed 0 is left out, TrainingDiverged: the loss must stay finite, but is nan" in answer.out
+    found = {finalist.searched_rank: set(finalist.seeds) for finalist in read_refined(Path("runs/tiny")).finalists}
+    assert found == {0: {1}, 1: {0, 1}}
+
+    shutil.rmtree("runs/tiny/refined")
+    bad.append(True)
+    answer = refined(capfd, "--top", "2", "--epochs", "1", "--rounds", "1")
+    assert answer.code == 0, answer
+    assert "is left out of the refinement: no seed could be trained" in answer.out
+    assert [finalist.searched_rank for finalist in read_refined(Path("runs/tiny")).finalists] == [1]
+
+    bad.append(True)
+    answer = refined(capfd, "--top", "1", "--epochs", "1", "--rounds", "1")
+    assert answer.code == 2
+    assert "error: a refinement must train a point with a seed at least, but none could be trained" in answer.err
 
 
 def test_a_point_refined_for_another_runtime_is_exported_for_that_one(again: Path, capfd: Capture) -> None:
@@ -164,6 +198,44 @@ def test_a_study_on_another_device_goes_on_with_remeasure_alone(again: Path, cap
     answer = search(capfd, *command("--trials", "2", "--remeasure"))
     assert "the study as it was is kept as 'tiny-on-0123456789ab-2'" in answer.out
     assert [trial.state.name for trial in load().get_trials()][running.number :] == ["FAIL", "WAITING"]
+
+
+def test_a_trial_that_was_refused_for_its_accuracy_keeps_no_latency_of_the_former_device(again: Path) -> None:
+    trial, record = load().trials[0], read_records(load())[0]
+    told = {"state": "PRUNED", "ending": "limit", "reason": "accuracy must be at least 0.99, but is 0.9"}
+    refused_there = record.model_copy(update={**told, "missed": record.measurement, "measurement": None, "latency_ms": 1.5})
+    moved = TrialRecord.model_validate_json(_moved(trial, refused_there, {}, Constraints()).user_attrs[RECORD_KEY])
+    assert (moved.state, moved.latency_ms, moved.reached) == ("PRUNED", None, record.measurement)
+
+
+@pytest.mark.parametrize("within", ["delete_study", "create_study"])
+def test_a_remeasure_that_is_killed_while_it_writes_loses_no_trial(
+    within: str, again: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = load()
+    study.set_user_attr("inputs", {**study.user_attrs["inputs"], "device or runtime": "0123456789ab"})
+    before = [(trial.state, trial.values, trial.params) for trial in study.trials]
+    real = getattr(optuna, within)
+
+    def cut_off(*arguments: Any, **options: Any) -> None:
+        if options["study_name"] == "tiny":
+            real(*arguments, **options)
+            raise KeyboardInterrupt
+        real(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna, within, cut_off)
+        assert search(capfd, *command("--trials", "2", "--remeasure")).code == 130
+    with pytest.raises(KeyError) if within == "delete_study" else nullcontext():
+        assert load().trials == []
+    answer = search(capfd, *command("--trials", "2"))
+    assert "a --remeasure of 'tiny' was cut off: the study is again as it was before" in answer.out
+    assert "give --remeasure" in refused(answer)
+    assert [(trial.state, trial.values, trial.params) for trial in load().trials] == before
+    answer = search(capfd, *command("--trials", "2", "--remeasure"))
+    assert answer.code == 0, answer
+    assert [record.number for record in read_records(load())] == [0, 1]
+    assert "was cut off" not in answer.out
 
 
 masks = st.lists(st.booleans(), min_size=1, max_size=60)

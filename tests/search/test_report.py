@@ -232,3 +232,10 @@ def test_a_rank_beyond_the_front_is_refused(again: Path, capfd: Capture) -> None
 
 def test_nothing_run_yet_is_said(empty: Path, capfd: Capture) -> None:
     assert "there is no run in runs/" in refused(reported(capfd))
+
+
+def test_a_run_whose_folder_was_renamed_is_told_the_studys_name(again: Path, capfd: Capture) -> None:
+    Path("runs/tiny").rename("runs/tiny2")
+    message = refused(reported(capfd))
+    law = "there is no study 'tiny2' in sqlite:///runs/tiny2/study.db, which holds 'tiny'; a run's folder must have its study's name: "
+    assert message == f"{law}give it that one again, or name another --study"

@@ -6,12 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
+from core.agent import AgentServer, Limits, Measurer
+from core.agent_client import TOKEN_VARIABLE
 from core.errors import Disturbed
 from core.losses import DISTIL_LOSSES, kd_loss
 from search.owner import OWNER_KEY, current_owner
@@ -110,6 +115,48 @@ def test_a_trial_around_which_something_fails_is_queued_again(empty: Path, capfd
     answer = search(capfd, *command("--trials", "1", study="disturbed", settings=[*ONE_NETWORK, "distil.loss=disturbed", "data.workers=0"]))
     assert answer.code == 0, answer
     assert states(load("disturbed")) == ["FAIL", "COMPLETE"]
+
+
+@contextmanager
+def agent(port: int, folder: Path) -> Iterator[AgentServer]:
+    """An agent of this process, here or on the port that it had before."""
+    measurer = Measurer(Limits(10_000_000, 60.0), folder)
+    served = AgentServer(("127.0.0.1", port), "token", measurer)
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    try:
+        yield served
+    finally:
+        served.shutdown()
+        served.server_close()
+        thread.join()
+        measurer.close()
+
+
+@pytest.mark.usefixtures("dot")
+def test_a_candidate_is_not_to_blame_for_an_agent_that_stays_away(
+    empty: Path, capfd: Capture, register_loss: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "token")
+    with ExitStack() as running:
+        server = running.enter_context(agent(0, empty / "agent"))
+        port = server.server_port
+
+        def loss(student: Any, teacher: Any, labels: Any, plan: Any) -> Any:
+            running.close()
+            return kd_loss(student, teacher, plan.temperature)
+
+        register_loss("lonely", loss)
+        settings = [*ONE_NETWORK, "distil.loss=lonely", "runtime.name=onnxruntime", f"runtime.agent=http://127.0.0.1:{port}"]
+        answer = search(capfd, *command("--trials", "1", study="away", settings=settings))
+    law = f"error: runtime.agent must be the address of a running core.agent, but http://127.0.0.1:{port} is not: "
+    assert answer.code == 2
+    assert answer.err.splitlines()[-1].startswith(law)  # before it stand the lines of the agent, which is this process too
+    assert states(load("away")) == ["FAIL", "WAITING"]
+    with agent(port, empty / "agent"):
+        answer = search(capfd, *command("--trials", "1", study="away", settings=settings))
+    assert answer.code == 0, answer
+    assert states(load("away")) == ["FAIL", "COMPLETE"]
 
 
 def test_an_interrupt_before_the_first_trial_shows_the_front_of_earlier_runs(

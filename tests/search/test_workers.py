@@ -25,7 +25,7 @@ from search.owner import OWNER_KEY, current_owner, is_dead
 from search.progress import Progress
 from search.space import load_space
 from search.storage import check_workers, open_storage
-from search.study import METRICS, count_finished, open_study, requeue, sweep
+from search.study import METRICS, count_finished, open_study, requeue, requeue_stale, sweep
 from search.workers import added
 from tests.faults.runs import QUICK, argv, log_of
 from tests.faults.runs import start as begin
@@ -40,7 +40,7 @@ class Worker:
     def __init__(self, url: str, folder: Path, name: int = 0, seconds: float = 0.0, settings: Sequence[str] = ()) -> None:
         self.lock = StudyLock(url, folder)
         with self.lock:
-            self.study = open_study(url, folder.name, "digest", {})
+            self.study = open_study(url, folder.name, "digest", {}, folder)
         owner = current_owner() | {"worker": name}
         self.runner = Untrained(load_space(SPACE, settings), self.lock.release, Progress(0, quiet=True), seconds=seconds, owner=owner)
 
@@ -126,6 +126,44 @@ def test_a_worker_takes_up_the_trial_of_a_dead_one_with_its_parameters(study_fol
     worker.run(1)
     assert states(worker.study) == ["FAIL", "COMPLETE"]
     assert worker.study.trials[1].params["temperature"] == trial.params["temperature"]
+
+
+def dying(worker: Worker, owner: dict[str, Any]) -> None:
+    """A process takes a trial and dies at it."""
+    with worker.lock:
+        sweep(worker.study, worker.lock.one_machine)
+        trial = worker.study.ask()
+        trial.set_user_attr(OWNER_KEY, owner)
+    trial.suggest_float("temperature", 2, 8, log=True)
+    worker.study.user_attrs  # noqa: B018 (any access writes the parameters)
+
+
+def test_a_candidate_at_which_three_processes_died_is_given_up_and_the_study_goes_on(study_folder: Path) -> None:
+    worker, said = Worker(url_in(study_folder), study_folder), []
+    worker.runner.progress.message = said.append  # type: ignore[method-assign]
+    worker.study.enqueue_trial({"temperature": 3.0})
+    for owner in (GONE, GONE, GONE | {"boot": "another"}):  # a machine that was switched off is no fault of the candidate
+        dying(worker, owner)
+    requeue(worker.study, worker.study.trials[-1])  # nor is Ctrl-C
+    worker.study.tell(2, state=optuna.trial.TrialState.FAIL)
+    dying(worker, GONE)
+    worker.run(1)
+    assert states(worker.study) == ["FAIL"] * 4 + ["COMPLETE"]
+    assert {trial.params["temperature"] for trial in worker.study.trials[:4]} == {3.0}
+    record = next(record for record in read_records(worker.study) if record.state == "FAIL")
+    assert (record.number, record.reason) == (3, "its process died 3 times (out of memory, perhaps)")
+    assert said == ["given up, their run has died 3 times: trials 3"]
+
+
+def test_a_worker_elsewhere_that_falls_silent_a_third_time_gives_its_trial_up() -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"x": 0.5})
+    for number in range(3):
+        study.ask().suggest_float("x", 0, 1)
+        study.tell(number, state=optuna.trial.TrialState.FAIL)
+        requeue_stale(study, study.trials[number])
+    assert states(study) == ["FAIL"] * 4
+    assert [(record.number, record.reason) for record in read_records(study)] == [(3, "its process died 3 times (out of memory, perhaps)")]
 
 
 def test_a_trial_that_is_cut_off_before_it_was_signed_is_taken_for_dead(study_folder: Path) -> None:
