@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from core.config import HardwareConfig, TrainConfig
 from core.errors import TrainingDiverged, UserError
+from core.hardware import X86
 from core.students import STUDENTS
 from core.train import Batch, Device, _schedule, check_sizes, fit, open_device, predict
 from tests.tiny_data import CLASSES, SIZE, image_set, view_set
@@ -214,8 +216,9 @@ def test_logits_come_back_on_the_cpu_whatever_the_batch_size() -> None:
     assert (predict(model, images, view_set().normalise, BF16, amp=True) - whole).norm() < 0.05 * whole.norm()
 
 
-BF16_HERE = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
-"""What oneDNN itself says of this CPU."""
+X86_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+BF16_HERE = torch.bfloat16 if (X86_BF16 if platform.machine() in X86 else torch.ops.mkldnn._is_mkldnn_bf16_supported()) else None
+"""What PyTorch itself says of this CPU; on x86 oneDNN calls supported what it emulates, too."""
 
 
 @pytest.mark.parametrize(("amp", "dtype"), [("off", None), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("auto", BF16_HERE)])
