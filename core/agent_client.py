@@ -7,7 +7,8 @@ import http.client
 import io
 import json
 import os
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ class AgentConnection:
         once_s = config.timeout_s + longest_s(config.warmup_s, config.max_s)
         limit_s = 2 * once_s + config.wait_s + GRACE_S  # an unstable measurement is repeated
         answer = self._ask("latency", _read(model), limit_s)
-        return LatencyReport.model_validate(answer["latency"]), self._artifact(model, answer)
+        with self._understood():
+            return LatencyReport.model_validate(answer["latency"]), self._artifact(model, answer)
 
     def predict(self, model: Path, images: np.ndarray, batch: int, limit_s: float) -> tuple[np.ndarray, EngineArtifact]:
         """Logits (N, K) of images float32 (N, C, H, W), sent in parts of at most CHUNK_BYTES."""
@@ -73,8 +75,19 @@ class AgentConnection:
             answer = self._ask(
                 "predict", onnx + buffer.getvalue(), limit_s + self._config.wait_s + GRACE_S, length=len(onnx), options={"batch": batch}
             )
-            logits.append(np.load(io.BytesIO(base64.b64decode(answer["logits"])), allow_pickle=False))
-        return np.concatenate(logits), self._artifact(model, answer)
+            with self._understood():
+                logits.append(np.load(io.BytesIO(base64.b64decode(answer["logits"])), allow_pickle=False))
+                artifact = self._artifact(model, answer)
+        return np.concatenate(logits), artifact
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Disturbed for answers of another shape: no model can be the reason."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError) as error:
+            law = f"an agent must answer as this version of paretopress does, but {self._url} does not ({one_line(str(error))})"
+            raise Disturbed(f"{law}; install the same version there and run the same command again") from error
 
     def _artifact(self, model: Path, answer: dict[str, Any]) -> EngineArtifact:
         return EngineArtifact.model_validate({**answer["engine"], "model_path": str(model)})

@@ -149,6 +149,36 @@ def test_another_server_at_that_address_is_one_clear_line(answer: bytes, tmp_pat
             thread.join()
 
 
+def test_an_agent_of_another_version_is_no_fault_of_the_model(server: AgentServer, model: Path, tmp_path: Path) -> None:
+    facts = raw(server, {}, b"")[1]
+
+    class Other(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            answer = facts if self.path == "/device" else b'{"latency": {"median_ms": 1.0}, "logits": "AAAA", "engine": {}}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Silent."""
+
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            with EngineHost(QUICK.model_copy(update={"agent": f"http://127.0.0.1:{other.server_port}"}), tmp_path) as host:
+                for ask in (lambda: host.latency(model, key="s"), lambda: host.predict(model, IMAGES)):
+                    with pytest.raises(
+                        Disturbed, match="must answer as this version of paretopress does, but .*; install the same version"
+                    ):
+                        ask()
+        finally:
+            other.shutdown()
+            thread.join()
+
+
 def raw(server: AgentServer, headers: dict[str, str], body: bytes, path: str = "/device") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     plain = {"Authorization": f"Bearer {TOKEN}", OPTIONS_HEADER: '{"name": "onnxruntime"}', LENGTH_HEADER: "0"}
