@@ -13,6 +13,7 @@ from results.report_text import command, markdown, opening, whole_front
 from results.table import caption, conditions
 from results.view import StudyView
 
+OWN_BITS = {"float": "float, not quantised", "nncf": "8 bits where NNCF quantises, else float"}
 MARK = "*Kept up to date by paretopress; without this line your own note stays.*"
 """Ends a study's note."""
 
@@ -55,11 +56,19 @@ def _plan(record: TrialRecord) -> list[str]:
     return [
         f"network: {plain(candidate.student)}, width {candidate.width:g}",
         "channels removed, first layer to last: " + _runs([f"{100 * group.prune_ratio:.0f} %" for group in groups]),
-        f"bits, first layer to last: {_runs([str(group.weight_bits) for group in groups])}{_edges(candidate)}, by {candidate.quantiser}",
+        _bits(candidate),
         f"execution, first layer to last: {_runs(executions(candidate))}",
         f"training: {plain(taught)}, from {'its own initial' if distil.init == 'scratch' else 'the dense network’s'} weights",
         *_rest(candidate),
     ]
+
+
+def _bits(candidate: Candidate) -> str:
+    """As they are stored: what was sampled acts on no quantiser that has bits of its own."""
+    if candidate.quantiser in OWN_BITS:
+        return f"weights: {OWN_BITS[candidate.quantiser]}"
+    bits = _runs([str(group.weight_bits) for group in candidate.groups])
+    return f"bits, first layer to last: {bits}{_edges(candidate)}, by {candidate.quantiser}"
 
 
 def _rest(candidate: Candidate) -> list[str]:

@@ -17,6 +17,14 @@ def test_plain_text_comes_back_when_markdown_takes_its_escapes_away(text):
     assert not re.search(r"(?<!\\)[*_<>`\[\]#|]", plain(text).replace("\\\\", ""))
 
 
+@pytest.mark.parametrize(("quantiser", "told"), [("float", "float, not quantised"), ("nncf", "8 bits where NNCF quantises, else float")])
+def test_bits_that_a_quantiser_does_not_take_are_not_told(make_record, quantiser, told):
+    candidate = Candidate(student="resnet8", groups=(GroupPlan(weight_bits=3),), quantiser=quantiser)
+    note = trial_note(make_record(3, 0.9, 5_000, 0.1).model_copy(update={"candidate": candidate}), "complete")
+    assert f"- weights: {told}" in note
+    assert "bits, first layer" not in note
+
+
 def test_a_complete_trial_s_note_holds_plan_numbers_and_seconds(make_record):
     groups = (GroupPlan(weight_bits=8), *(GroupPlan(weight_bits=4, execution="float", prune_ratio=0.3),) * 3)
     candidate = Candidate(student="resnet8", width=0.5, groups=groups, distil=DistilPlan(loss="dkd", init="scratch"))
