@@ -5,7 +5,6 @@ python -m core.hardware     prints it, with the runtimes that are installed
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -32,10 +31,6 @@ INT8_FLAGS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
 X86 = {"x86_64", "amd64", "i386", "i686"}
 GPU_FIELDS = ("name", "compute_cap", "driver_version")
 SMI_LIMIT_S = 20
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"""Of glibc's mallopt (malloc.h)."""
-KEPT_BYTES, LARGE_BYTES = 1 << 30, 32 << 20
-"""Larger blocks than LARGE_BYTES, the most that glibc takes for M_MMAP_THRESHOLD, always go back to the system."""
 
 
 def device_fingerprint(threads: int, runtime: str, version: str, *, on_gpu: bool = False) -> tuple[dict[str, Any], str]:
@@ -57,19 +52,6 @@ def check_threads(threads: int) -> None:
     """UserError unless this process may use as many cores: with fewer, a runtime takes fewer threads without a word."""
     if threads > (cores := usable_cores()):
         raise UserError(f"runtime.threads may be up to {cores} on this machine, one for each core, but is {threads}; lower it")
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep up to KEPT_BYTES of what it has freed, for the next step of a training that takes as much again.
-
-    glibc otherwise hands freed blocks of some MB back to the system and pays for every page anew in the next step: on a CPU, a twelfth
-    of a step of ResNet-8 in float32 (8,000 pages a step). Nothing is done without glibc, or where the environment sets its malloc.
-    """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
-        return
-    library = ctypes.CDLL(None)
-    for option, value in ((M_TRIM_THRESHOLD, KEPT_BYTES), (M_MMAP_THRESHOLD, LARGE_BYTES), (M_TOP_PAD, 2 * LARGE_BYTES)):
-        library.mallopt(option, value)
 
 
 def usable_cores() -> int:

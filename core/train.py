@@ -21,7 +21,7 @@ from core.checkpoint import Generators, Stateful, keep, resume
 from core.config import HardwareConfig, TrainConfig
 from core.data.types import Images
 from core.errors import Disturbed, TrainingDiverged, TrialError, UserError
-from core.hardware import device_facts, keep_freed_memory
+from core.hardware import device_facts
 from core.muon import Muon, is_orthogonal
 from core.views import ViewedSet
 from core.workarounds import safe_convolutions
@@ -79,8 +79,6 @@ def open_device(config: HardwareConfig) -> Device:
         raise UserError(f"hardware.device must be a device of this machine, but got {name!r} ({reason}); use auto or cpu") from error
     if config.threads:
         torch.set_num_threads(config.threads)
-    if device.type == "cpu":
-        keep_freed_memory()
     return Device(device, _amp_dtype(config.amp, device))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -140,40 +139,3 @@ def test_the_fingerprint_needs_no_torch_and_no_runtime() -> None:
     code = "import sys, core.hardware as h; h.main([]); print({'torch', 'openvino', 'onnxruntime'} & {*sys.modules})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "set()"
-
-
-FAULTS = """
-import ctypes, resource
-from core.hardware import keep_freed_memory
-if {kept}:
-    keep_freed_memory()
-libc, size = ctypes.CDLL(None), 12 << 20
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-
-def step():
-    blocks = [libc.malloc(size) for _ in range(6)]  # as the activations of a batch
-    for block in blocks:
-        ctypes.memset(block, 1, size)
-    for block in blocks:
-        libc.free(block)
-
-for _ in range(3):
-    step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
-def test_the_memory_of_a_step_is_kept_for_the_next() -> None:
-    def faults(kept: bool, **more: str) -> int:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-        done = subprocess.run([sys.executable, "-c", FAULTS.format(kept=kept)], env=environment | more, capture_output=True, check=True)
-        return int(done.stdout)
-
-    plain = faults(False)
-    assert plain > 10_000, plain
-    assert faults(True) < plain / 4
-    assert faults(True, MALLOC_TRIM_THRESHOLD_="1000000") > plain / 2, "who sets malloc otherwise is left alone"
