@@ -140,7 +140,7 @@ def evaluate(
         with stages("quantise"):
             final, plan = learn_bits(candidate, student, bench, finetune)
             drafted = draft(pruned, plan, bench.input_shape, bench.engines.runtime, candidate.quantiser)
-            known = _known(final, drafted, latency, bench)
+            known = _known(final, drafted, least_size(drafted, bench.coding), latency)
             note(size_bytes=known.size_bytes)
             limits.check_size(known.size_bytes, "its bits are learned")
         journal.note("learn bits", student, plan, candidate.quantiser)
@@ -172,12 +172,12 @@ def _drafted(
     latency = _latency(drafted, bench)
     note(latency_ms=next(iter(milliseconds(latency)), None))
     limits.check_latency(latency, UNTRAINED)
-    return drafted, _known(candidate, drafted, latency, bench)
+    return drafted, _known(candidate, drafted, least_bytes, latency)
 
 
-def _known(candidate: Candidate, drafted: CompressedModel, latency: LatencyReport | BuildReport, bench: Workbench) -> Known:
+def _known(candidate: Candidate, drafted: CompressedModel, size_bytes: int, latency: LatencyReport | BuildReport) -> Known:
     """What the draft tells."""
-    return Known(traits_of(at_best(candidate), drafted.parameters, drafted.macs), least_size(drafted, bench.coding), latency)
+    return Known(traits_of(at_best(candidate), drafted.parameters, drafted.macs), size_bytes, latency)
 
 
 def _scored(

@@ -100,7 +100,8 @@ def doubled(folder: Path) -> int:
     """Trials that were queued again more than once, or although they had finished."""
     trials = load(folder=folder / "runs" / "tiny").get_trials(deepcopy=False)
     repeats = Counter(trial.user_attrs[REQUEUED_KEY] for trial in trials if REQUEUED_KEY in trial.user_attrs)
-    return sum(count - 1 + (number in finished(folder)) for number, count in repeats.items())
+    ended = finished(folder)
+    return sum(count - 1 + (number in ended) for number, count in repeats.items())
 
 
 def end_of(folder: Path, before: dict[int, Any]) -> dict[str, int]:
