@@ -21,8 +21,8 @@ def portable(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a study without the folders of its files: they may move. `check_inputs` in search/study.py keeps what is in them."""
     config = content["config"]
     teacher = config["teacher"]
-    # the device is in its fingerprint; how long to wait, and how many processes decode images, changes no result
-    runtime = {key: value for key, value in config["runtime"].items() if key not in ("agent", "wait_s", "timeout_s")}
+    # the device and its threads are in its fingerprint; how long to wait, and how many processes decode images, changes no result
+    runtime = {key: value for key, value in config["runtime"].items() if key not in ("agent", "threads", "wait_s", "timeout_s")}
     data = {key: value for key, value in config["data"].items() if key != "workers"}
     if not runtime.get("build_for"):
         runtime.pop("build_for", None)  # as in a study of an older version

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from core.engines import living_hosts
@@ -81,16 +82,22 @@ def restore_study(url: str, name: str) -> bool:
     if path is not None and not path.exists():
         return False
     storage = open_storage(url)
-    for kept in (kept for kept in optuna.get_all_study_names(storage) if kept.startswith(f"{name}{COPY}")):
-        copy = optuna.load_study(study_name=kept, storage=storage)
-        if copy.user_attrs.get(UNMOVED_KEY) == name:
-            with suppress(KeyError):
-                optuna.delete_study(study_name=name, storage=storage)
-            optuna.copy_study(from_study_name=kept, from_storage=storage, to_storage=storage, to_study_name=name)
-            optuna.load_study(study_name=name, storage=storage).set_user_attr(UNMOVED_KEY, None)
-            copy.set_user_attr(UNMOVED_KEY, None)  # last: whoever is killed before leaves it to the next
-            return True
-    return False
+    copy = _unmoved(storage, name)
+    if copy is None:
+        return False
+    with suppress(KeyError):
+        optuna.delete_study(study_name=name, storage=storage)
+    optuna.copy_study(from_study_name=copy.study_name, from_storage=storage, to_storage=storage, to_study_name=name)
+    optuna.load_study(study_name=name, storage=storage).set_user_attr(UNMOVED_KEY, None)
+    copy.set_user_attr(UNMOVED_KEY, None)  # last: whoever is killed before leaves it to the next
+    return True
+
+
+def _unmoved(storage: BaseStorage, name: str) -> optuna.Study | None:
+    """The copy of a study that `--remeasure` was writing anew when it was killed, or that it is writing now."""
+    copies = (kept for kept in optuna.get_all_study_names(storage) if kept.startswith(f"{name}{COPY}"))
+    found = (optuna.load_study(study_name=kept, storage=storage) for kept in copies)
+    return next((copy for copy in found if copy.user_attrs.get(UNMOVED_KEY) == name), None)
 
 
 def find_study(url: str, name: str) -> optuna.Study | None:
@@ -107,8 +114,12 @@ def find_study(url: str, name: str) -> optuna.Study | None:
 
 
 def load_study(url: str, name: str, folder: Path | None = None) -> optuna.Study:
-    """An existing study, to read. Raises UserError when there is none of that name, or when the files in `folder` are another's."""
-    study = find_study(url, name)
+    """An existing study, to read. Raises UserError when there is none of that name or not all of it, or `folder` has another's files."""
+    study, path = find_study(url, name), sqlite_file(url)
+    there = path is None or path.exists()
+    if there and _unmoved(open_storage(url) if study is None else study._storage, name) is not None:
+        law = f"a study is read as a whole, but a --remeasure of the study {name!r} was cut off, or is writing it now"
+        raise UserError(f"{law}; wait for its end, or give search.run's command again, which restores the study")
     if study is None:
         raise _no_study(url, name)
     if folder is not None:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.candidate import LatencyReport
+from core.hardware import usable_cores
 from core.losses import DISTIL_LOSSES
 from results.record import RECORD_KEY, TrialRecord, read_records
 from results.refined import accuracy_ties, latency_ties, mcnemar, read_refined
@@ -200,6 +201,18 @@ def test_a_study_on_another_device_goes_on_with_remeasure_alone(again: Path, cap
     assert [trial.state.name for trial in load().get_trials()][running.number :] == ["FAIL", "WAITING"]
 
 
+@pytest.mark.skipif(usable_cores() < 2, reason="two threads need two cores")
+def test_a_study_goes_on_with_other_threads_as_on_another_device(again: Path, capfd: Capture) -> None:
+    """The next machine may have fewer cores than `runtime.threads`."""
+    two = ("--trials", "2", "--set", "runtime.threads=2")
+    assert "give --remeasure to time its models on this device and go on" in refused(search(capfd, *command(*two)))
+    answer = search(capfd, *command(*two, "--remeasure"))
+    assert answer.code == 0, answer
+    timed = [record.measurement.latency for record in read_records(load()) if record.measurement is not None]
+    assert timed
+    assert {latency.threads for latency in timed if isinstance(latency, LatencyReport)} == {2}
+
+
 def test_a_trial_that_was_refused_for_its_accuracy_keeps_no_latency_of_the_former_device(again: Path) -> None:
     trial, record = load().trials[0], read_records(load())[0]
     told = {"state": "PRUNED", "ending": "limit", "reason": "accuracy must be at least 0.99, but is 0.9"}
@@ -228,6 +241,7 @@ def test_a_remeasure_that_is_killed_while_it_writes_loses_no_trial(
         assert search(capfd, *command("--trials", "2", "--remeasure")).code == 130
     with pytest.raises(KeyError) if within == "delete_study" else nullcontext():
         assert load().trials == []
+    assert "a --remeasure of the study 'tiny' was cut off" in refused(refined(capfd, "--top", "1"))
     answer = search(capfd, *command("--trials", "2"))
     assert "a --remeasure of 'tiny' was cut off: the study is again as it was before" in answer.out
     assert "give --remeasure" in refused(answer)
