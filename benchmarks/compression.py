@@ -59,8 +59,8 @@ from objectives.evaluate import Evaluation, evaluate, shape_of
 RESULT = ROOT / "benchmarks" / "results" / "compression.json"
 FOLDER = Path("runs", "compression")
 EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
-LONGER_PLAN = PLANS["sdd_lskd"].model_copy(update={"grid": 2})
-"""What teaches them. `early_sizes` shows parents 24 x 24 pixels, and a grid of 4 does not divide a map of 6 x 6."""
+LONGER_PLAN = PLANS["sdd_lskd"]
+"""What teaches them."""
 CHOICES = (2, 3, 4, 5, 6, 8)
 TRIALS = 60
 POSITIONS = 6

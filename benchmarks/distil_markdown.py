@@ -35,11 +35,16 @@ def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return (
         f"{recipe['epochs']:g} epochs on {data['train']:,} images ({data['name']}), batch {recipe['batch_size']}, "
         f"{recipe['optimiser']}, lr {recipe['lr']:g}, "
-        f"{recipe['schedule']}; teacher {teacher['name']}, {100 * teacher['search_accuracy']:.2f} % on the search split "
+        f"{recipe['schedule']}{_early(recipe)}; teacher {teacher['name']}, {100 * teacher['search_accuracy']:.2f} % on the search split "
         f"({result['search_images']:,} images); test split: {result['test_images']:,} images. Mean and standard error over the seeds. "
         f"{processors}, {threads} thread(s) per process, {result['precision'].removeprefix('torch.')}, "
         f"torch {result['versions']['torch']}."
     )
+
+
+def _early(recipe: dict[str, Any]) -> str:
+    """The smaller images of the first steps."""
+    return "".join(f", {size} px until {100 * share:g} % of the steps" for size, share in recipe["early_sizes"])
 
 
 def _line(student: str, loss: str, table: Accuracies) -> str:

@@ -118,7 +118,8 @@ def section(content: Mapping[str, Any]) -> str:
     lines = [
         f"**Live:** `search.run` against the loop of `benchmarks/plain_search.py`, which runs {shared['trials']} trials of",
         f"{shared['epochs']} epochs, every one in full. Both search `spaces/cifar10.yaml` on {shared['train_limit']:,} images with one",
-        f"teacher file and ONNX Runtime, by wall-clock; ours begins in an empty folder and runs {shared['our_trials']} trials.",
+        f"teacher file and ONNX Runtime, by wall-clock; ours begins in an empty folder and runs {shared['our_trials']} trials",
+        f"(`{' '.join(shared['ours'])}`; a parent is trained once, and its candidates share it).",
         "A front is its hypervolume over (error, log2 bytes, log2 ms).",
         f"{device['cpu']}, {device['cores']} cores, {named}; {len(seeds_of(content))} seeds.",
         "",

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = open_device(HardwareConfig())
     # the steps run inside one another's fine-tuning, so that every way is set up as a trial sets it up
     ways: dict[str, Callable[[int], float]] = {"float": step_timer(network(args.student), device, args.batch)}
-    collect(list(TRAINED), ways, args, device, lambda: measure(ways, args))
+    collect(list(TRAINED), ways, args, device, lambda: measure(ways, args, device))
     return 0
 
 
@@ -137,7 +137,7 @@ def step_timer(
     return timed
 
 
-def measure(ways: dict[str, Callable[[int], float]], args: argparse.Namespace) -> None:
+def measure(ways: dict[str, Callable[[int], float]], args: argparse.Namespace, device: Device) -> None:
     """Time all ways in turn, print the ratios and write them."""
     first = {name: way(1) for name, way in ways.items()}
     for way in ways.values():
@@ -156,6 +156,7 @@ def measure(ways: dict[str, Callable[[int], float]], args: argparse.Namespace) -
         print(f"{'':10} {rows['compiled']['first_step_s']:.0f} s to compile, repaid after {rows['compiled']['repaid_after_steps']} steps")
     facts = {"student": args.student, "batch": args.batch, "bits": args.bits, "rounds": args.rounds, "steps": args.steps}
     threads = torch.get_num_threads()
+    facts |= {"precision": str(device.amp or torch.float32)}
     result = {**facts, "threads": threads, "torch": torch.__version__, "device": device_facts(), "rows": rows}
     print(write_atomically(args.out, json.dumps(result, indent=1) + "\n"))
 

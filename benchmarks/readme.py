@@ -122,7 +122,7 @@ def cifar_text(result: dict[str, Any], words: dict[str, str]) -> str:
         "trials": sum(run["trials"].values()),
         "states": ", ".join(words[state].format(count=count) for state, count in sorted(run["trials"].items())),
         "seed": run["seed"],
-        "minutes": run["wall_seconds"] / 60,
+        "minutes": (run["wall_seconds"] - (run["teacher_seconds"] if "account" in run else 0)) / 60,
         "teacher_minutes": run["teacher_seconds"] / 60,
         "teacher_test": percent(test),
         "parent": config["parent"]["train"]["epochs"],

@@ -53,7 +53,7 @@ ENGLISH = {
     ),
     "latency": (
         "**ResNet-20**, batch 1, 1 thread, median ms (PyTorch {torch} eager, f32: {eager}); *: its interval is wider than 2 %, or the "
-        "machine was disturbed:"
+        "machine was disturbed."
     ),
     "latency_head": "| runtime | INT8 | f32 | bf16 | INT8 against f32 | INT8 against eager |",
     "slower": (
@@ -112,13 +112,15 @@ CHINESE = {
     ),
     "efficiency": (
         "**与手写的搜索相比**（Optuna 的 TPE 加普通 PyTorch 循环，{trials} 个 trial，各 {epochs} 个 epoch，{images:,} 张图像，"
-        "ONNX Runtime，同一教师）：`search.run` 得到更好前沿的速度快 {low:.0f} 到 {high:.0f} 倍（中位数 {median:.0f}，{seeds} 个种子）。"
+        "ONNX Runtime，同一教师）："
+        "手写循环得到其最终前沿所用的时间，是 `search.run` 得到更好前沿所用时间的 "
+        "{low:.0f} 到 {high:.0f} 倍（中位数 {median:.0f}，{seeds} 个种子）。"
         "领先来自它的第一个 trial：最小的、未剪枝的学生，用自己的训练方案（Muon，先用小图像）；"
         "手写循环用 SGD 从初始权重训练抽到的剪枝网络。"
         "两者各占多少未作分解。"
         "[比较方法](docs/protocol.md#against-a-search-written-by-hand)。"
     ),
-    "latency": "**ResNet-20**，batch 1，1 个线程，中位数毫秒（PyTorch {torch} eager，f32：{eager}）；*：区间宽于 2 %，或机器受到干扰：",
+    "latency": "**ResNet-20**，batch 1，1 个线程，中位数毫秒（PyTorch {torch} eager，f32：{eager}）；*：区间宽于 2 %，或机器受到干扰。",
     "latency_head": "| 运行时 | INT8 | f32 | bf16 | INT8 相对 f32 | INT8 相对 eager |",
     "slower": (
         "{students} 个学生中，INT8 比 f32 慢的有：OpenVINO：{openvino}；ONNX Runtime：{onnxruntime}。"
@@ -132,7 +134,8 @@ CHINESE = {
     ),
     "gpu": (
         "**GPU：** 没有可用的 GPU，也无法安装 TensorRT 本身，因此这里没有任何 GPU 延迟。TensorRT-RTX {version} 在没有 GPU 的情况下构建了 "
-        "{asked} 个引擎中的 {built} 个：{students} 个学生，INT8 混合与浮点，面向 {targets}（SM75 上所有层以浮点计算，其中混合网络用 f16），"
+        "{asked} 个引擎中的 {built} 个：{students} 个学生，INT8 混合与浮点，面向 {targets}"
+        "（SM75 上所有层以浮点计算，其中卷积与注意力结合的 hybrid_* 学生用 f16），"
         "警告 {warnings} 条。"
     ),
 }

@@ -40,7 +40,8 @@ def mutated(result: dict[str, Any]) -> str:
 
 def several(rows: list[dict[str, Any]]) -> str:
     rates = "; ".join(f"{row['workers']} worker{'s' * (row['workers'] > 1)}: {row['trials_per_hour']:.0f}" for row in rows)
-    return f"**Trials per hour** of `spaces/digits.yaml` ({rows[0]['trials']} trials, SQLite): {rates}. {machine(rows[0])}"
+    timed = "from the first trial's start to the last one's end, without the teacher"
+    return f"**Trials per hour** of `spaces/digits.yaml` ({rows[0]['trials']} trials, SQLite; {timed}): {rates}. {machine(rows[0])}"
 
 
 def coordination(rows: list[dict[str, Any]]) -> str:

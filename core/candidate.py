@@ -186,6 +186,7 @@ class LatencyReport(Frozen):
     """95 % interval of the median of the blocks; where they are too few for one, the range of all blocks, the disturbed ones too."""
     samples: int
     blocks: int = 0
+    """Undisturbed ones. Where there were none, but some `redone`, all numbers are of those."""
     redone: int = 0
     """Blocks that were timed again, because the pinned reference network moved."""
     reference_ms: float | None = None
@@ -207,7 +208,7 @@ class LatencyReport(Frozen):
         """Whether `ci_ms` is of 95 %. Studies of an older version do not say how many blocks there were."""
         from core.latency import LEAST_BLOCKS  # late: numpy
 
-        return not 0 < self.blocks < LEAST_BLOCKS
+        return self.blocks >= LEAST_BLOCKS or self.blocks + self.redone == 0
 
     @property
     def bounds_ms(self) -> tuple[float, float]:

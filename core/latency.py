@@ -57,10 +57,10 @@ LISTEN = 0.5
 
 
 class Timing(TypedDict):
-    """Milliseconds per call. `ci_ms` is the 95 % interval of `p50_ms`; `samples` calls were timed in `blocks` blocks.
+    """Milliseconds per call. `ci_ms` is the 95 % interval of `p50_ms`, which is of `samples` calls in `blocks` undisturbed blocks.
 
-    Below LEAST_BLOCKS there is no such interval: `ci_ms` is then the range of all blocks, the disturbed ones too.
-    `redone` blocks were thrown away because the reference moved; `reference_ms` is its quiet time.
+    Below LEAST_BLOCKS there is no such interval: `ci_ms` is then the range of all blocks, the disturbed ones too. Where `blocks` is 0,
+    the other numbers are of all as well. During `redone` blocks the reference moved; `reference_ms` is its quiet time.
     """
 
     p50_ms: float
@@ -103,7 +103,7 @@ def time_calls(
             narrow = len(medians) >= MIN_BLOCKS and _is_narrow(medians, rel_ci)
             if narrow or clock() >= end:
                 break
-    return _timing(blocks, quiet if quiet.any() else ~quiet, level, narrow)
+    return _timing(blocks, quiet, level, narrow)
 
 
 def longest_s(warmup_s: float, max_s: float) -> float:
@@ -111,22 +111,23 @@ def longest_s(warmup_s: float, max_s: float) -> float:
     return warmup_s + (3 + LISTEN) * max_s  # two warm-ups that never become steady, the quiet time, the blocks
 
 
-def _timing(blocks: Sequence[np.ndarray], kept: np.ndarray, level: float, stable: bool) -> Timing:
-    """The numbers of the `kept` (n,) blocks; of all where none is undisturbed, since some number must be shown.
+def _timing(blocks: Sequence[np.ndarray], quiet: np.ndarray, level: float, stable: bool) -> Timing:
+    """The numbers of the `quiet` (n,) blocks; of all where there is none, since some number must be shown.
 
-    Where too few are kept for an interval, the range of all blocks stands for it.
+    Where too few are quiet for an interval, the range of all blocks stands for it.
     """
-    chosen = [block for block, keep in zip(blocks, kept, strict=True) if keep]
+    undisturbed = int(quiet.sum())
+    chosen = [block for block, kept in zip(blocks, quiet if undisturbed else ~quiet, strict=True) if kept]
     medians, samples = np.array([np.median(block) for block in chosen]), np.concatenate(chosen)
     every = [float(np.median(block)) for block in blocks]
-    low, high = median_interval(medians) if len(chosen) >= LEAST_BLOCKS else (min(every), max(every))
+    low, high = median_interval(medians) if undisturbed >= LEAST_BLOCKS else (min(every), max(every))
     return {
         "p50_ms": float(np.median(medians)) / 1e6,
         "p95_ms": float(np.percentile(samples, 95)) / 1e6,
         "ci_ms": (low / 1e6, high / 1e6),
         "samples": len(samples),
-        "blocks": len(chosen),
-        "redone": len(blocks) - len(chosen),
+        "blocks": undisturbed,
+        "redone": len(blocks) - undisturbed,
         "reference_ms": level / 1e6,
         "stable": stable,
     }
@@ -266,7 +267,7 @@ def _described(report: LatencyReport, artifact: EngineArtifact) -> dict[str, str
     return {
         "latency": f"{report.p50_ms:.4f} ms median, {report.spread()} ({report.width_percent:.1f} % wide), p95 {report.p95_ms:.4f} ms",
         "stable": "yes" if report.stable else f"no: {report.unrest().removeprefix('unstable: ')}, or its halves disagree",
-        "method": f"{report.samples} calls in {report.blocks} blocks; {report.redone} blocks redone, as the reference network moved",
+        "method": f"{report.samples} calls; {report.blocks} undisturbed blocks, {report.redone} during which the reference network moved",
         "reference": "not known" if report.reference_ms is None else f"{report.reference_ms:.4f} ms on the quiet machine",
         "engine": f"{report.runtime}, batch {report.batch}, {report.threads} thread(s), {artifact.int8_layers} of {artifact.layers} layers "
         f"in INT8, others in {report.precision}",

@@ -186,6 +186,16 @@ def test_a_machine_that_has_become_slower_than_it_was_known_is_unstable() -> Non
     assert known["p50_ms"] == pytest.approx(2.8)  # as it was, not divided by anything
 
 
+def test_where_every_block_was_disturbed_none_counts_as_undisturbed_and_there_is_no_interval() -> None:
+    found = report(timed(Machine(lambda now: 1.3 + 0.2 * (now % 0.5)), warmup_s=0.0, max_s=1.0, quiet_ms=QUIET_MS))
+    assert (found.blocks, found.has_interval, found.stable) == (0, False, False)
+    assert found.redone > LEAST_BLOCKS
+    low, high = found.bounds_ms
+    assert low < 2.65 < 2.75 < high  # the range, wider than an interval of so many blocks
+    assert found.spread().startswith("range of all blocks")
+    assert f"only 0 undisturbed blocks, {found.redone} of {found.redone} blocks disturbed" in found.unrest()
+
+
 def test_a_machine_within_the_tolerance_of_its_quiet_time_is_quiet() -> None:
     slower = 1 + MOVED / 2
     timing = timed(Machine(lambda now: slower), warmup_s=0.0, max_s=1.0, quiet_ms=QUIET_MS)
