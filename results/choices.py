@@ -65,4 +65,6 @@ def columns(candidate: Candidate) -> dict[str, Any]:
     }
 
 
+BY_POSITION = frozenset({"pruned_mean", "float_share", "bits", "executions", "ratios"})
+"""Of `COLUMNS`, those that say what the depth positions got."""
 COLUMNS = tuple(columns(Candidate(student="any")))

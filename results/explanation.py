@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from core.candidate import KB, BuildReport, LatencyReport, Measurement, milliseconds
+from core.candidate import KB, BuildReport, Candidate, LatencyReport, Measurement, milliseconds
 from core.plan import group_of
 from core.runtimes import RUNTIMES
-from results.choices import IN_FLOAT, mean_ratio
-from results.effects import SPARE_TRIALS, Effect, Effects, effects, nearest, relatives
+from results.choices import BY_POSITION, IN_FLOAT, columns, mean_ratio
+from results.effects import SPARE_TRIALS, Effect, Effects, effects, features, nearest, relatives
+from results.front import complete
 from results.layers import LayerFacts, rest_bytes
 from results.record import TrialRecord
 from results.table import conditions, mean_bits, measurement, student_name
@@ -147,10 +148,12 @@ def _costs(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) -
     if layers:
         growing = sum(layer.bits < 8 for layer in layers)
         most, how = ("at most ", ", counted bit-packed; coded ones are known after training") if view.coded else ("", "")
-        more = f"adds {most}{one_more_bit(layers):,} bytes{how}"
-        yield f"  counted in the file: one more bit in the {growing} layers of fewer than 8 bits {more}"
+        more = f"one more bit in the {growing} layers of fewer than 8 bits adds {most}{one_more_bit(layers):,} bytes{how}"
+        yield f"  counted in the file: {more if growing else 'every layer has 8 bits or more, and takes no further one'}"
     fitted = effects(record, view.records)
-    if fitted is None:
+    if fitted is None and len({features(other) for other in complete(view.records) if other.candidate is not None}) == 1:
+        yield "  no regression: bits, pruning, execution and width are the same in all models of this study"
+    elif fitted is None:
         yield (
             f"  no regression: it needs trials that differ and at least {SPARE_TRIALS} more than coefficients, and this study has "
             f"{len(relatives(record, view.records))} of {record.student}; search on with more --trials"
@@ -190,7 +193,7 @@ def _neighbours(view: StudyView, record: TrialRecord) -> Iterator[str]:
         return
     here = measurement(record)
     yield "  nearest trials of the same student, and their difference to this model:"
-    rows = [("trial", "width", "mean bits", "pruned", "accuracy", "size", "latency")]
+    rows = [("trial", "width", "mean bits", "pruned", "accuracy", "size", "latency", "also")]
     for other in others:
         there, candidate = measurement(other), other.candidate
         assert candidate is not None
@@ -203,10 +206,18 @@ def _neighbours(view: StudyView, record: TrialRecord) -> Iterator[str]:
                 f"{100 * (there.accuracy - here.accuracy):+.2f} points",
                 f"{100 * (there.size_bytes / here.size_bytes - 1):+.0f} %",
                 _slower(there, here),
+                _otherwise(candidate, record.candidate),
             )
         )
-    yield from (f"    {line}" for line in _aligned(rows, left=()))
+    kept = rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
+    yield from (f"    {line}" for line in _aligned(kept, left=(rows[0].index("also"),)))
     yield "    in brackets: this model"
+
+
+def _otherwise(candidate: Candidate, own: Candidate) -> str:
+    """In what else it differs: how it was taught, rounded and pruned."""
+    there, here = columns(candidate), columns(own)
+    return ", ".join(f"{key} {there[key]} ({here[key]})" for key in there if key not in BY_POSITION and there[key] != here[key])
 
 
 def _slower(there: Measurement, here: Measurement) -> str:

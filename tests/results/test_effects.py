@@ -113,3 +113,22 @@ def test_an_explanation_says_what_a_bit_and_what_channels_cost_and_on_what_that_
     assert "over this study's 18 models of all 2 students, each with its own level: resnet8 alone has too few" in told
     told = explanation(view_of(few, None, tmp_path), few[0], (), {})
     assert "no regression: it needs trials that differ and at least 6 more than coefficients, and this study has 4 of resnet8" in told
+    assert " also" not in told
+
+
+def test_models_that_differ_in_their_teaching_alone_say_so_and_are_no_regression(lawful, tmp_path):
+    first = lawful(1)[0]
+    plan = first.candidate.distil
+    records = [
+        first.model_copy(
+            update={
+                "number": number,
+                "fingerprint": f"{number}",
+                "candidate": first.candidate.model_copy(update={"distil": plan.model_copy(update={"temperature": 4.0 + number})}),
+            }
+        )
+        for number in range(12)
+    ]
+    told = explanation(view_of(records, None, tmp_path), records[0], (), {})
+    assert "no regression: bits, pruning, execution and width are the same in all models of this study" in told
+    assert "temperature 5.0 (4.0)" in told
