@@ -18,6 +18,10 @@ KB = 1000
 """Bytes in the KB of every table, flag and limit."""
 SELF = "self"
 """The student name of the user's own network."""
+IN_FLOAT = frozenset({"codebook", "float"})
+"""Quantisers that leave every layer to float, whatever was sampled (STORED, core/compress.py)."""
+OWN_BITS = frozenset({"nncf", "float"})
+"""Quantisers that do not ask which bits a layer should have."""
 DENSE = frozenset({"ptq", "brecq", "nncf", "float"})
 """Quantisers that leave `sparsity` aside."""
 START = "start"

@@ -36,7 +36,7 @@ def time_eager(network: nn.Module, input_shape: tuple[int, int, int], config: Ru
         make = _graph if on_gpu else _call
         call, look = make(network.to(device).eval(), images), make(watched, small)
         before = read_machine()
-        timing = time_calls(call, look, warmup_s=config.warmup_s, max_s=config.max_s)
+        timing = time_calls(call, look, warmup_s=config.warmup_s, max_s=config.max_s).timing
         seen = conditions(before, on_gpu=on_gpu)
     _, fingerprint = device_fingerprint(config.threads, NAME, torch.__version__, on_gpu=on_gpu)
     facts = {"batch": config.batch, "threads": config.threads, "runtime": NAME, "precision": "f32", "fingerprint": fingerprint}

@@ -72,9 +72,9 @@ def _latency(request: dict[str, Any]) -> dict[str, Any]:
     engine = _load(request)
     reference = _reference(request["runtime"], request["reference"], EngineOptions(**request["options"]))
     before = read_machine()
-    timing = time_calls(_timed(engine), reference, **request["timing"])
+    timing, own_quiet_ms = time_calls(_timed(engine), reference, **request["timing"])
     on_gpu = installed_runtime(request["runtime"]).device == "cuda"
-    return {"timing": timing, "conditions": conditions(before, on_gpu=on_gpu), "artifact": engine.artifact()}
+    return {"timing": timing, "own_quiet_ms": own_quiet_ms, "conditions": conditions(before, on_gpu=on_gpu), "artifact": engine.artifact()}
 
 
 @lru_cache(maxsize=1)

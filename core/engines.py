@@ -246,7 +246,7 @@ class EngineHost:
             fingerprint=self.fingerprint,
         )
         if report.stable:
-            levels = [*levels, report.reference_ms][-REMEMBERED:]
+            levels = [*levels, answer["own_quiet_ms"]][-REMEMBERED:]  # its own: the smaller of two could only fall, from one to the next
             write_json(self._cache, read_json(self._cache) | {QUIET_KEY: {**known, device: levels}})
         return report, artifact
 

@@ -1,10 +1,11 @@
 """InfoBatch: an epoch leaves out a share of the images that are learned already, and those of them that stay weigh more.
 
-An image counts as learned while its last loss is below the mean over all images. Its gradient is scaled by 1 / (1 - share), so the sum over
-an epoch stays what it was in expectation. The first epochs and the last ones see every image.
+An image counts as learned while its last loss is below the mean over all images. Its gradient is scaled by 1 / (1 - share), so that in
+expectation the sum over an epoch's images stays what it was. The first epochs and the last ones see every image.
 
-References: Qin et al. 2024, "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", arXiv 2303.04947. Difference: two
-whole epochs at the start, as views alternate between an image and its mirror image.
+References: Qin et al. 2024, "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Pruning", arXiv 2303.04947. Differences: two
+whole epochs at the start, as views alternate between an image and its mirror image; an epoch keeps its number of steps, each the mean over
+a smaller batch, so that where N' of N images stay a step has N / N' times the gradient (in the paper there are fewer steps).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -73,6 +73,13 @@ class Timing(TypedDict):
     stable: bool
 
 
+class Watched(NamedTuple):
+    """What `time_calls` found, and the quiet time of the reference in this measurement alone, in ms."""
+
+    timing: Timing
+    own_quiet_ms: float
+
+
 def time_calls(
     call: Timed,
     reference: Timed,
@@ -82,7 +89,7 @@ def time_calls(
     rel_ci: float = 0.02,
     quiet_ms: float | None = None,
     clock: Clock = time.perf_counter_ns,
-) -> Timing:
+) -> Watched:
     """Time `call` until the interval of the median is at most `rel_ci` of it wide, or `max_s` are over.
 
     `stable` is false when time ran out first: the interval stayed wide, the first and the second half of the blocks disagree (drift), or
@@ -98,12 +105,12 @@ def time_calls(
         while True:
             blocks.append(_block(call, calls, clock))
             watch.append(float(np.median(_block(reference, looks, clock))))
-            quiet, level = _undisturbed(np.array(watch), len(blocks), quiet_ms)
+            quiet, own, level = _undisturbed(np.array(watch), len(blocks), quiet_ms)
             medians = np.array([np.median(block) for block, kept in zip(blocks, quiet, strict=True) if kept])
             narrow = len(medians) >= MIN_BLOCKS and _is_narrow(medians, rel_ci)
             if narrow or clock() >= end:
                 break
-    return _timing(blocks, quiet, level, narrow)
+    return Watched(_timing(blocks, quiet, level, narrow), own / 1e6)
 
 
 def longest_s(warmup_s: float, max_s: float) -> float:
@@ -142,13 +149,15 @@ def _listen(reference: Timed, looks: int, seconds: float, clock: Clock) -> list[
     return watch
 
 
-def _undisturbed(watch: np.ndarray, n: int, quiet_ms: float | None) -> tuple[np.ndarray, float]:
-    """Which of n blocks lie between two of the last n + 1 reference medians of `watch` (ns) at the quiet time, and that time (ns)."""
-    level = float(np.quantile(watch, QUIET, method="lower"))
-    if quiet_ms is not None:
-        level = min(level, quiet_ms * 1e6)
+def _undisturbed(watch: np.ndarray, n: int, quiet_ms: float | None) -> tuple[np.ndarray, float, float]:
+    """Which of n blocks lie between two of the last n + 1 reference medians of `watch` (ns) at the quiet time.
+
+    Then the quiet time as `watch` alone has it, and the one that counts (ns): the smaller of that and `quiet_ms`.
+    """
+    own = float(np.quantile(watch, QUIET, method="lower"))
+    level = own if quiet_ms is None else min(own, quiet_ms * 1e6)
     still = np.abs(watch[-n - 1 :] - level) <= MOVED * level
-    return still[:-1] & still[1:], level
+    return still[:-1] & still[1:], own, level
 
 
 def median_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:

@@ -66,6 +66,20 @@ def needs_labels(loss: str, ce_weight: float) -> bool:
     return ce_weight > 0 or method_of(loss).labels
 
 
+def check_classes(loss: str, classes: int, teachers: int, rule: str, said: str) -> None:
+    """Raises UserError where logits of two classes are to be standardised: they are then +-1/sqrt(2), and no gradient passes them.
+
+    `teachers` are mixed by `rule`; `said` names the loss.
+    """
+    if classes != 2:
+        return
+    law = "standardised logits of two classes only say which one is larger, and teach nothing more"
+    if method_of(loss).standardised:
+        raise UserError(f"{law}, but {said}; take kd, dkd or sdd")
+    if teachers > 1 and rule == "logits":
+        raise UserError(f"{law}, but teacher_mix.rule is logits; take probabilities")
+
+
 def check_method(loss: str, config: Config, said: str) -> None:
     """Raises UserError for a loss that does not go with the teachers or views of `config`; `said` names it, as in "loss is hint"."""
     method, several = method_of(loss), len(config.teachers) > 1

@@ -30,7 +30,7 @@ from core.errors import UserError
 from core.layers import trial_run
 from core.lora import check_rank
 from core.losses import DISTIL_LOSSES
-from core.methods import METHODS, check_method, method_of, needs_labels
+from core.methods import METHODS, check_classes, check_method, method_of, needs_labels
 from core.quantise.whole import dequantize_model, quantize_model
 from core.tables import lookup, nearest
 from core.teacher import Teacher, best_normalisation, stated_normalisation, weights_digest
@@ -122,6 +122,7 @@ def distil_folder(
     data = _load(settings.data, Path(cache_dir), flat)
     check_average(settings.views, data.info.image_size)
     info = _check_networks(teachers, student, data.info)
+    check_classes(loss, len(info.classes), len(teachers), config.teacher_mix.rule, f"loss is {loss}")
     if settings.train.lora is not None:
         check_rank(student, settings.train.lora.rank)
     given = _given(mean, std, info)
@@ -327,7 +328,7 @@ def _scores(
     taught, labels = torch.stack(probabilities).mean(0).argmax(1), data.search.labels.cpu()
 
     def share(first: Tensor, second: Tensor) -> float:
-        return float((first == second).float().mean())
+        return int((first == second).sum()) / len(first)
 
     if not data.info.labelled:
         return None, None, share(learned, taught)

@@ -96,7 +96,7 @@ def obtain_teacher(
     if logits.shape[1] != len(data.info.classes):
         raise UserError(f"the teacher must have the data's {len(data.info.classes)} classes, but gives {logits.shape[1]} logits")
     judge = data.search.labels.cpu() if data.info.labelled else logits.argmax(1)
-    accuracy = float((logits.argmax(1) == judge).float().mean())
+    accuracy = int((logits.argmax(1) == judge).sum()) / len(judge)
     # equal weights in another forward are another teacher
     digest = fingerprint(weights_digest(model, normalise), config.teacher.name, _source_digest(config.teacher))
     return Teacher(model, normalise, digest, accuracy, config.teacher.model or config.teacher.name)

@@ -49,7 +49,7 @@ def score(engines: EngineHost, model: Path, graph: nn.Module, images: Iterable[T
             f"engine and PyTorch must agree on the top-1 of all but {allowed} of {len(labels)} images, but differ on {refused}; "
             "the exported model was refused"
         )
-    accuracy = float((top1 == labels).float().mean())
+    accuracy = int((top1 == labels).sum()) / len(labels)  # not in float32, in which 9 of 10 is less than 0.9
     return Score(accuracy, 1.0 - differing / len(labels), len(labels), answers[0][1])
 
 

@@ -71,7 +71,7 @@ class Journal:
         accuracy: float | None = None,
     ) -> None:
         labels = self.bench.data.search.labels.cpu()
-        right = float((logits.argmax(1) == labels).float().mean())
+        right = int((logits.argmax(1) == labels).sum()) / len(labels)
         record = StageRecord(
             stage=stage,
             accuracy=right if accuracy is None else accuracy,

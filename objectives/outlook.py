@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from core.candidate import START, Candidate, Rung
+from core.candidate import IN_FLOAT, OWN_BITS, START, Candidate, Rung
 
 FOLDS = 10
 FEWEST = 9
@@ -119,13 +119,15 @@ def needed(confidence: float) -> int:
 def traits_of(candidate: Candidate, parameters: int, macs: int) -> Traits:
     """Capacity: size on a logarithmic scale, mean bits, and the bits whose rounding noise (4^-bits) is that of the mean over the positions.
 
-    Settings: log2 of the temperature, the teacher's weight, the share of positions in INT8.
+    Settings: log2 of the temperature, the teacher's weight, the share of positions in INT8. Where the quantiser does not do what was
+    sampled, what it does counts: 8 bits stand for bits that are no candidate's choice.
     """
-    bits = [group.weight_bits for group in candidate.groups]
+    bits = [8 if candidate.quantiser in OWN_BITS else group.weight_bits for group in candidate.groups]
     noise = sum(4.0**-each for each in bits) / len(bits)
     capacity = (math.log2(parameters), math.log2(macs), min(8.0, sum(bits) / len(bits)), min(8.0, -math.log2(noise) / 2))
     plan = candidate.distil
-    in_int8 = sum(group.execution == "int8" for group in candidate.groups) / len(candidate.groups)
+    executed = [candidate.quantiser not in IN_FLOAT and group.execution == "int8" for group in candidate.groups]
+    in_int8 = sum(executed) / len(executed)
     kinds = (plan.loss, plan.init, candidate.quantiser, candidate.importance, candidate.order)
     return Traits(candidate.student, capacity, candidate.width, kinds, (math.log2(plan.temperature), plan.weight, in_int8))
 

@@ -11,8 +11,7 @@ import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
 
-from core.candidate import DistilPlan, milliseconds
-from results.choices import OWN_BITS
+from core.candidate import IN_FLOAT, OWN_BITS, DistilPlan, milliseconds
 from results.front import Point, complete, objectives
 from results.record import TeacherReport
 from results.view import StudyView
@@ -97,7 +96,7 @@ def decides(view: StudyView, parameter: str, objective: str) -> bool:
     if objective == "accuracy" or (objective == "size" and view.coded):
         return True
     if parameter == "quantiser":
-        return any(each.quantiser in OWN_BITS for each in chosen)
+        return any(each.quantiser in IN_FLOAT | OWN_BITS for each in chosen)
     if objective == "latency" and (parameter in STORAGE or parameter.startswith(("bits_", "action_"))):
         return any(bits > 8 for each in chosen for bits in (each.edge_bits or 0, *(group.weight_bits for group in each.groups)))
     return parameter not in LEARNING

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.candidate import Candidate, Execution
+from core.candidate import IN_FLOAT, Candidate, Execution
 
-IN_FLOAT = frozenset({"codebook", "float"})
-"""Quantisers that leave every layer to float, whatever was sampled (STORED, core/compress.py)."""
-OWN_BITS = IN_FLOAT | {"nncf"}
-"""Quantisers that change bits or execution."""
 TRAINING = ("loss", "temperature", "weight", "ce_weight", "init")
 OF_CANDIDATE = ("order", "round_to", "importance", "prune_scope", "edge_bits", "rate_weight", "sparsity", "sparsity_by")
 OF_DISTIL = ("grid", "complementary_weight", "alpha", "beta")

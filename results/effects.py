@@ -82,7 +82,7 @@ def _regression(known: Sequence[TrialRecord], seed: int) -> Effects | None:
     table = np.array([features(record) for record in known])
     levels = (students[:, None] == np.array(names)).astype(float)
     groups = [np.flatnonzero(level) for level in levels.T]
-    varied = [column for column in range(len(FEATURES)) if any(np.ptp(table[group, column]) > 0 for group in groups)]
+    varied = [column for column in range(len(FEATURES)) if not _rests_on_one(table[:, column], groups)]
     if not varied:
         return None
     design = np.column_stack([levels, table[:, varied]])
@@ -94,6 +94,12 @@ def _regression(known: Sequence[TrialRecord], seed: int) -> Effects | None:
     rows = range(len(names), design.shape[1])
     found = [_effect(FEATURES[varied[row - len(names)]], estimate[row], low[row], high[row]) for row in rows]
     return Effects(found, len(known), names)
+
+
+def _rests_on_one(values: np.ndarray, groups: Sequence[np.ndarray]) -> bool:
+    """Whether the `values` (n,) vary within groups for a single trial at most, whose own noise no resample would show."""
+    varying = [counts for counts in (np.unique(values[group], return_counts=True)[1] for group in groups) if len(counts) > 1]
+    return not varying or (len(varying) == 1 and len(varying[0]) == 2 and int(varying[0].min()) == 1)
 
 
 def _bootstrap(design: np.ndarray, target: np.ndarray, groups: Sequence[np.ndarray], seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from core.candidate import KB, BuildReport, Candidate, LatencyReport, Measurement, milliseconds
+from core.candidate import IN_FLOAT, KB, BuildReport, Candidate, LatencyReport, Measurement, milliseconds
 from core.plan import group_of
 from core.runtimes import RUNTIMES
-from results.choices import BY_POSITION, IN_FLOAT, columns, mean_ratio
+from results.choices import BY_POSITION, columns, mean_ratio
 from results.effects import SPARE_TRIALS, Effect, Effects, effects, features, nearest, relatives
 from results.front import complete
 from results.layers import LayerFacts, rest_bytes
@@ -163,7 +163,7 @@ def _costs(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts]) -
         yield from (f"    {_effect(effect)}" for effect in fitted.found if effect.feature in STEPS)
         varied = {effect.feature for effect in fitted.found}
         missing = [words for feature, (_, words) in STEPS.items() if feature not in varied]
-        yield from (f"    {words}: no answer, it did not vary in these trials" for words in missing)
+        yield from (f"    {words}: no answer, it did not vary in these trials (or in one alone)" for words in missing)
     yield from _neighbours(view, record)
 
 

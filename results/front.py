@@ -125,7 +125,7 @@ def _limits(max_latency_ms: float | None, max_size_kb: float | None, min_accurac
         raise UserError(f"--min-accuracy must be between 0 and 1, but got {min_accuracy:g}{hint}")
     asked = (
         ("--max-latency-ms", 2, max_latency_ms, 1),
-        ("--max-size-kb", 1, None if max_size_kb is None else max_size_kb * KB, KB),
+        ("--max-size-kb", 1, None if max_size_kb is None else round(max_size_kb * KB, 6), KB),
         ("--min-accuracy", 0, min_accuracy, 1),
     )
     return [_Limit(flag, axis, bound, unit) for flag, axis, bound, unit in asked if bound is not None]

@@ -67,7 +67,7 @@ class TrialRecord(Frozen):
     @property
     def refused(self) -> bool:
         """Whether it was trained in full itself before a hard limit of accuracy refused it."""
-        return self.missed is not None and self.ending != "reused"
+        return self.state == "PRUNED" and self.missed is not None and self.ending != "reused"
 
     @model_validator(mode="after")
     def _complete_is_measured(self) -> TrialRecord:

@@ -80,4 +80,5 @@ def wilson(right: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     share = right / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # by rounding, all right would end below 1, and none right begin above 0
+    return (0.0 if right == 0 else max(0.0, centre - half)), (1.0 if right == count else min(1.0, centre + half))

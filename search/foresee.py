@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import optuna
 
 from core.allocate import TRAINED
 from core.candidate import KB, SELF, BuildReport, Candidate, fingerprint
-from core.compress import draft, resolve
+from core.compress import draft, least_size, resolve
 from core.config import Config, RuntimeConfig
 from core.engines import EngineHost
 from core.errors import InfeasibleCandidate, TrialError
+from core.pack import Coding
 from core.teacher import build_network
 from core.teacher_logits import is_kept, view_bytes
 from objectives.allocation import settle_roughly
@@ -46,6 +47,9 @@ class Draw:
     file_bytes: int
     seconds: float
     """To prune, export and build it, without the timing."""
+    least_bytes: int | None = None
+    """Fewer than `size_bytes` are possible where files are entropy-coded: what they take at least. None: they are not."""
+    corner: bool = False
 
 
 def foresee(
@@ -64,7 +68,7 @@ def foresee(
 def drawn(space: Space, config: Config, inputs: Inputs, engines: EngineHost, folder: Path) -> list[Draw]:
     """The corners of the space, then random candidates, until another one would take too long. One is measured, or it raises."""
     begun, found, seen, beyond = time.monotonic(), list[Draw](), set[str](), InfeasibleCandidate("the space must have a candidate")
-    longest = 0.0
+    longest, ends = 0.0, corners(space)
     for candidate in _candidates(space, config.seed):
         if found and time.monotonic() - begun + longest > DRAWS_S:
             break
@@ -73,7 +77,8 @@ def drawn(space: Space, config: Config, inputs: Inputs, engines: EngineHost, fol
         seen.add(key)
         last = time.monotonic()
         try:
-            found.append(_measured(candidate, config, inputs, engines, folder))
+            draw = _measured(candidate, config, inputs, engines, folder, space.objectives.size)
+            found.append(replace(draw, corner=candidate in ends))
         except InfeasibleCandidate as error:
             beyond = error  # this budget is out of reach, others may not be
         except TrialError:
@@ -126,7 +131,7 @@ def _answer(name: str, value: Any, student: str, end: int, execution: str, ratio
     return range(len(value))[index] if name.startswith(("bits_", "ratio_")) else value[index]
 
 
-def _measured(candidate: Candidate, config: Config, inputs: Inputs, engines: EngineHost, folder: Path) -> Draw:
+def _measured(candidate: Candidate, config: Config, inputs: Inputs, engines: EngineHost, folder: Path, coding: Coding) -> Draw:
     info, start = inputs.data.info, time.perf_counter()
     dense = build_network(candidate.student, candidate.width, config.teacher, info).eval()
     candidate = settle_roughly(candidate, dense, info.shape, engines.runtime)
@@ -135,24 +140,27 @@ def _measured(candidate: Candidate, config: Config, inputs: Inputs, engines: Eng
     path = drafted.save(folder)
     latency = engines.latency(path)
     seconds, file_bytes = time.perf_counter() - start, path.stat().st_size
+    packed, least = len(drafted.packed), None if coding == "packed" else least_size(drafted, coding)
     if isinstance(latency, BuildReport):
-        return Draw(candidate, len(drafted.packed), None, drafted.macs, file_bytes + latency.engine_bytes, seconds)
+        return Draw(candidate, packed, None, drafted.macs, file_bytes + latency.engine_bytes, seconds, least)
     seconds -= config.runtime.warmup_s + min(TIMING_S, config.runtime.max_s)
-    return Draw(candidate, len(drafted.packed), latency.p50_ms, drafted.macs, file_bytes, max(0.0, seconds))
+    return Draw(candidate, packed, latency.p50_ms, drafted.macs, file_bytes, max(0.0, seconds), least)
 
 
 def reach(draws: Sequence[Draw], limits: Constraints, ends: int = 0) -> list[tuple[str, str]]:
     """The range of size and latency, and every limit that nothing drawn keeps. `ends`: how many corners the space has."""
     sizes, times = [draw.size_bytes / KB for draw in draws], _times(draws)
+    least = [draw.size_bytes if draw.least_bytes is None else draw.least_bytes for draw in draws]
+    coded = " bit-packed, less once they are trained and coded" if any(draw.least_bytes is not None for draw in draws) else ""
     speed = f"{min(times):.3f} to {max(times):.3f} ms" if times else "latency not measurable: engines are only built"
-    numbers = f"{min(sizes):.1f} to {max(sizes):.1f} KB, {speed}"
-    all_ends = len(draws) >= ends
+    numbers = f"{min(sizes):.1f} to {max(sizes):.1f} KB{coded}, {speed}"
+    all_ends = not draws[-1].corner or sum(draw.corner for draw in draws) >= ends  # they come first; some may be beyond a budget
     among = "the corners of the space among them" if all_ends else f"of {ends} corners of the space; no time for the others"
     lines = [("reach", f"{numbers} ({len(draws)} candidates measured, {among})")]
     if times and limits.latency_ms is not None and limits.latency_ms < min(times):
         lines.append(("warning", f"{limits.latency_ms:g} ms {_floor(f'{min(times):.3f} ms on this device', all_ends)}"))
-    if limits.size_kb is not None and limits.size_kb < min(sizes):
-        lines.append(("warning", f"{limits.size_kb:g} KB {_floor(f'{min(sizes):.1f} KB', all_ends)}"))
+    if limits.size_kb is not None and limits.size_kb < min(least) / KB:
+        lines.append(("warning", f"{limits.size_kb:g} KB {_floor(f'{min(least) / KB:.1f} KB', all_ends)}"))
     return lines
 
 
@@ -187,7 +195,7 @@ def parts_of(
 ) -> Mapping[str, float | None]:
     """Part -> seconds; None where training was not timed. `taught`: seconds per image of each teacher."""
     images, side = len(inputs.data.train), inputs.data.info.image_size
-    random_draws = draws[len(corners(space)) :] or draws
+    random_draws = [draw for draw in draws if not draw.corner] or draws
     epochs = whole_epochs(config.finetune, side) + whole_epochs(config.quantise.train, side)
     times = _times(random_draws)
     engine = statistics.mean(draw.seconds for draw in random_draws) + (config.runtime.warmup_s + config.runtime.max_s if times else 0.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from core.candidate import SELF
 from core.config import Config
 from core.errors import UserError
-from core.methods import FEATURE_LOSSES, METHODS, REGION_LOSSES, check_method
+from core.methods import FEATURE_LOSSES, METHODS, REGION_LOSSES, check_classes, check_method
 from search.space import Space, options
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def check_answers(space: Space, config: Config, info: DataInfo, images: int, cac
 
 
 def check_networks(space: Space, config: Config, info: DataInfo) -> None:
-    """Raises UserError when a loss looks at what a network does not have, or a recipe shows a student images that it cannot see.
+    """Raises UserError when a loss looks at what a network or so few classes do not have, or a recipe shows a student too small images.
 
     Asked before the teacher trains. Where `early_sizes` makes images small, regions must fit the smaller maps too.
     """
@@ -64,6 +64,9 @@ def check_networks(space: Space, config: Config, info: DataInfo) -> None:
     from core.teacher_logits import check_early_regions, check_regions
     from core.train import check_sizes
 
+    losses = {loss: f"distil.loss may be {loss}" for loss in options(space.distil.loss)}
+    for loss, said in ({config.parent.distil.loss: f"parent.distil.loss is {config.parent.distil.loss}"} | losses).items():
+        check_classes(loss, len(info.classes), len(config.teachers), config.teacher_mix.rule, said)
     own = {"finetune": config.finetune, "quantise.train": config.quantise.train}
     looks, early = _looks(space), any(recipe.early_sizes for recipe in (config.parent.train, *own.values()))
     lora = config.finetune.lora

@@ -6,6 +6,7 @@ Optuna's finished trials cannot be changed, so the study is written anew under i
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,8 @@ SOFT = "constraints"
 """Optuna's key of soft constraints, as `Trial.set_constraint` writes it."""
 ELSEWHERE_TOO = ("size_kb", "accuracy")
 """How the reasons begin that hold on every device."""
+SAME = re.compile(r"^(the same network as trial \d+: )+")
+"""Before the reason of a trial that took over its twin's end (search/trial.py)."""
 FORMER = "pruned on the former device, queued again"
 
 
@@ -106,7 +109,7 @@ def _moved(
         except InfeasibleCandidate as error:
             record = record.model_copy(update={"state": "PRUNED", "reason": str(error), "ending": "limit"})
             trial.state, trial.values = TrialState.PRUNED, None
-    elif record.state == "PRUNED" and not str(record.reason).startswith(ELSEWHERE_TOO):
+    elif record.state == "PRUNED" and not SAME.sub("", str(record.reason)).startswith(ELSEWHERE_TOO):
         record = record.model_copy(update={"state": "FAIL", "reason": f"{FORMER}: {record.reason}", "ending": None})
         trial.state = TrialState.FAIL
     if record.measurement is None:

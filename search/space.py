@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetJsonSchemaHandler, Tag, WithJsonSchema, model_validator
 from pydantic_core import CoreSchema
 
-from core.candidate import DENSE, SELF, Execution, Frozen, Importance, Order, Strategy, WeightBits
+from core.candidate import DENSE, OWN_BITS, SELF, Execution, Frozen, Importance, Order, Strategy, WeightBits
 from core.errors import UserError
 from core.students.zoo import check_zoo_name, in_zoo
 from core.tables import nearest
@@ -264,10 +264,6 @@ TAKES: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "sdq": (1, 1, ("budget_bits", "budget_kb")),
 }
 """Strategy -> how many of which keys it takes: fewest, most, names."""
-OWN_BITS = ("nncf", "float")
-"""Quantisers whose bits are what they are, whatever a candidate says."""
-UNTRAINED = ("ptq", "brecq", *OWN_BITS)
-"""Quantisers that do not train."""
 BESIDE: dict[str, tuple[str, ...]] = {"haq": ("budget_ms",)}
 """Strategy -> keys that it takes beside those."""
 
@@ -324,7 +320,7 @@ class Space(Frozen):
             raise ValueError(f"allocation.budget_ms makes INT8 of float layers, but quantise.execution is {only}; give it [int8, float]")
         if "quantise, prune" in options(self.order):
             without = {"distil.init scratch": "scratch" in options(self.distil.init), "allocation sdq": strategy == "sdq"}
-            without |= {f"quantiser {name}": name in options(self.quantise.quantiser) for name in UNTRAINED}
+            without |= {f"quantiser {name}": name in options(self.quantise.quantiser) for name in sorted(DENSE)}
             if wrong := [what for what, present in without.items() if present]:
                 law = "order [quantise, prune] trains a dense network on its grids, then what is left of it"
                 raise ValueError(f"{law}, but there is {wrong[0]}; leave it out")

@@ -117,5 +117,5 @@ def _budget(problem: Problem, plan: AllocationPlan, file_bytes: Callable[[Mappin
     if plan.budget_kb is not None:
         lowest = problem.uniform(problem.choices[0])
         others = file_bytes(lowest) - problem.bytes(lowest)
-        found.append((int(plan.budget_kb * KB) - others, f"allocation.budget_kb {plan.budget_kb:g}"))
+        found.append((int(round(plan.budget_kb * KB, 6)) - others, f"allocation.budget_kb {plan.budget_kb:g}"))
     return min(found) if found else (None, "")

@@ -99,10 +99,12 @@ def _learn(
     generator: torch.Generator,
 ) -> None:
     optimiser = torch.optim.Adam([chain.alpha for chain in chains], lr=config.lr)
+    maps = isinstance(graph.get_submodule(block.layers[-1]), nn.Conv2d) and target.ndim == 4
+    channels = 1 if maps else -1  # tokens (B, T, C), and maps of linear layers (B, H, W, C), have them last
     for step in range(config.iterations):
         picked = torch.randperm(len(inputs), generator=generator)[: config.batch_size]
         difference = run_block(graph, block, inputs[picked]) - target[picked]
-        loss = difference.square().sum(1).mean()
+        loss = difference.square().sum(channels).mean()
         progress = step / config.iterations
         if progress >= WARM_UP:
             beta = BETA[0] + (BETA[1] - BETA[0]) * (progress - WARM_UP) / (1 - WARM_UP)

@@ -308,7 +308,7 @@ def test_stable_measurements_alone_leave_the_quiet_time_of_the_reference_to_the_
     file = tmp_path / "latency.json"
     kept = json.loads(file.read_text()).get("quiet_ms", {}) if file.exists() else {}
     # whether it is stable, and how many blocks nothing disturbed, is up to the machine
-    assert kept == ({f"{report.fingerprint} precision=f32": [report.reference_ms]} if report.stable else {})
+    assert kept == ({f"{report.fingerprint} precision=f32": [report.reference_ms]} if report.stable else {})  # nothing was known before
     assert report.blocks + report.redone >= (10 if report.stable else 1)
     assert report.busy_cores is None or report.busy_cores >= 0
 

@@ -39,6 +39,8 @@ def test_a_size_at_the_limit_passes_and_one_byte_more_does_not() -> None:
     Limits(size_kb=2.5).check_size(2500, "not trained")
     with pytest.raises(InfeasibleCandidate, match=r"size_kb must be at most 2\.5, but is 2\.50; trained and coded$"):
         Limits(size_kb=2.5).check_size(2501, "trained and coded")
+    assert 2.002 * 1000 < 2002  # as floats are multiplied
+    Limits(size_kb=2.002).check_size(2002, "not trained")
 
 
 def test_a_latency_at_the_limit_passes() -> None:

@@ -192,6 +192,17 @@ def test_the_noise_bits_are_those_of_the_worst_positions() -> None:
     assert 2.0 < mixed.capacity[3] < 3.0
 
 
+def test_what_a_quantiser_does_counts_and_not_what_was_sampled_for_it() -> None:
+    def of(quantiser: str, bits: int) -> Traits:
+        return traits_of(Candidate(student="a", quantiser=quantiser, groups=(GroupPlan(weight_bits=bits),) * 2), 1024, 4096)
+
+    assert of("nncf", 2) == of("nncf", 8)
+    assert of("nncf", 2).capacity == of("lsq", 8).capacity
+    assert (of("float", 2).capacity, of("float", 2).settings[-1]) == (of("lsq", 8).capacity, 0.0)
+    assert (of("codebook", 4).capacity, of("codebook", 4).settings[-1]) == (of("lsq", 4).capacity, 0.0)
+    assert of("lsq", 4).settings[-1] == 1.0
+
+
 def test_an_interval_holds_its_share_and_narrows_with_images() -> None:
     for accuracy in (0.0, 0.3, 0.9, 1.0):
         low, high = interval(accuracy, 100, 0.95)

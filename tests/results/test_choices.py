@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, LayerPlan
+from core.candidate import IN_FLOAT, OWN_BITS, AllocationPlan, Candidate, DistilPlan, GroupPlan, LayerPlan
 from core.compress import STORED
 from core.quantise import MODEL_QUANTISERS, QUANTISERS
-from results.choices import COLUMNS, IN_FLOAT, OWN_BITS, columns, executions, float_share, unusual
+from results.choices import COLUMNS, columns, executions, float_share, unusual
 from results.effects import features
 from results.note import trial_note
 from results.plots import genes
@@ -32,7 +32,7 @@ def test_quantisers_that_compute_in_float_or_keep_bits_of_their_own_are_those_of
     layer = LayerPlan(name="conv", out_channels=8, weight_bits=4, execution="int8")
     for name in (*QUANTISERS, *MODEL_QUANTISERS):
         left = layer.model_copy(update=STORED.get(name, lambda layer: {})(layer))
-        assert (left.execution == "float", left != layer) == (name in IN_FLOAT, name in OWN_BITS), name
+        assert (left.execution == "float", left != layer) == (name in IN_FLOAT, name in IN_FLOAT | OWN_BITS), name
 
 
 @pytest.mark.parametrize(("quantiser", "share"), [("lsq", 0.25), ("ptq", 0.25), ("codebook", 1.0), ("float", 1.0)])

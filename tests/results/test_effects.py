@@ -116,6 +116,16 @@ def test_an_explanation_says_what_a_bit_and_what_channels_cost_and_on_what_that_
     assert " also" not in told
 
 
+def test_one_model_alone_says_nothing_of_its_feature(lawful):
+    """Its own noise is in every resample, so that an interval of its effect would be far too narrow."""
+    records = lawful(60)
+    same = [record for record in records if record.mean_bits == 2.0]
+    other = next(record for record in records if record.mean_bits == 8.0)
+    assert "mean bits" not in {effect.feature for effect in effects(same[0], [*same, other]).found}
+    two = [record for record in records if record.mean_bits == 8.0][:2]
+    assert "mean bits" in {effect.feature for effect in effects(same[0], [*same, *two]).found}
+
+
 def test_models_that_differ_in_their_teaching_alone_say_so_and_are_no_regression(lawful, tmp_path):
     first = lawful(1)[0]
     plan = first.candidate.distil

@@ -119,6 +119,10 @@ def test_relaxing_the_binding_limit_as_told_makes_the_nearest_point_fit(make_rec
     with pytest.raises(UserError, match=r"binding limit: --min-accuracy, relax it to 0\.9123"):
         select(records, min_accuracy=0.95)
     assert select(records, min_accuracy=0.9123).number == 0
+    records = [make_record(0, 0.9, 2002, 0.1)]
+    with pytest.raises(UserError, match=r"binding limit: --max-size-kb, relax it to 2\.002 "):
+        select(records, max_size_kb=2.0)
+    assert select(records, max_size_kb=2.002).number == 0
 
 
 def test_an_empty_front_says_how_the_trials_ended(records):

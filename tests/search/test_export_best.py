@@ -18,6 +18,7 @@ from PIL import Image
 
 from core.agent import AgentServer
 from core.agent_client import TOKEN_VARIABLE
+from core.bundle_verify import interval
 from core.engines import EngineHost
 from core.errors import UserError
 from core.pack import pack, unpack
@@ -212,3 +213,10 @@ def test_the_interval_holds_the_share_and_narrows_with_the_number(pair: tuple[in
     assert right / count - 1e-12 <= high <= 1
     wide, narrow = wilson(right, count), wilson(4 * right, 4 * count)
     assert narrow[1] - narrow[0] < wide[1] - wide[0]
+
+
+@pytest.mark.parametrize("count", [10, 50, 360, 5000])
+def test_all_right_is_within_the_interval_of_all_right(count: int) -> None:
+    assert wilson(count, count)[1] == interval(count, count)[1] == 1.0
+    assert wilson(0, count)[0] == interval(0, count)[0] == 0.0
+    assert optimism(1.0, {"interval": wilson(count, count)}) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_small_images_take_as_much_less_time_as_they_have_fewer_pixels(sizes: tu
 
 
 def draw(size: int, ms: float) -> Draw:
-    return Draw(Candidate(student="a"), size, ms, 9, 9, 0.1)
+    return Draw(Candidate(student="a"), size, ms, 9, 9, 0.1, corner=True)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,16 @@ def test_corners_that_there_was_no_time_for_are_not_among_the_measured() -> None
     assert (
         "(2 candidates measured, of 8 corners of the space; no time for the others)" in reach([draw(5000, 0.4)] * 2, Constraints(), 8)[0][1]
     )
+    later = [draw(5000, 0.4), replace(draw(6000, 0.4), corner=False)]  # some corners were beyond a budget
+    assert "the corners of the space among them" in reach(later, Constraints(), 8)[0][1]
+
+
+def test_a_limit_of_coded_bytes_is_held_against_what_coding_may_reach() -> None:
+    coded = [replace(draw(140_000, 0.4), least_bytes=20_000)]
+    lines = reach(coded, Constraints(size_kb=80), 1)
+    assert lines[0][1].startswith("140.0 to 140.0 KB bit-packed, less once they are trained and coded, 0.400")
+    assert [head for head, _ in lines[1:]] == []
+    assert reach(coded, Constraints(size_kb=19), 1)[1] == ("warning", "19 KB is out of reach: the floor is 20.0 KB")
 
 
 # --- training that is timed ------------------------------------------------------------------------------------------

@@ -99,6 +99,22 @@ def test_a_student_without_feature_maps_is_refused_in_words(empty: Path, capfd: 
     assert said == f"{law}, but the student dot has none; use kd, dkd or lskd"
 
 
+def test_two_classes_have_nothing_to_standardise() -> None:
+    two = DataInfo("two", ("a", "b"), 3, 32, (0.5,) * 3, (0.2,) * 3, "0" * 16)
+    law = "standardised logits of two classes only say which one is larger, and teach nothing more, but {}; take {}"
+    space = {"student": {"name": "resnet8"}}
+    for loss in ("lskd", "sdd_lskd"):
+        with pytest.raises(UserError) as caught:
+            check_networks(parse(Space, {**space, "distil": {"loss": ["kd", loss]}}, "x.yaml"), Config(), two)
+        assert str(caught.value) == law.format(f"distil.loss may be {loss}", "kd, dkd or sdd")
+    check_networks(parse(Space, space, "x.yaml"), Config(), two)
+    several = Config(more_teachers=(TeacherConfig(name="resnet20"),))
+    with pytest.raises(UserError) as caught:
+        check_networks(parse(Space, space, "x.yaml"), several, two)
+    assert str(caught.value) == law.format("teacher_mix.rule is logits", "probabilities")
+    check_networks(parse(Space, space, "x.yaml"), several, info(32))
+
+
 def sdd(name: str, grid: int) -> Space:
     return parse(Space, {"student": {"name": name, "width": 0.25}, "distil": {"loss": "sdd", "grid": grid}}, "x.yaml")
 

@@ -219,6 +219,9 @@ def test_a_trial_that_was_refused_for_its_accuracy_keeps_no_latency_of_the_forme
     refused_there = record.model_copy(update={**told, "missed": record.measurement, "measurement": None, "latency_ms": 1.5})
     moved = TrialRecord.model_validate_json(_moved(trial, refused_there, {}, Constraints()).user_attrs[RECORD_KEY])
     assert (moved.state, moved.latency_ms, moved.reached) == ("PRUNED", None, record.measurement)
+    twin = refused_there.model_copy(update={"ending": "reused", "reason": f"the same network as trial 0: {refused_there.reason}"})
+    moved = TrialRecord.model_validate_json(_moved(trial, twin, {}, Constraints()).user_attrs[RECORD_KEY])
+    assert (moved.state, moved.ending, moved.refused) == ("PRUNED", "reused", False)  # of a network that was trained once
 
 
 @pytest.mark.parametrize("within", ["delete_study", "create_study"])
