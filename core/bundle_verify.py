@@ -61,7 +61,8 @@ def main() -> int:
         if args.images is not None:
             rows.append(check_accuracy(manifest, measured, args.images))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        print(f"error: this bundle cannot be checked: {type(error).__name__}: {error}; pip install -r requirements.txt", file=sys.stderr)
+        remedy = "; pip install -r requirements.txt" if isinstance(error, ImportError) else ""
+        print(f"error: this bundle cannot be checked: {type(error).__name__}: {error}{remedy}", file=sys.stderr)
         return 2
     for what, stated, found, agrees in rows:
         print(f"{'DIFFERS' if agrees is False else '       ' if agrees is None else 'ok     '} {what:12} stated {stated:34} found {found}")
@@ -96,7 +97,8 @@ def check_accuracy(manifest: dict[str, Any], measured: dict[str, Any], folder: P
     """
     labels, inputs = read("labels.json"), read("preprocessing.json")
     files = [(path, index) for index, label in enumerate(labels) for path in sorted((folder / label).glob("**/*"))]
-    files = [(path, index) for path, index in files if path.suffix.lower() in SUFFIXES]
+    hidden = {path for path, _ in files if any(part.startswith(".") for part in path.relative_to(folder).parts)}  # the search reads none
+    files = [(path, index) for path, index in files if path.suffix.lower() in SUFFIXES and path not in hidden]
     if not files:
         raise ValueError(f"{folder} must hold a folder of images per class ({', '.join(labels[:5])} ...), but has none")
     run, right = load(manifest, BATCH, 1)[0], 0

@@ -90,7 +90,10 @@ def resolve(dense: nn.Module, candidate: Candidate, input_shape: Shape, runtime:
 
 def check_compressible(model: nn.Module, input_shape: Shape) -> None:
     """Raises UserError for a network whose layers cannot be planned one by one: it cannot be traced, or hides them in other modules."""
-    trace(model, [info.name for info in layer_infos(model, input_shape)], input_shape)
+    infos = layer_infos(model, input_shape)
+    if not infos:
+        raise UserError(f"a network must have nn.Conv2d or nn.Linear layers to compress, but {type(model).__name__} calls none")
+    trace(model, [info.name for info in infos], input_shape)
 
 
 def check_prunable(model: nn.Module, input_shape: Shape) -> None:

@@ -143,7 +143,7 @@ def _train(
             f"unlabelled images cannot train the teacher, but the weights of {config.teacher.model or config.teacher.name} are not for"
             f" {len(data.info.classes)} classes; set data.classes to what it has"
         )
-    prepare = getattr(model, "prepare", None)
+    prepare = None if config.teacher.model else getattr(model, "prepare", None)  # a user's network may mean something else by it
     if prepare is not None and not start.given:  # a network may look at images before it trains: airbench whitens its stem
         prepare(normalise(data.train.take(torch.arange(min(PREPARE_IMAGES, len(data.train))))))
     train_set = viewed(data.train, normalise, _views(config), config.seed, device.device)

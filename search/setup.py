@@ -185,8 +185,6 @@ def _flags_as_overrides(args: argparse.Namespace) -> list[str]:
         "runtime.name": args.runtime,
         "runtime.build_for": None if args.build_only is None else [*map(compute_capability, args.build_only or DEFAULT_TARGETS)],
     }
-    if args.data_dir is not None and args.space is None and args.config is None:
-        values["data.name"] = "folder"
     # as JSON, which is YAML too: a folder called 2024 is no number
     return [f"{key}={json.dumps(value, default=str)}" for key, value in values.items() if value is not None]
 

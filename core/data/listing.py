@@ -49,6 +49,10 @@ def is_image_folder(root: Path) -> bool:
         return False
 
 
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
+"""What people call splits, in lower case."""
+
+
 def list_images(root: Path, heldout: Sequence[str] = ("test", "val")) -> Listing:
     """All image files by extension; hidden ones are ignored. Of the folders `heldout` that are there the first is the test split, a
     second one the search split.
@@ -89,6 +93,10 @@ def require_images(entries: Sequence[Entry], classes: Sequence[str], where: Path
 
 def _list_splits(root: Path, names: Sequence[str]) -> Listing:
     classes, heldout = _classes(root / "train"), [name for name in names if (root / name).is_dir()]
+    for name in _folders(root):
+        if name not in ("train", *names) and name.lower() in SPLITS and set(_folders(root / name)) == {*classes}:
+            unread = " and ".join(names)
+            raise UserError(f"splits beside train are called {unread}, but {root} holds {name!r} with the same classes; rename or move it")
     for name in heldout:
         _require_equal(classes, tuple(_folders(root / name)), root, name)
     test, search, *_ = (*(_entries(root, name, classes) for name in heldout), None, None)
@@ -99,6 +107,8 @@ def _list_alone(root: Path) -> Listing:
     if any(_folders(root / name) for name in ("test", "val")):
         raise UserError(f"an image folder with a test split must have a train split, but {root}/train is missing; expected {LAYOUT}")
     classes = _classes(root)
+    if all(name.lower() in SPLITS and not _holds_images(root / name) for name in classes):
+        raise UserError(f"splits are called train, test and val, but {root} holds {_names(classes)}; rename them, or they would be classes")
     return Listing(root, classes, _entries(root, "", classes), None)
 
 
@@ -107,6 +117,8 @@ def _classes(folder: Path) -> tuple[str, ...]:
     if not classes:
         state = "has images but no class folders" if _holds_images(folder) else "has no class folders"
         raise UserError(f"an image folder must hold {LAYOUT}, but {folder} {state}")
+    if odd := [name for name in classes if name.encode("utf-8", "replace").decode() != name]:
+        raise UserError(f"a class must have a name in UTF-8, but {folder} holds {odd[0]!r}; rename that folder")
     if len(classes) == 1:
         raise UserError(f"a classifier needs at least 2 classes, but {folder} has only {classes[0]!r}; expected {LAYOUT}")
     return classes

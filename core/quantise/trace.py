@@ -9,20 +9,23 @@ from collections.abc import Collection
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.utils import parametrize
 
 from core.errors import UserError
 
 FORWARDS = (nn.Conv2d.forward, nn.Linear.forward)
+NORMS = tuple(f"torch.nn.modules.{name}" for name in ("batchnorm", "instancenorm", "normalization"))
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 TRACE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 """What tracing, or a forward that is run on proxies, is known to raise (fx's TraceError is a ValueError)."""
 
 
 class _Tracer(fx.Tracer):
-    """Subclasses of convolutions and linear layers are calls too, not their insides."""
+    """Subclasses of convolutions and linear layers are calls too, not their insides; so are those of norms that keep torch's forward."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d | nn.Linear) or super().is_leaf_module(m, module_qualified_name)
+        kept = type(m).forward.__module__ in NORMS
+        return isinstance(m, nn.Conv2d | nn.Linear) or kept or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module, planned: Collection[str], input_shape: tuple[int, int, int]) -> fx.GraphModule:
@@ -99,6 +102,11 @@ def _check_layers(traced: fx.GraphModule, planned: Collection[str]) -> None:
             )
         layer = traced.get_submodule(name)
         kind = type(layer)
+        if "weight" not in layer._parameters and not parametrize.is_parametrized(layer, "weight"):
+            raise UserError(
+                f"layers must hold their weight themselves, but that of {name!r} is made by a hook (torch.nn.utils.spectral_norm, say); "
+                "take torch.nn.utils.parametrizations instead"
+            )
         if kind.forward not in FORWARDS or getattr(kind, "_conv_forward", None) not in (nn.Conv2d._conv_forward, None):
             raise UserError(
                 f"layers are quantised as plain nn.Conv2d or nn.Linear, but {name!r} is a {kind.__name__} with a forward of its own; "

@@ -98,8 +98,8 @@ def _with_activations(model: nn.Module, names: list[str], images: Tensor) -> nn.
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """A subclass may compute more than its weights say."""
-    return type(layer) in (nn.Conv2d, nn.Linear)
+    """A subclass may compute more than its weights say, and a hook may make them."""
+    return type(layer) in (nn.Conv2d, nn.Linear) and "weight" in layer._parameters
 
 
 def _is_read_by_its_owner(model: nn.Module, name: str) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.files import write_atomically
-from core.layers import trial_run
+from core.layers import evaluating, trial_run
 from core.students.own_sources import importable
 from core.tables import nearest
 
@@ -53,7 +53,23 @@ def load_own_model(spec: str, *, classes: int, channels: int, image_size: int) -
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             law = f"{spec} must map 2 images to logits of shape (2, {classes}), one per class of the data set"
             raise UserError(f"{law}, but it gave {found}{mode}")
-    return model.cpu().float()
+    model = model.cpu().float()
+    with own_code(path, "running the network on images in other company"):
+        _check_answers(model, image, spec)
+    return model
+
+
+def _check_answers(model: nn.Module, image: tuple[int, int, int], spec: str) -> None:
+    """Raises UserError where an answer depends on the other images of its batch, or is made of probabilities."""
+    first, second, third = torch.randn(3, 1, *image, generator=torch.Generator().manual_seed(0))
+    with evaluating(model), torch.random.fork_rng(devices=[]), torch.no_grad():
+        pairs = [model(torch.cat([first, other])) for other in (second, third)]
+    if not torch.allclose(pairs[0][0], pairs[1][0], rtol=1e-3, atol=1e-3 * float(pairs[0].abs().max()), equal_nan=True):
+        law = "an answer must depend on its own image alone and be the same every time, for it is measured and given one by one"
+        raise UserError(f"{law}, but that of {spec} changes with the rest of the batch; use batch norms with running statistics, say")
+    found = torch.cat(pairs)
+    if bool((found >= 0).all()) and torch.allclose(found.sum(1), torch.ones(len(found)), atol=1e-4):
+        raise UserError(f"{spec} must give logits, but its answers are probabilities; leave the softmax at its end out")
 
 
 def load_weights(model: nn.Module, path: Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None) -> None:
@@ -62,6 +78,9 @@ def load_weights(model: nn.Module, path: Path, rename: Callable[[dict[str, Tenso
     `rename` maps another layout's keys. UserError when it does not fit.
     """
     state = read_weights(path)
+    # a network whose parts all lie below one called `module` is no DataParallel
+    if all(key.startswith("module.") for key in model.state_dict()) and not any(key.startswith("module.") for key in state):
+        state = {f"module.{key}": value for key, value in state.items()}
     load_state(model, rename(state) if rename else state, str(path))
 
 

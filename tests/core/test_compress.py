@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from core.candidate import Candidate, GroupPlan
-from core.compress import CompressedModel, as_stored, calibrate, calibration_indices, draft, prune, quantise, resolve
+from core.compress import CompressedModel, as_stored, calibrate, calibration_indices, check_compressible, draft, prune, quantise, resolve
 from core.errors import EngineMismatch, UserError
 from core.export import check_rebuilds
 from core.layers import count_macs, count_parameters, layer_infos
@@ -212,3 +212,21 @@ def test_calibration_images_of_a_set_that_is_listed_class_by_class_are_mixed() -
     assert sorted(chosen.tolist()) == torch.linspace(0, len(labels) - 1, 512).long().tolist()
     for batch in labels[chosen].split(128):
         assert batch.bincount(minlength=10).min() >= 3
+
+
+class Norm(nn.BatchNorm2d):
+    """What people write to have an eps of their own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-3)
+
+
+def test_a_norm_that_keeps_torchs_forward_is_one_and_what_hides_its_weight_is_refused() -> None:
+    check_compressible(nn.Sequential(nn.Conv2d(3, 4, 3), Norm(4), nn.Flatten(), nn.Linear(4 * 36, 2)).eval(), (3, 8, 8))
+    hooked = nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
+    with pytest.raises(UserError, match=r"layers must hold their weight themselves, but that of '0' is made by a hook"):
+        check_compressible(hooked, (3, 8, 8))
+    kept = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
+    check_compressible(kept, (3, 8, 8))
+    with pytest.raises(UserError, match=r"must have nn\.Conv2d or nn\.Linear layers to compress, but Sequential calls none"):
+        check_compressible(nn.Sequential(nn.Flatten(), nn.ReLU()), (3, 8, 8))

@@ -258,6 +258,15 @@ def test_each_wrong_layout_has_its_own_words(split_folder: Path, tmp_path: Path)
     assert "has none for 'dog'" in refusal(tmp_path / "one")
     shutil.copytree(split_folder / "test", tmp_path / "untrained/test")
     assert "train is missing" in refusal(tmp_path / "untrained")
+    for name in ("Training", "Testing"):
+        shutil.copytree(split_folder / "test", tmp_path / "named" / name)
+    assert "splits are called train, test and val, but" in refusal(tmp_path / "named")
+    shutil.copytree(split_folder, tmp_path / "roboflow")
+    shutil.copytree(split_folder / "test", tmp_path / "roboflow/valid")
+    assert "holds 'valid' with the same classes; rename or move it" in refusal(tmp_path / "roboflow")
+    add_images(tmp_path / "odd/cat")
+    os.makedirs(os.fsencode(tmp_path) + b"/odd/caf\xe9")
+    assert "a class must have a name in UTF-8, but" in refusal(tmp_path / "odd")
 
 
 def test_classes_that_differ_between_train_and_test_are_named(split_folder: Path) -> None:

@@ -65,6 +65,17 @@ def build_aux(classes):
             return (found, found) if self.training else found
     return Aux(classes, 3)
 
+def build_together(classes):
+    model = Net(classes, 3)
+    model.bn = nn.BatchNorm2d(8, track_running_stats=False)
+    return model
+
+def build_softmax(classes):
+    class Soft(Net):
+        def forward(self, x):
+            return super().forward(x).softmax(1)
+    return Soft(classes, 3)
+
 def build_picky(classes):
     class Picky(Net):
         def forward(self, x):
@@ -170,6 +181,8 @@ def test_packages_of_this_project_are_no_part_of_a_network_that_lies_beside_them
         ("build_tuple", r"logits of shape \(2, 4\).* gave tuple"),
         ("build_picky", "raised RuntimeError while running the network on an image of 3x8x8"),
         ("build_view", r"running the network on an image of 3x8x8: view size is not compatible .* Use .reshape"),
+        ("build_together", "must depend on its own image alone .*, but that of .*build_together changes with the rest of the batch"),
+        ("build_softmax", "must give logits, but its answers are probabilities; leave the softmax at its end out"),
         ("build_aux", r"logits of shape \(2, 4\).* gave tuple in training mode"),
     ],
 )
@@ -262,6 +275,21 @@ def test_torch_state_dicts_load_with_common_wrappers(tmp_path: Path, wrapper: st
     model = small(1)
     load_weights(model, tmp_path / "w.pt")
     assert equal(model, small(0))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_network_whose_parts_lie_below_one_called_module_keeps_its_names(tmp_path: Path, prefix: str) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.module = small(seed)
+
+    save_weights(Wrapped(0), tmp_path / "own.safetensors")
+    torch.save({prefix + key: value for key, value in Wrapped(0).state_dict().items()}, tmp_path / "w.pt")
+    for name in ("own.safetensors", "w.pt"):
+        model = Wrapped(1)
+        load_weights(model, tmp_path / name)
+        assert equal(model.module, small(0))
 
 
 def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def test_any_folder_name_is_a_folder_name(name: str, tmp_path: Path, monkeypatch
     Path("net.py").write_text("def build(): ...")
     config = resolve("--model", "net.py:build", "--data-dir", name)[1]
     assert (config.data.dir, config.data.name) == (Path(name), "folder")
+    config = resolve("--model", "net.py:build", "--data-dir", name, "--set", "data.name=cifar10")[1]
+    assert (config.data.dir, config.data.name) == (Path(name), "cifar10")
 
 
 def test_a_plugin_adds_names_and_may_import_its_neighbours(tmp_path: Path) -> None:
