@@ -31,7 +31,7 @@ def test_a_latency_is_told_as_text_and_as_json(model: str, capfd: Capture) -> No
     quick = ["--runtime", "onnxruntime", "--batch", "2", "--max-s", "0.1"]
     assert run_main(main, [model, *quick]) == 0
     text = capfd.readouterr().out
-    for word in ("ms median, ", " wide), p95 ", "onnxruntime, batch 2, 1 thread(s), ", "blocks redone", "fingerprint"):
+    for word in ("ms median, ", " wide), p95 ", "onnxruntime, batch 2, 1 thread(s), ", " undisturbed blocks, ", "fingerprint"):
         assert word in text
     assert run_main(main, [model, *quick, "--json"]) == 0
     told = json.loads(capfd.readouterr().out)
