@@ -4,7 +4,8 @@
 
 The unit of statistics is the block, not the call: neighbouring calls share their noise, so an interval over calls would
 be too narrow. The 95 % interval is that of the median of the block medians, from order statistics: no assumption on the
-distribution, which for latencies is skewed.
+distribution, which for latencies is skewed. It is looked at after every block until it is narrow, which costs coverage: with blocks that
+spread by 1 to 4 % it holds the true median in 97 to 92 % of simulated measurements (docs/protocol.md).
 
 Between two blocks a pinned reference network (core/reference.py) runs. Where it is slower than on the quiet machine, something else
 was at work or the clock fell: the block beside it is timed again. It tells disturbance apart; no number is ever rescaled by it.

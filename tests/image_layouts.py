@@ -14,6 +14,8 @@ from core.data.cifar import Archive
 
 WNIDS = ("n01440764", "n02084071", "n02980441")
 BIRDS = ("001.Black_footed_Albatross", "002.Laysan_Albatross")
+THREE_BIRDS = (*BIRDS, "003.Sooty_Albatross")
+"""As many as standardised logits want."""
 
 
 def picture(path: Path, label: int, seed: int, size: tuple[int, int] = (48, 40)) -> None:
@@ -41,9 +43,9 @@ def imagenet(root: Path, per_class: int = 8, val_per_class: int = 3, flat: bool 
     return root
 
 
-def cub200(root: Path, per_class: int = 8) -> Path:
+def cub200(root: Path, per_class: int = 8, birds: Sequence[str] = BIRDS) -> Path:
     """CUB_200_2011 with its four tables; every fourth image is a test image."""
-    rows = [(label, name, index) for label, name in enumerate(BIRDS) for index in range(per_class)]
+    rows = [(label, name, index) for label, name in enumerate(birds) for index in range(per_class)]
     tables: dict[str, list[str]] = {"images": [], "image_class_labels": [], "train_test_split": []}
     for number, (label, name, index) in enumerate(rows, start=1):
         file = f"{name}/Bird_{index:04d}_{number}.jpg"
@@ -51,7 +53,7 @@ def cub200(root: Path, per_class: int = 8) -> Path:
         tables["images"].append(f"{number} {file}")
         tables["image_class_labels"].append(f"{number} {label + 1}")
         tables["train_test_split"].append(f"{number} {int(index % 4 != 3)}")
-    tables["classes"] = [f"{label + 1} {name}" for label, name in enumerate(BIRDS)]
+    tables["classes"] = [f"{label + 1} {name}" for label, name in enumerate(birds)]
     for name, lines in tables.items():
         (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
     return root

@@ -44,7 +44,7 @@ def test_rows_are_trained_once_and_added_by_later_calls(
     assert "the teacher ran on 0 images" in capsys.readouterr().out  # the second call found the teacher's answers on disk
     assert all(row["teacher_forward_images"] == 0 for row in rows)
     assert all(0 <= row["test_accuracy"] <= 1 and 0 <= row["search_accuracy"] <= 1 and row["images_per_second"] > 0 for row in rows)
-    assert rows[1]["plan"]["grid"] == 4
+    assert rows[1]["plan"]["grid"] == 2
     with pytest.raises(UserError, match="another recipe"):
         table(pictures, out, "--rows", "resnet20:ce:0", "--set", "parent.train.lr=0.01")
     assert distil_table.main(["--markdown", "--out", str(out)]) == 0
@@ -71,7 +71,7 @@ def test_standard_errors_are_of_paired_differences() -> None:
 
     kd, better = [0.5, 0.7, 0.6], [0.51, 0.71, 0.61]
     shared = {
-        "recipe": {"epochs": 1, "batch_size": 2, "optimiser": "sgd", "lr": 0.1, "schedule": "one_cycle"},
+        "recipe": {"epochs": 1, "batch_size": 2, "optimiser": "sgd", "lr": 0.1, "schedule": "one_cycle", "early_sizes": [[16, 0.5]]},
         "teacher": {"name": "t", "search_accuracy": 0.9},
         "data": {"name": "d", "train": 10},
         "search_images": 1,

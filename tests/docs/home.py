@@ -12,7 +12,7 @@ from core.data.cifar import CIFAR100
 from core.students import STUDENTS
 from core.students.own import load_own_model, save_weights
 from tests.docs.pages import PAGES, ROOT, blocks
-from tests.image_layouts import cifar, cub200, imagenet
+from tests.image_layouts import THREE_BIRDS, cifar, cub200, imagenet
 from tests.search.studies import blobs
 from tests.tiny_onnx import Classifier
 
@@ -32,7 +32,7 @@ def make_home(folder: Path) -> Path:
     (folder / "photos" / "plain.png").symlink_to(folder / "photo.png")
     cifar(_made(folder / "cifar"), CIFAR100)
     imagenet(_made(folder / "imagenet"))
-    cub200(_made(folder / "CUB_200_2011"))
+    cub200(_made(folder / "CUB_200_2011"), birds=THREE_BIRDS)
     torch.manual_seed(0)
     own = load_own_model(f"{folder}/my_net.py:build", classes=3, channels=3, image_size=16)
     for name in ("weights.safetensors", "my_net.safetensors"):

@@ -9,7 +9,7 @@ import torch
 
 from core.students import STUDENTS
 from core.students.own import save_weights
-from tests.image_layouts import cifar, cub200, imagenet, picture
+from tests.image_layouts import THREE_BIRDS, cifar, cub200, imagenet, picture
 from tests.search.studies import ROOT, SMALL, export, load, refused, search, sets, states
 from tests.search.studies import SPACE as SPACE_OF_DIGITS
 
@@ -55,7 +55,9 @@ def test_every_shipped_space_of_a_large_set_passes_the_dry_run(
     monkeypatch.setattr("search.dry_run.MEASURING_S", 6.0)  # not all that it can measure in half a minute
     root = Path("images")
     root.mkdir()
-    {"cifar100": lambda: cifar(root, CIFAR100), "cub200": lambda: cub200(root), "imagenet": lambda: imagenet(root)}[name]()
+    {"cifar100": lambda: cifar(root, CIFAR100), "cub200": lambda: cub200(root, birds=THREE_BIRDS), "imagenet": lambda: imagenet(root)}[
+        name
+    ]()
     settings = ["teacher.pretrained=false"] * (name == "imagenet") + ["data.image_size=64"] * (name != "cifar100")
     quick = ["runtime.max_s=0.02", "runtime.warmup_s=0"]
     answer = search(
