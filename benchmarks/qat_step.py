@@ -155,9 +155,8 @@ def measure(ways: dict[str, Callable[[int], float]], args: argparse.Namespace, d
         rows["compiled"] |= repaid(first["compiled"], statistics.median(seconds["simulated"]), statistics.median(seconds["compiled"]))
         print(f"{'':10} {rows['compiled']['first_step_s']:.0f} s to compile, repaid after {rows['compiled']['repaid_after_steps']} steps")
     facts = {"student": args.student, "batch": args.batch, "bits": args.bits, "rounds": args.rounds, "steps": args.steps}
-    threads = torch.get_num_threads()
-    facts |= {"precision": str(device.amp or torch.float32)}
-    result = {**facts, "threads": threads, "torch": torch.__version__, "device": device_facts(), "rows": rows}
+    threads, precision = torch.get_num_threads(), str(device.amp or torch.float32)
+    result = {**facts, "threads": threads, "precision": precision, "torch": torch.__version__, "device": device_facts(), "rows": rows}
     print(write_atomically(args.out, json.dumps(result, indent=1) + "\n"))
 
 

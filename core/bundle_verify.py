@@ -97,8 +97,7 @@ def check_accuracy(manifest: dict[str, Any], measured: dict[str, Any], folder: P
     """
     labels, inputs = read("labels.json"), read("preprocessing.json")
     files = [(path, index) for index, label in enumerate(labels) for path in sorted((folder / label).glob("**/*"))]
-    hidden = {path for path, _ in files if any(part.startswith(".") for part in path.relative_to(folder).parts)}  # the search reads none
-    files = [(path, index) for path, index in files if path.suffix.lower() in SUFFIXES and path not in hidden]
+    files = [(path, index) for path, index in files if path.suffix.lower() in SUFFIXES and not is_hidden(path.relative_to(folder))]
     if not files:
         raise ValueError(f"{folder} must hold a folder of images per class ({', '.join(labels[:5])} ...), but has none")
     run, right = load(manifest, BATCH, 1)[0], 0
@@ -280,6 +279,11 @@ def prepare(path: Path, inputs: dict[str, Any]) -> np.ndarray:
     pixels = np.asarray(square, np.float32).reshape(size, size, inputs["channels"]).transpose(2, 0, 1)
     mean, std = (np.asarray(inputs[key], np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     return (pixels / np.float32(255) - mean) / std
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a search, which ignores hidden files and folders, has not read it."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def opaque(image: Image.Image) -> Image.Image:

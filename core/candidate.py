@@ -16,6 +16,13 @@ from core.methods import method_of
 
 KB = 1000
 """Bytes in the KB of every table, flag and limit."""
+
+
+def bytes_of(kb: float) -> float:
+    """Bytes of so many KB, where a product of floats may lose one: 2.002 KB are 2002."""
+    return round(kb * KB, 6)
+
+
 SELF = "self"
 """The student name of the user's own network."""
 IN_FLOAT = frozenset({"codebook", "float"})
@@ -23,7 +30,7 @@ IN_FLOAT = frozenset({"codebook", "float"})
 OWN_BITS = frozenset({"nncf", "float"})
 """Quantisers that do not ask which bits a layer should have."""
 DENSE = frozenset({"ptq", "brecq", "nncf", "float"})
-"""Quantisers that leave `sparsity` aside."""
+"""Quantisers that do not train, and leave `sparsity` aside."""
 START = "start"
 """Stage of the rung before any training."""
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16)

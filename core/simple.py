@@ -35,7 +35,7 @@ from core.quantise.whole import dequantize_model, quantize_model
 from core.tables import lookup, nearest
 from core.teacher import Teacher, best_normalisation, stated_normalisation, weights_digest
 from core.teacher_logits import check_average, check_early_regions, check_regions, open_answers
-from core.train import Device, EpochFn, check_sizes, open_device, predict, predict_all
+from core.train import Device, EpochFn, check_sizes, open_device, predict, predict_all, share
 from core.views import Normalisation, ViewedSet, normalisation_of, viewed
 from core.yaml_io import parse
 
@@ -327,9 +327,5 @@ def _scores(
     probabilities = [predict_all(each.model, data.search, each.normalise, device).softmax(1) for each in teachers]
     taught, labels = torch.stack(probabilities).mean(0).argmax(1), data.search.labels.cpu()
 
-    def share(first: Tensor, second: Tensor) -> float:
-        return int((first == second).sum()) / len(first)
-
-    if not data.info.labelled:
-        return None, None, share(learned, taught)
-    return share(learned, labels), share(taught, labels), share(learned, taught)
+    agreement = share(learned == taught)
+    return (share(learned == labels), share(taught == labels), agreement) if data.info.labelled else (None, None, agreement)

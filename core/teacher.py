@@ -23,7 +23,7 @@ from core.start import Start, load_start
 from core.students.own import load_own_model, load_weights, save_weights, split_spec
 from core.students.own_sources import source_digest
 from core.students.zoo import find_student
-from core.train import Batch, Device, EpochFn, check_sizes, fit, predict, predict_all
+from core.train import Batch, Device, EpochFn, check_sizes, fit, predict, predict_all, share
 from core.views import Normalisation, normalisation_of, viewed
 
 COMMON_NORMALISATIONS = {
@@ -96,7 +96,7 @@ def obtain_teacher(
     if logits.shape[1] != len(data.info.classes):
         raise UserError(f"the teacher must have the data's {len(data.info.classes)} classes, but gives {logits.shape[1]} logits")
     judge = data.search.labels.cpu() if data.info.labelled else logits.argmax(1)
-    accuracy = int((logits.argmax(1) == judge).sum()) / len(judge)
+    accuracy = share(logits.argmax(1) == judge)
     # equal weights in another forward are another teacher
     digest = fingerprint(weights_digest(model, normalise), config.teacher.name, _source_digest(config.teacher))
     return Teacher(model, normalise, digest, accuracy, config.teacher.model or config.teacher.name)

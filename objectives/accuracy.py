@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from core.candidate import EngineArtifact
 from core.engines import EngineHost
 from core.errors import EngineMismatch
+from core.train import share
 
 TOLERANCE = 0.02
 """Share of images whose top-1 may differ beyond near ties."""
@@ -49,7 +50,7 @@ def score(engines: EngineHost, model: Path, graph: nn.Module, images: Iterable[T
             f"engine and PyTorch must agree on the top-1 of all but {allowed} of {len(labels)} images, but differ on {refused}; "
             "the exported model was refused"
         )
-    accuracy = int((top1 == labels).sum()) / len(labels)  # not in float32, in which 9 of 10 is less than 0.9
+    accuracy = share(top1 == labels)
     return Score(accuracy, 1.0 - differing / len(labels), len(labels), answers[0][1])
 
 

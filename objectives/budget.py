@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from core.candidate import KB, BuildReport, LatencyReport, Measurement, Rung, milliseconds
+from core.candidate import KB, BuildReport, LatencyReport, Measurement, Rung, bytes_of, milliseconds
 from core.errors import InfeasibleCandidate
 from objectives.outlook import Traits, interval
 
@@ -23,7 +23,7 @@ class Limits:
 
     def check_size(self, size_bytes: int, so_far: str) -> None:
         """Raises InfeasibleCandidate above the limit; the message ends with what was done by then."""
-        if self.size_kb is not None and size_bytes > round(self.size_kb * KB, 6):  # 2.002 KB are 2002 bytes
+        if self.size_kb is not None and size_bytes > bytes_of(self.size_kb):
             raise InfeasibleCandidate(f"size_kb must be at most {self.size_kb:g}, but is {size_bytes / KB:.2f}; {so_far}")
 
     def check_latency(self, report: LatencyReport | BuildReport, so_far: str) -> None:

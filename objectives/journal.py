@@ -16,7 +16,7 @@ from core.export import export_onnx, float_tensors, structure_key
 from core.files import write_atomically
 from core.layers import count_macs, count_parameters
 from core.pack import pack
-from core.train import predict_all
+from core.train import predict_all, share
 from objectives.accuracy import simulate
 from objectives.bench import Stages, Workbench
 
@@ -71,7 +71,7 @@ class Journal:
         accuracy: float | None = None,
     ) -> None:
         labels = self.bench.data.search.labels.cpu()
-        right = int((logits.argmax(1) == labels).sum()) / len(labels)
+        right = share(logits.argmax(1) == labels)
         record = StageRecord(
             stage=stage,
             accuracy=right if accuracy is None else accuracy,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core.candidate import KB, milliseconds
+from core.candidate import KB, bytes_of, milliseconds
 from core.errors import UserError
 from results.record import TrialRecord
 
@@ -125,7 +125,7 @@ def _limits(max_latency_ms: float | None, max_size_kb: float | None, min_accurac
         raise UserError(f"--min-accuracy must be between 0 and 1, but got {min_accuracy:g}{hint}")
     asked = (
         ("--max-latency-ms", 2, max_latency_ms, 1),
-        ("--max-size-kb", 1, None if max_size_kb is None else round(max_size_kb * KB, 6), KB),
+        ("--max-size-kb", 1, None if max_size_kb is None else bytes_of(max_size_kb), KB),
         ("--min-accuracy", 0, min_accuracy, 1),
     )
     return [_Limit(flag, axis, bound, unit) for flag, axis, bound, unit in asked if bound is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import optuna
 
-from core.candidate import KB
+from core.candidate import bytes_of
 from results.record import TrialRecord
 from search.space import Constraints
 
@@ -18,7 +18,7 @@ def excesses(constraints: Constraints, record: TrialRecord) -> dict[str, float]:
     if constraints.latency_ms is not None and record.latency_ms is not None:
         found["latency_ms"] = record.latency_ms / constraints.latency_ms - 1
     if constraints.size_kb is not None and size_bytes is not None:
-        found["size_kb"] = size_bytes / round(KB * constraints.size_kb, 6) - 1
+        found["size_kb"] = size_bytes / bytes_of(constraints.size_kb) - 1
     if constraints.accuracy is not None and accuracy is not None:
         found["accuracy"] = 1 - accuracy / constraints.accuracy
     return found

@@ -41,15 +41,17 @@ class Draw:
 
     candidate: Candidate
     size_bytes: int
+    """Bit-packed."""
+    least_bytes: int
+    """What the trained candidate's file takes at least: fewer where it is entropy-coded."""
     latency_ms: float | None
     """None where engines are only built."""
     macs: int
     file_bytes: int
     seconds: float
     """To prune, export and build it, without the timing."""
-    least_bytes: int | None = None
-    """Fewer than `size_bytes` are possible where files are entropy-coded: what they take at least. None: they are not."""
     corner: bool = False
+    """An end of the space, and not drawn at random."""
 
 
 def foresee(
@@ -69,7 +71,7 @@ def drawn(space: Space, config: Config, inputs: Inputs, engines: EngineHost, fol
     """The corners of the space, then random candidates, until another one would take too long. One is measured, or it raises."""
     begun, found, seen, beyond = time.monotonic(), list[Draw](), set[str](), InfeasibleCandidate("the space must have a candidate")
     longest, ends = 0.0, corners(space)
-    for candidate in _candidates(space, config.seed):
+    for candidate in _candidates(space, ends, config.seed):
         if found and time.monotonic() - begun + longest > DRAWS_S:
             break
         if (key := fingerprint(candidate)) in seen:
@@ -96,9 +98,9 @@ def short(config: RuntimeConfig) -> RuntimeConfig:
     return config.model_copy(update={"max_s": min(TIMING_S, config.max_s)})
 
 
-def _candidates(space: Space, seed: int) -> Iterator[Candidate]:
-    """A bounded number: a small space has few."""
-    yield from corners(space)
+def _candidates(space: Space, ends: Sequence[Candidate], seed: int) -> Iterator[Candidate]:
+    """`ends` first, then random ones. A bounded number: a small space has few."""
+    yield from ends
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed % 2**32))
     for _ in range(100):
         yield sample(space, study.ask())
@@ -140,18 +142,18 @@ def _measured(candidate: Candidate, config: Config, inputs: Inputs, engines: Eng
     path = drafted.save(folder)
     latency = engines.latency(path)
     seconds, file_bytes = time.perf_counter() - start, path.stat().st_size
-    packed, least = len(drafted.packed), None if coding == "packed" else least_size(drafted, coding)
+    sizes = (len(drafted.packed), least_size(drafted, coding))
     if isinstance(latency, BuildReport):
-        return Draw(candidate, packed, None, drafted.macs, file_bytes + latency.engine_bytes, seconds, least)
+        return Draw(candidate, *sizes, None, drafted.macs, file_bytes + latency.engine_bytes, seconds)
     seconds -= config.runtime.warmup_s + min(TIMING_S, config.runtime.max_s)
-    return Draw(candidate, packed, latency.p50_ms, drafted.macs, file_bytes, max(0.0, seconds), least)
+    return Draw(candidate, *sizes, latency.p50_ms, drafted.macs, file_bytes, max(0.0, seconds))
 
 
 def reach(draws: Sequence[Draw], limits: Constraints, ends: int = 0) -> list[tuple[str, str]]:
     """The range of size and latency, and every limit that nothing drawn keeps. `ends`: how many corners the space has."""
     sizes, times = [draw.size_bytes / KB for draw in draws], _times(draws)
-    least = [draw.size_bytes if draw.least_bytes is None else draw.least_bytes for draw in draws]
-    coded = " bit-packed, less once they are trained and coded" if any(draw.least_bytes is not None for draw in draws) else ""
+    least = min(draw.least_bytes for draw in draws)
+    coded = " bit-packed, less once they are trained and coded" if any(draw.least_bytes < draw.size_bytes for draw in draws) else ""
     speed = f"{min(times):.3f} to {max(times):.3f} ms" if times else "latency not measurable: engines are only built"
     numbers = f"{min(sizes):.1f} to {max(sizes):.1f} KB{coded}, {speed}"
     all_ends = not draws[-1].corner or sum(draw.corner for draw in draws) >= ends  # they come first; some may be beyond a budget
@@ -159,8 +161,8 @@ def reach(draws: Sequence[Draw], limits: Constraints, ends: int = 0) -> list[tup
     lines = [("reach", f"{numbers} ({len(draws)} candidates measured, {among})")]
     if times and limits.latency_ms is not None and limits.latency_ms < min(times):
         lines.append(("warning", f"{limits.latency_ms:g} ms {_floor(f'{min(times):.3f} ms on this device', all_ends)}"))
-    if limits.size_kb is not None and limits.size_kb < min(least) / KB:
-        lines.append(("warning", f"{limits.size_kb:g} KB {_floor(f'{min(least) / KB:.1f} KB', all_ends)}"))
+    if limits.size_kb is not None and limits.size_kb < least / KB:
+        lines.append(("warning", f"{limits.size_kb:g} KB {_floor(f'{least / KB:.1f} KB', all_ends)}"))
     return lines
 
 

@@ -24,9 +24,14 @@ def check_methods(space: Space, config: Config) -> None:
     plain = ", ".join(name for name, method in METHODS.items() if not (method.regions or method.maps))
     if parent in (*REGION_LOSSES, *FEATURE_LOSSES):
         raise UserError(f"parent.distil.loss must look at logits of the whole image ({plain}), but got {parent}; choose one of those")
-    for loss in options(space.distil.loss):
-        check_method(loss, config, f"distil.loss may be {loss}")
-    check_method(parent, config, f"parent.distil.loss is {parent}")
+    for loss, said in _asked(space, config):
+        check_method(loss, config, said)
+
+
+def _asked(space: Space, config: Config) -> list[tuple[str, str]]:
+    """Every loss of a run, and its place in words."""
+    parent = config.parent.distil.loss
+    return [*((loss, f"distil.loss may be {loss}") for loss in options(space.distil.loss)), (parent, f"parent.distil.loss is {parent}")]
 
 
 def looks_at_regions(space: Space) -> bool:
@@ -64,8 +69,7 @@ def check_networks(space: Space, config: Config, info: DataInfo) -> None:
     from core.teacher_logits import check_early_regions, check_regions
     from core.train import check_sizes
 
-    losses = {loss: f"distil.loss may be {loss}" for loss in options(space.distil.loss)}
-    for loss, said in ({config.parent.distil.loss: f"parent.distil.loss is {config.parent.distil.loss}"} | losses).items():
+    for loss, said in _asked(space, config):
         check_classes(loss, len(info.classes), len(config.teachers), config.teacher_mix.rule, said)
     own = {"finetune": config.finetune, "quantise.train": config.quantise.train}
     looks, early = _looks(space), any(recipe.early_sizes for recipe in (config.parent.train, *own.values()))

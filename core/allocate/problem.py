@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from core.candidate import KB, AllocationPlan, Candidate, ShapePlan
+from core.candidate import AllocationPlan, Candidate, ShapePlan, bytes_of
 from core.config import PtqConfig
 from core.errors import InfeasibleCandidate
 from core.layers import LayerInfo
@@ -117,5 +117,5 @@ def _budget(problem: Problem, plan: AllocationPlan, file_bytes: Callable[[Mappin
     if plan.budget_kb is not None:
         lowest = problem.uniform(problem.choices[0])
         others = file_bytes(lowest) - problem.bytes(lowest)
-        found.append((int(round(plan.budget_kb * KB, 6)) - others, f"allocation.budget_kb {plan.budget_kb:g}"))
+        found.append((int(bytes_of(plan.budget_kb)) - others, f"allocation.budget_kb {plan.budget_kb:g}"))
     return min(found) if found else (None, "")

@@ -51,7 +51,7 @@ def test_small_images_take_as_much_less_time_as_they_have_fewer_pixels(sizes: tu
 
 
 def draw(size: int, ms: float) -> Draw:
-    return Draw(Candidate(student="a"), size, ms, 9, 9, 0.1, corner=True)
+    return Draw(Candidate(student="a"), size, size, ms, 9, 9, 0.1, corner=True)
 
 
 @pytest.mark.parametrize(
