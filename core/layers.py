@@ -74,6 +74,14 @@ def trial_run(model: nn.Module, input_shape: tuple[int, int, int], *, training: 
         return copy.deepcopy(model).to(memory_format=torch.channels_last).train(training)(images)
 
 
+def trial_gradients(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+    """Forward and backward of a copy in training mode, all of whose weights learn, for two zero images; raises what they raise."""
+    images = _zeros(model, input_shape, 2).contiguous(memory_format=torch.channels_last)
+    learner = copy.deepcopy(model).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        learner(images).sum().backward()
+
+
 def _zeros(model: nn.Module, input_shape: tuple[int, int, int], batch: int) -> Tensor:
     first = next(model.parameters(), torch.empty(0))
     return torch.zeros(batch, *input_shape, device=first.device, dtype=first.dtype)

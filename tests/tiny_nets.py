@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,6 +93,36 @@ class Residual(nn.Module):
         y = F.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y)) + self.norm3(self.project(x))
         return self.head(F.adaptive_avg_pool2d(F.relu(y), 1).flatten(1))
+
+
+class Asked(nn.Module):
+    """Its forward has more arguments than the images: what they are by default belongs to the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8), head()
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, scale: float = 0.5, sizes: Sequence[int] = (2, 3), *, deep: bool = True
+    ) -> Tensor:
+        x = F.relu(self.a(x)) * scale
+        x = x if mask is None else x * mask
+        x = F.relu(self.b(x)) if deep else x
+        return self.head(x.mean(sizes))
+
+
+class Gained(nn.Module):
+    """Two layers with one gain, a parameter of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Module(), nn.Module()
+        self.first.conv, self.second.conv, self.head = conv(3, 8), conv(8, 8), head()
+        self.first.gain = self.second.gain = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first.conv(x)) * self.first.gain
+        return self.head(pooled(F.relu(self.second.conv(x)) * self.second.gain))
 
 
 @dataclass(frozen=True)
@@ -296,4 +326,6 @@ PATTERNS = [
         "classifier by convolution",
         lambda: Forward(lambda m, x: m.head(F.relu(m.a(x))).mean((2, 3)), a=conv(3, 8), head=nn.Conv2d(8, CLASSES, 1)),
     ),
+    Pattern("a forward with optional arguments", Asked),
+    Pattern("one gain of two layers", Gained),
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import io
 import operator
 from collections.abc import Collection
+from contextlib import redirect_stderr
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -27,6 +30,11 @@ class _Tracer(fx.Tracer):
         kept = type(m).forward.__module__ in NORMS
         return isinstance(m, nn.Conv2d | nn.Linear) or kept or super().is_leaf_module(m, module_qualified_name)
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """One input, the images: further arguments of forward are what they are by default, as in every call of ours."""
+        _, images = list(inspect.signature(root_fn).parameters)[:2]
+        return root_fn, [self.root, self.create_proxy("placeholder", images, (), {})]
+
 
 def trace(model: nn.Module, planned: Collection[str], input_shape: tuple[int, int, int]) -> fx.GraphModule:
     """The graph of an eval-mode network, sharing its modules, with the shape of every tensor for a batch of 2 images (C, H, W).
@@ -35,7 +43,7 @@ def trace(model: nn.Module, planned: Collection[str], input_shape: tuple[int, in
     """
     try:
         traced = fx.GraphModule(model, _Tracer().trace(model))
-        with torch.inference_mode():
+        with torch.inference_mode(), redirect_stderr(io.StringIO()):  # ShapeProp prints the traceback of what it raises
             ShapeProp(traced).propagate(torch.zeros(2, *input_shape))
     except TRACE_ERRORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -21,12 +21,15 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from core.files import write_atomically
-from core.layers import evaluating, trial_run
-from core.students.own_sources import importable
+from core.layers import evaluating, trial_gradients, trial_run
+from core.students.own_sources import importable, source_digest
 from core.tables import nearest
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts commonly put the state dict."""
+
+_sound: set[tuple[Path, str, str, int, tuple[int, int, int]]] = set()
+"""Networks that this process has checked: file, function, what they say, classes, (C, H, W). A trial builds them several times."""
 
 DAMAGED = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError)
 """What the two readers raise on bytes that are no weights; torch's unpickler checks little, so mutated files give any of these."""
@@ -36,7 +39,7 @@ def load_own_model(spec: str, *, classes: int, channels: int, image_size: int) -
     """The network that `spec` = "file.py:function" builds, called with those of the three keywords that the function takes.
 
     UserError when the file or the function is missing, either raises, or the result does not map (B, channels, image_size, image_size)
-    to logits (B, classes).
+    to logits (B, classes), or has no gradients.
     """
     path, function = split_spec(spec)
     with own_code(path, f"building {function}"), importable(path):
@@ -45,18 +48,27 @@ def load_own_model(spec: str, *, classes: int, channels: int, image_size: int) -
         model = call(build, {"classes": classes, "channels": channels, "image_size": image_size})
     if not isinstance(model, nn.Module):
         raise UserError(f"{spec} must return a torch.nn.Module, but it returned {type(model).__name__}")
-    image = (channels, image_size, image_size)
+    model, image = model.cpu().float(), (channels, image_size, image_size)
+    if (tried := (path, function, source_digest(path), classes, image)) not in _sound:
+        _check_network(model, path, spec, classes, image)
+        _sound.add(tried)
+    return model
+
+
+def _check_network(model: nn.Module, path: Path, spec: str, classes: int, image: tuple[int, int, int]) -> None:
+    """Raises UserError where it does not map images to logits of `classes`, each image by itself, or cannot be trained."""
+    shape = "x".join(map(str, image))
     for mode, training in (("", False), (" in training mode", True)):
-        with own_code(path, f"running the network on an image of {channels}x{image_size}x{image_size}{mode}"):
+        with own_code(path, f"running the network on an image of {shape}{mode}"):
             output = trial_run(model, image, training=training)
         if not isinstance(output, Tensor) or tuple(output.shape) != (2, classes):
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             law = f"{spec} must map 2 images to logits of shape (2, {classes}), one per class of the data set"
             raise UserError(f"{law}, but it gave {found}{mode}")
-    model = model.cpu().float()
     with own_code(path, "running the network on images in other company"):
         _check_answers(model, image, spec)
-    return model
+    with own_code(path, "computing the network's gradients"):
+        trial_gradients(model, image)
 
 
 def _check_answers(model: nn.Module, image: tuple[int, int, int], spec: str) -> None:
@@ -75,20 +87,18 @@ def _check_answers(model: nn.Module, image: tuple[int, int, int], spec: str) -> 
 def load_weights(model: nn.Module, path: Path, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None) -> None:
     """Load a `.safetensors` file, or a torch state dict (read with `weights_only`), into `model` in place; nothing is loaded on an error.
 
-    `rename` maps another layout's keys. UserError when it does not fit.
+    `rename` maps another layout's keys, where they are not the model's own. UserError when it does not fit.
     """
     state = read_weights(path)
     # a network whose parts all lie below one called `module` is no DataParallel
     if all(key.startswith("module.") for key in model.state_dict()) and not any(key.startswith("module.") for key in state):
         state = {f"module.{key}": value for key, value in state.items()}
-    load_state(model, rename(state) if rename else state, str(path))
+    load_state(model, rename(state) if rename and _missing(model, state) else state, str(path))
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict into `model` in place; nothing is loaded on an error. UserError, which names `source`, when it does not fit."""
-    expected = model.state_dict()
-    # BatchNorm's step counter is missing from old files and changes no result.
-    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    expected, missing = model.state_dict(), _missing(model, state)
     unexpected = [key for key in state if key not in expected]
     shapes = [
         f"{key} {tuple(state[key].shape)} in place of {tuple(value.shape)}"
@@ -99,6 +109,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     if any(problems):
         raise UserError(f"the weights in {source} do not fit the model: {'; '.join(filter(None, problems))}")
     model.load_state_dict(state, strict=False)
+
+
+def _missing(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Keys of the model that the file lacks. BatchNorm's step counter is missing from old files and changes no result."""
+    return [key for key in model.state_dict() if key not in state and not key.endswith("num_batches_tracked")]
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

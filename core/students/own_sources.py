@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from core.errors import UserError
+
 OURS = frozenset({"core", "objectives", "results", "search"})
 """A network's file may lie in a checkout of this project: its packages are no part of the network."""
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 _brought: dict[str, tuple[Path, str]] = {}
 """Modules that users' files have brought into this process: place and digest by name."""
@@ -41,8 +44,10 @@ def source_digest(path: Path) -> str:
 def importable(path: Path) -> Iterator[None]:
     """Modules beside the user's file can be imported inside, as `python file.py` would allow: these, in their present state.
 
-    One of the same name that another user's file has brought, or that was changed since, gives way.
+    One of the same name that another user's file has brought, or that was changed since, gives way. UserError where one that it imports
+    is called as a package of ours, which Python would take in its place.
     """
+    _check_names(path)
     own = {name: (file, hashlib.sha256(file.read_bytes()).hexdigest()) for name, file in helpers(path).items()}
     changed = {name.partition(".")[0] for name, state in own.items() if _brought.get(name, state) != state}
     for name in [name for name in _brought if name.partition(".")[0] in changed]:
@@ -55,6 +60,18 @@ def importable(path: Path) -> Iterator[None]:
         sys.path.remove(str(path.parent))
         loaded = {name: getattr(sys.modules.get(name), "__file__", None) for name in own}
         _brought.update({name: state for name, state in own.items() if loaded[name] == str(state[0])})
+
+
+def _check_names(path: Path) -> None:
+    """Names of ours that `path` or a helper of it imports, but that lie beside it."""
+    if path.parent == CHECKOUT:
+        return
+    for file, package in [(path, ""), *((file, name) for name, file in helpers(path).items())]:
+        for name in {name.partition(".")[0] for name in _imported(file, package)} & OURS:
+            for place in (path.parent / name, path.with_name(f"{name}.py")):
+                if place.exists():
+                    law = f"modules beside a network must not be called {', '.join(sorted(OURS))}, as this program's packages are"
+                    raise UserError(f"{law}, but {file} imports {place}; rename it")
 
 
 def _imported(file: Path, package: str) -> Iterator[str]:
