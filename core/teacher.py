@@ -98,7 +98,7 @@ def obtain_teacher(
     judge = data.search.labels.cpu() if data.info.labelled else logits.argmax(1)
     accuracy = share(logits.argmax(1) == judge)
     # equal weights in another forward are another teacher
-    digest = fingerprint(weights_digest(model, normalise), config.teacher.name, _source_digest(config.teacher))
+    digest = fingerprint(weights_digest(model, normalise), config.teacher.name, network_digest(config.teacher))
     return Teacher(model, normalise, digest, accuracy, config.teacher.model or config.teacher.name)
 
 
@@ -123,7 +123,7 @@ def _kept(
     model: nn.Module, normalise: Normalisation, config: Config, data: SearchData, device: Device, cache_dir: Path, start: Start
 ) -> Path:
     """Where the weights are, or will be."""
-    source = _source_digest(config.teacher) + (weights_digest(model, normalise) if start.given else "")
+    source = network_digest(config.teacher) + (weights_digest(model, normalise) if start.given else "")
     key = fingerprint(
         config.teacher, _views(config).augmentation(), data.info.digest, config.seed, str(device.amp), source, normalise.mean, normalise.std
     )
@@ -161,8 +161,8 @@ def _train(
         fit(model, train_set, loss, recipe, device, seed=config.seed, on_epoch=on_epoch, stay=chosen.stay)
 
 
-def _source_digest(config: TeacherConfig) -> str:
-    """The user's file, or one that it imports, may change under the same name."""
+def network_digest(config: TeacherConfig) -> str:
+    """Of the user's file and those that it imports, which may change under the same name; "" for a network of STUDENTS."""
     if not config.model:
         return ""
     return source_digest(split_spec(config.model)[0])

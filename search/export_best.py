@@ -108,6 +108,7 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
     from search.elsewhere import runtime_of
     from search.final_score import heldout_accuracy
     from search.reexport import reexport
+    from search.study import INPUTS_KEY, NETWORK
 
     check_replaceable(out.resolve())
     config = config_of(study, args)
@@ -118,20 +119,21 @@ def export(study: optuna.Study, record: TrialRecord, rank: int, folder: Path, ou
     _check_files(model, packed, record)
     data = load_search_data(config.data, RUNS / ".cache")
     _check_data(data, run)
+    network = study.user_attrs.get(INPUTS_KEY, {}).get(NETWORK)
     preprocessing = Preprocessing(image_size=data.info.image_size, channels=1 if data.info.channels == 1 else 3, **run["normalisation"])
     with EngineHost(runtime_of(config.runtime, args.runtime, record, refined=args.refined), folder) as engines:
         _check_engine(engines, asked=args.engine)
         exported, variant = record, variant_of(record)
         if engines.runtime.name != record.measurement.latency.runtime:
             place = folder / "reexported" / f"{Path(str(record.path)).name}-{engines.runtime.name}"
-            measured = reexport(record, config, data, preprocessing, engines, packed, place)
+            measured = reexport(record, config, data, preprocessing, engines, packed, place, network)
             exported, variant = record.model_copy(update={"measurement": measured}), f"{variant}@{engines.runtime.name}"
             model, packed = place / "model.onnx", place / "weights.pack"
         if engines.config.precision != config.runtime.precision:
             variant += f":{engines.config.precision}"  # float layers answer otherwise in another one
         test = heldout_accuracy(study, exported, config, preprocessing, engines, model, variant)
         device = {"device": engines.device, "fingerprint": engines.fingerprint}
-        facts = run | device | _twins(exported, config, data, engines, model) | _calibration(config, data)
+        facts = run | device | _twins(exported, config, data, engines, model, network) | _calibration(config, data)
         measurement = _measurement(study, exported, rank, facts, test)
         engine, files = _engine_files(engines, model, asked=args.engine)
         write_bundle(
@@ -182,12 +184,12 @@ def _tell(record: TrialRecord, exported: TrialRecord, rank: int, measurement: Ma
     print(f"written: {out}")
 
 
-def _twins(record: TrialRecord, config: Config, data: SearchData, engines: EngineHost, model: Path) -> dict[str, Any]:
+def _twins(record: TrialRecord, config: Config, data: SearchData, engines: EngineHost, model: Path, network: str | None) -> dict[str, Any]:
     """`twins`; empty where the network cannot be rebuilt, since the bundle itself needs no rebuilding."""
     from search.reexport import time_twins
 
     try:
-        return {"twins": time_twins(record, config, data, engines, model)}
+        return {"twins": time_twins(record, config, data, engines, model, network)}
     except UserError as error:
         print(f"no float twin was timed: {error}")
         return {"twins": []}

@@ -12,17 +12,18 @@ import torch
 from torch import nn
 
 from core.bundle import Preprocessing
-from core.candidate import Measurement
+from core.candidate import SELF, Candidate, Measurement
 from core.cli import required
 from core.compress import calibration_indices, recoded, refit, resolve
 from core.config import Config
 from core.data.types import SearchData
 from core.eager import time_eager
 from core.engines import EngineHost
+from core.errors import UserError
 from core.export import export_onnx
 from core.files import write_atomically
 from core.pack import coding_of, unpack
-from core.teacher import build_network
+from core.teacher import build_network, network_digest
 from core.views import Normalisation, viewed
 from objectives.accuracy import score
 from results.record import TrialRecord
@@ -30,17 +31,24 @@ from search.final_score import answers
 
 
 def reexport(
-    record: TrialRecord, config: Config, data: SearchData, preprocessing: Preprocessing, engines: EngineHost, packed: Path, folder: Path
+    record: TrialRecord,
+    config: Config,
+    data: SearchData,
+    preprocessing: Preprocessing,
+    engines: EngineHost,
+    packed: Path,
+    folder: Path,
+    network: str | None,
 ) -> Measurement:
     """Write model.onnx and weights.pack for the runtime of `engines` to `folder`, and measure all three objectives there.
 
     Weights are taken over bit for bit, activation scales are calibrated on the training images of the search. Raises UserError when the
-    network cannot be rebuilt or the runtime refuses it.
+    network cannot be rebuilt or the runtime refuses it. `network`: as of `time_twins`.
     """
     assert record.candidate is not None
     assert record.measurement is not None
     normalise = Normalisation(preprocessing.mean, preprocessing.std)
-    dense = build_network(record.candidate.student, record.candidate.width, config.teacher, data.info).eval()
+    dense = _dense(record.candidate, config, data, network)
     pruned, plan = resolve(dense, record.candidate, data.info.shape, engines.runtime)
     train = viewed(data.train, normalise, config.views, config.seed, torch.device("cpu"))
     calibration = train.plain(calibration_indices(len(train), config.quantise.calibration_images))
@@ -59,17 +67,20 @@ def reexport(
     return record.measurement.model_copy(update=changed | {"mean_bits": compressed.plan.mean_bits})
 
 
-def time_twins(record: TrialRecord, config: Config, data: SearchData, engines: EngineHost, model: Path) -> list[dict[str, Any]]:
+def time_twins(
+    record: TrialRecord, config: Config, data: SearchData, engines: EngineHost, model: Path, network: str | None
+) -> list[dict[str, Any]]:
     """The point itself and the same shapes in float, one after the other in one runtime: {what, precision, engine, latency} each.
 
     The float network comes at every precision that the runtime has, and in PyTorch, unless an agent times: that would be here.
-    Raises UserError when it cannot be rebuilt.
+    `network`: what the search's own network file said (core/teacher.py), None where nobody kept it. Raises UserError when it cannot be
+    rebuilt.
     """
     assert record.candidate is not None
     runtime = engines.runtime
     with required("the point and its float twin must run to be compared"), tempfile.TemporaryDirectory() as work:
         rows = [_timed("this model", engines, model)]
-        dense = build_network(record.candidate.student, record.candidate.width, config.teacher, data.info).eval()
+        dense = _dense(record.candidate, config, data, network)
         pruned, _ = resolve(dense, record.candidate, data.info.shape, runtime)
         path = write_atomically(Path(work, "float.onnx"), export_onnx(pruned, data.info.shape).SerializeToString())
         for precision in runtime.precisions:
@@ -78,6 +89,13 @@ def time_twins(record: TrialRecord, config: Config, data: SearchData, engines: E
         if engines.config.agent is None:
             rows.append(_eager(pruned, data.info.shape, engines))
     return rows
+
+
+def _dense(candidate: Candidate, config: Config, data: SearchData, network: str | None) -> nn.Module:
+    """The untrained network that was compressed. Raises UserError where its file says something else now."""
+    if candidate.student == SELF and network not in (None, network_digest(config.teacher)):
+        raise UserError(f"the network's file must say what it said in the search, but {config.teacher.model} was changed; restore it")
+    return build_network(candidate.student, candidate.width, config.teacher, data.info).eval()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from core.export import export_onnx, float_tensors, structure_key
 from core.files import write_atomically
 from core.layers import count_parameters
 from core.pack import pack
-from core.teacher import answered, obtain_teacher
+from core.teacher import answered, network_digest, obtain_teacher
 from core.teacher_logits import open_answers
 from core.train import open_device
 from core.views import viewed
@@ -41,7 +41,7 @@ from search.showcase import show_study
 from search.space import Space, options
 from search.stopping import Judge
 from search.students import check_students
-from search.study import CONTENT_KEY, bind, check_inputs
+from search.study import CONTENT_KEY, NETWORK, bind, check_inputs
 from search.summary import write_run_json, write_summary
 from search.trial import TrialRunner
 
@@ -188,6 +188,7 @@ def open_bench(
     progress.stage(None, "data")
     data = load_search_data(config.data, cache)
     inputs = {"images": data.info.digest} | ({} if elsewhere else {"device or runtime": engines.fingerprint})
+    inputs |= {NETWORK: network_digest(config.teacher)} if config.teacher.model else {}
     check_inputs(study, inputs)
     check_students(space, config, data.info)  # before the teacher trains
     check_networks(space, config, data.info)

@@ -28,6 +28,8 @@ from search.storage import GRACE_S, open_storage, safe_url, sqlite_file
 METRICS = ("accuracy", "size_bytes", "latency_ms")
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize", "minimize")
 DIGEST_KEY, CONTENT_KEY, INPUTS_KEY = "space_digest", "space", "inputs"
+NETWORK = "network's file"
+"""Among the inputs: what the teacher's own file and those that it imports say."""
 REQUEUED_KEY = "requeued_from"
 DEATHS_KEY, DEATHS = "deaths", 3
 """How often the process of a queued trial, and of those that it repeats, has died at it; a trial at which so many do is given up."""

@@ -126,6 +126,16 @@ def test_my_network_and_my_images_in_a_front_out_and_its_bundle_knows_new_images
     assert begun(load("own")) == ended
     assert export(capfd, "--rank", "0", "--out", "third").code == 0
 
+    # so is another network, which cannot be the searched one's float twin
+    source = Path("my_net.py").read_text()
+    Path("my_net.py").write_text(source + "\n\ndef another() -> None: ...\n")
+    message = refused(search(capfd, *[word.replace("images", "moved") for word in OWN]))
+    assert message.startswith("a study keeps the network's file that it began with")
+    answer = export(capfd, "--rank", "0", "--out", "without")
+    assert answer.code == 0
+    assert "no float twin was timed: the network's file must say what it said in the search, but my_net.py:build was changed" in answer.out
+    Path("my_net.py").write_text(source)
+
     # another image is another study
     shutil.copy("moved/train/red/000.png", "moved/train/red/more.png")
     message = refused(search(capfd, *[word.replace("images", "moved") for word in OWN]))
