@@ -323,6 +323,18 @@ def test_a_network_whose_parts_lie_below_one_called_module_keeps_its_names(tmp_p
         assert equal(model.module, small(0))
 
 
+def test_weights_under_the_models_own_names_are_not_renamed(tmp_path: Path) -> None:
+    """A plugin's student may have a layer that published layouts call otherwise."""
+    save_weights(small(0), tmp_path / "own.safetensors")
+    torch.save({f"old.{key}": value for key, value in small(0).state_dict().items()}, tmp_path / "w.pt")
+    for name in ("own.safetensors", "w.pt"):
+        model = small(1)
+        load_weights(
+            model, tmp_path / name, lambda state: {key.removeprefix("old."): value for key, value in state.items() if "old." in key}
+        )
+        assert equal(model, small(0))
+
+
 def test_weights_that_do_not_fit_are_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     state = small(1, classes=9).state_dict()
