@@ -28,6 +28,8 @@ ISA_FLAGS = {
 """Instruction sets that decide which kernels a runtime picks."""
 INT8_FLAGS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
 """Those that multiply INT8 directly; without one, INT8 layers are often slower than float ones, and an x86 CPU's sums saturate."""
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Those that multiply bfloat16; without one it is emulated, ten times as slowly as float32 is multiplied."""
 X86 = {"x86_64", "amd64", "i386", "i686"}
 GPU_FIELDS = ("name", "compute_cap", "driver_version")
 SMI_LIMIT_S = 20
@@ -73,6 +75,11 @@ def exact_int8_bits(device: Mapping[str, Any]) -> Literal[7, 8]:
 def isa_here() -> frozenset[str]:
     """The instruction sets of this machine that matter."""
     return frozenset(device_facts()["isa"])
+
+
+def multiplies_bf16() -> bool:
+    """Whether this machine's CPU does."""
+    return bool(BF16_FLAGS & isa_here())
 
 
 @lru_cache(maxsize=1)

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.hardware import multiplies_bf16
+
 STEPS = 3
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration: it drives singular values to about 1 (0.7 to 1.2) in few steps."""
 LARGE = 128
-"""From this side on a CPU multiplies faster in bfloat16 than in float32."""
+"""From this side on a CPU that multiplies bfloat16 is faster in it than in float32."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -70,7 +72,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / (x.flatten(1).norm(dim=1).view(-1, 1, 1) + 1e-7)
-    x = x.to(torch.bfloat16 if x.shape[1] >= LARGE or x.is_cuda else torch.float32)
+    x = x.to(torch.bfloat16 if x.is_cuda or (x.shape[1] >= LARGE and multiplies_bf16()) else torch.float32)
     gram = (x @ x.mT).float()
     turn = factor = _polynomial(gram)
     for _ in range(STEPS - 1):

@@ -21,12 +21,10 @@ from core.checkpoint import Generators, Stateful, keep, resume
 from core.config import HardwareConfig, TrainConfig
 from core.data.types import Images
 from core.errors import Disturbed, TrainingDiverged, TrialError, UserError
-from core.hardware import device_facts
+from core.hardware import multiplies_bf16
 from core.muon import Muon, is_orthogonal
 from core.views import ViewedSet
 from core.workarounds import safe_convolutions
-
-BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,7 @@ def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if amp == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        # elsewhere bf16 is emulated, and slower than float32
-        return torch.bfloat16 if BF16_FLAGS & set(device_facts()["isa"]) else None
+        return torch.bfloat16 if multiplies_bf16() else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
 
 

@@ -17,12 +17,12 @@ PAGES = ["README.md", "README.zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md", "ben
 PAGES += sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))
 SHELL = ("", "bash", "sh")
 COMMAND = re.compile(r"(\.venv/bin/)?(python|optuna-dashboard|make|pip|ssh|export|npm|paretopress|ls|git|cd|for|sudo|python3)\b")
-NEEDS = re.compile(r"<!--\s*needs:\s*(.+?)\s*-->\s*$", re.DOTALL)
+NEEDS = re.compile(r"\*(?:Needs: |需要：)(.+)[.。]\*")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A code block. `needs` is what the comment before it says that it takes (hardware, data, time); None: tests run it."""
+    """A code block. `needs` is what the line before it says that it takes (hardware, data, time); None: tests run it."""
 
     page: str
     line: int
@@ -52,13 +52,14 @@ def tokens(page: str) -> tuple[Token, ...]:
 
 def blocks(page: str) -> Iterator[Block]:
     """Every code block, fenced or indented, in order."""
-    before = None
+    told = ""
     for token in tokens(page):
         if token.type in ("fence", "code_block"):
-            marked = NEEDS.match(before.content) if before is not None and before.type == "html_block" else None
+            marked = NEEDS.fullmatch(told)
             assert token.map is not None
             yield Block(page, token.map[0] + 1, token.info.strip(), token.content, marked and marked[1])
-        before = token
+        if token.type != "paragraph_close":
+            told = token.content if token.type == "inline" else ""
 
 
 def inline(page: str) -> Iterator[Token]:
