@@ -6,6 +6,10 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
+
+from core.files import lock_of
+
 
 class Epoch(NamedTuple):
     """One line. `trial` is None for the teacher; `loss` is the mean over the epoch; `epochs` may be fractional.
@@ -26,11 +30,11 @@ class Epoch(NamedTuple):
 
 def append_epoch(path: Path, epoch: Epoch) -> None:
     """Add a line, and the heading where the file is new."""
-    new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
+    # one heading, also where two workers begin
+    with FileLock(lock_of(path)), path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        if new:
+        if file.tell() == 0:
             writer.writerow(Epoch._fields)
         numbers = ("" if value is None else f"{value:.6g}" for value in epoch[2:])
         writer.writerow(("" if epoch.trial is None else epoch.trial, epoch.stage, *numbers))

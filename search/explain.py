@@ -1,7 +1,7 @@
 """Explain: python -m search.explain --rank 0
 
-Says what is inside one model of a study's front: bytes per layer, why a layer computes in float, and what one more bit or fewer
-channels would cost according to the study's own trials.
+Says what is inside one model of a study's front: bytes and (in OpenVINO) milliseconds per layer, why a layer computes in float, and what
+one more bit or fewer channels would cost according to the study's own trials.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 def build_parser() -> argparse.ArgumentParser:
     """The flags of search.explain."""
     parser = Parser(
-        prog="python -m search.explain", description="Explain one model of a study's Pareto front: bytes, execution, and costs of a change."
+        prog="python -m search.explain",
+        description="Explain one model of a study's Pareto front: bytes and milliseconds per layer, execution, and costs of a change.",
     )
     add_study_flags(parser)
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="0 is the most accurate point of the front (default)")
     parser.add_argument(
         "--time-layers",
         action=argparse.BooleanOptionalAction,
-        help="take the milliseconds of every layer here, for a second (default: where the study's runtime and the model's files are here)",
+        help="take the milliseconds of every layer here, for a second (default: where the runtime is OpenVINO and the files are here)",
     )
     return parser
 
@@ -37,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Read the study and print the explanation."""
     args = build_parser().parse_args(argv)
-    with opened(args.study, args.storage) as view:
+    with opened(args.study, args.storage) as (_, view):
         from results.explanation import explanation
         from results.front import at_rank
 

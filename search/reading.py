@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import optuna
+
     from results.view import StudyView
 
 
@@ -19,8 +21,8 @@ def add_study_flags(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def opened(study: str | None, storage: str | None) -> Iterator[StudyView]:
-    """The study as its report sees it. Raises UserError when there is none, also for the database's own errors within."""
+def opened(study: str | None, storage: str | None) -> Iterator[tuple[optuna.Study, StudyView]]:
+    """The study, and as its report sees it. Raises UserError when there is none, also for the database's own errors within."""
     from search.export_best import RUNS, newest_run
     from search.storage import storage_errors, storage_url  # late: bad flags are answered without Optuna
     from search.study import CONTENT_KEY, check_name, load_study
@@ -32,4 +34,4 @@ def opened(study: str | None, storage: str | None) -> Iterator[StudyView]:
         from results.view import read_view
 
         found = load_study(url, name, folder)
-        yield read_view(found, folder, found.user_attrs.get(CONTENT_KEY, {}))
+        yield found, read_view(found, folder, found.user_attrs.get(CONTENT_KEY, {}))

@@ -1,15 +1,21 @@
 """Report: python -m search.report --study digits
 
-Writes what a study found, for people: report.html (opens without a network), report.md and report.csv.
+Writes what a study found, for people: report.html (opens without a network), report.md and report.csv. optuna-dashboard offers those of
+the run's folder.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from core.cli import Parser, run_main
+from core.errors import UserError
 from search.reading import add_study_flags, opened
+
+if TYPE_CHECKING:
+    import optuna
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,12 +29,26 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Read the study, write the files, print where they are."""
     args = build_parser().parse_args(argv)
-    with opened(args.study, args.storage) as view:
+    with opened(args.study, args.storage) as (study, view):
         from results.report import write_report
 
         for path in write_report(view, args.out or view.folder):
             print(f"written: {path}")
+        if args.out is None:
+            _offer(study, view.folder, args.storage)
     return 0
+
+
+def _offer(study: optuna.Study, folder: Path, storage: str | None) -> None:
+    """To optuna-dashboard; whoever may only read the study has the files all the same."""
+    from search.showcase import offer_reports
+    from search.storage import storage_errors, storage_url
+
+    try:
+        with storage_errors(storage_url(folder, storage)):
+            offer_reports(study, folder)
+    except UserError as error:
+        print(f"optuna-dashboard does not offer them: {error}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """examples:
   python -m search.run --space spaces/digits.yaml --trials 20
   python -m search.run --model my_net.py:build --weights w.safetensors --data-dir images/ --trials 30
-The same command goes on where it was stopped. Then: python -m search.report | explain | dashboard | export_best
+FUNCTION(classes, channels, image_size), or of fewer of these, returns a torch.nn.Module that maps images to logits.
+Spaces that ship: spaces/*.yaml; spaces/examples/ for a phone, a Jetson, a server, a microcontroller; spaces/recipes/ of published methods.
+The same command goes on where it was stopped. Then: python -m search.report | explain | dashboard | export_best,
+and python -m core.predict --bundle exported/... on new images.
 Spaces and configurations, key by key: docs/guide.md"""
 DEFAULT_TARGETS = ("80", "86", "89", "120")
 """Of --build-only: 7.5 computes INT8 layers in float."""
@@ -76,7 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_course(parser: argparse.ArgumentParser) -> None:
     """The flags of the run itself."""
     run = parser.add_argument_group("the run")
-    run.add_argument("--runtime", metavar="NAME", help="inference runtime; default: the configuration's (auto)")
+    run.add_argument(
+        "--runtime",
+        metavar="NAME",
+        help="openvino, onnxruntime, tensorrt, ...: python -m core.hardware lists them; default: the configuration's (auto)",
+    )
     run.add_argument(
         "--build-only",
         nargs="*",

@@ -86,7 +86,12 @@ def show_study(study: optuna.Study, view: StudyView) -> None:
     if (not note or MARK in note) and note != (new := study_note(view)):
         save_note(study, new)
     _fill_notes(study, view)
-    for path in (view.folder / name for name in REPORTS):
+    offer_reports(study, view.folder)
+
+
+def offer_reports(study: optuna.Study, folder: Path) -> None:
+    """The files of the report that there are in the run's `folder`, as artefacts of the study, under the ids that they had."""
+    for path in (folder / name for name in REPORTS):
         if path.is_file():
             _offer(study, path)
 

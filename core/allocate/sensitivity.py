@@ -17,6 +17,7 @@ from core.allocate.haq import clamped
 from core.allocate.problem import Evidence, Losses, Problem
 from core.candidate import AllocationPlan
 from core.config import RangeConfig
+from core.errors import TrialError
 from core.quantise.ptq import rounded
 from core.quantise.setting import own_layer, weight_of
 
@@ -29,7 +30,10 @@ def sensitivity(problem: Problem, plan: AllocationPlan, evidence: Evidence) -> d
 
 
 def cheapest(problem: Problem, losses: Losses) -> dict[str, int]:
-    """Minimise the sum of losses[layer][bits] over one choice per layer, subject to the budget. Exact."""
+    """Minimise the sum of losses[layer][bits] over one choice per layer, subject to the budget. Exact.
+
+    Raises TrialError for losses that are not finite. Those below 0 are rounding errors of losses that are 0.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     assert problem.budget is not None
@@ -37,6 +41,10 @@ def cheapest(problem: Problem, losses: Losses) -> dict[str, int]:
         return {}
     count, options = len(problem.free), len(problem.choices)
     cost = np.array([[losses[layer.name][bits] for bits in problem.choices] for layer in problem.free])
+    if not np.isfinite(cost).all():
+        name = problem.free[int((~np.isfinite(cost)).any(1).argmax())].name
+        raise TrialError(f"sensitivity needs a finite loss for every layer and bit, but that of {name} is not; lower parent.train.lr")
+    cost = cost.clip(min=0.0)
     size = np.array([[layer.bytes(bits) for bits in problem.choices] for layer in problem.free])
     one_each = np.kron(np.eye(count), np.ones(options))
     rules = [LinearConstraint(one_each, 1, 1), LinearConstraint(size.reshape(1, -1), -np.inf, problem.budget)]

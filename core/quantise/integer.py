@@ -14,6 +14,7 @@ from torch import Tensor
 
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16; a channel whose weights are all zero gets it."""
+FEW_BITS = 5
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def largest_of(rows: Tensor, share: float) -> Tensor:
 def best_scales(weight: Tensor, bits: int, steps: int = 60) -> Tensor:
     """Scales (out,) of least squared rounding error, on a grid of shrink factors 1.0 down to 0.2 of the largest weight.
 
-    And of the factor with which the largest weight is the lowest level: what is on a grid already stays as it is.
+    And, up to FEW_BITS, of those with which the largest weight is any other level: what is on a grid already stays as it is, also where its
+    outermost levels are not used. With more bits such a channel loses next to nothing.
     """
     low, high = limits(bits)
     flat = weight.detach().flatten(1).float()
@@ -88,8 +90,9 @@ def best_scales(weight: Tensor, bits: int, steps: int = 60) -> Tensor:
     if bits > 8:
         return largest / high
     best, best_error = largest / high, torch.full_like(largest, torch.inf)
-    for factor in (*torch.linspace(1.0, 0.2, steps).tolist(), high / -low):
-        scales = factor * largest / high
+    levels = range(1, -low + 1) if bits <= FEW_BITS else (-low,)
+    for factor in (*torch.linspace(1.0, 0.2, steps).tolist(), *(high / level for level in levels)):
+        scales = storable(factor * largest / high, bits)
         rounded = torch.round(flat / scales[:, None]).clamp(low, high) * scales[:, None]
         error = (rounded - flat).square().sum(1)
         best = torch.where(error < best_error, scales, best)

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.cli import run_main
 from core.errors import UserError
 from core.students import STUDENTS
 from core.tables import lookup, nearest
@@ -84,17 +85,14 @@ def zoo_names(library: str) -> tuple[str, ...]:
     return tuple(sorted({name for path in files for name in REGISTERED.findall(path.read_text(encoding="utf-8"))}))
 
 
+def main(argv: list[str]) -> int:
+    """Print the names of the libraries given, one a line."""
+    for library in argv or list(ZOOS):
+        lookup(ZOOS, "library", library)
+        check_zoo_name(f"{library}:resnet18")  # installed?
+        print("\n".join(f"{library}:{name}" for name in zoo_names(library)))
+    return 0
+
+
 if __name__ == "__main__":
-    import sys
-
-    from core.cli import run_main
-
-    def main(argv: list[str]) -> int:
-        """Print the names of the libraries given, one a line."""
-        for library in argv or list(ZOOS):
-            lookup(ZOOS, "library", library)
-            check_zoo_name(f"{library}:resnet18")  # installed?
-            print("\n".join(f"{library}:{name}" for name in zoo_names(library)))
-        return 0
-
-    sys.exit(run_main(main, sys.argv[1:]))
+    raise SystemExit(run_main(main))

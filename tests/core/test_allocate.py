@@ -21,7 +21,7 @@ from core.allocate.sqnr import sqnr_db
 from core.candidate import AllocationPlan, Candidate, GroupPlan, ShapePlan
 from core.compress import plan_of, prune, resolve, rough_bytes
 from core.config import PtqConfig
-from core.errors import InfeasibleCandidate, UserError
+from core.errors import InfeasibleCandidate, TrialError, UserError
 from core.layers import layer_infos
 from core.runtimes import RUNTIMES
 from core.runtimes.types import Runtime
@@ -283,3 +283,19 @@ def test_every_kind_of_student_takes_every_strategy(student: str, strategy: str)
 def test_where_no_layer_is_free_there_is_nothing_to_choose() -> None:
     """A network of two layers, both of which are edges."""
     assert cheapest(Problem((), CHOICES, 2, 0.0), {}) == {}
+
+
+def test_losses_of_nothing_but_rounding_errors_are_no_losses() -> None:
+    asked = problem([100] * 5, 250, (2, 4, 8))
+    losses = {layer.name: dict.fromkeys(asked.choices, -1e-09 * (1 + index % 2)) for index, layer in enumerate(asked.free)}
+    assert asked.keeps(cheapest(asked, losses))
+
+
+def test_a_loss_that_is_not_finite_ends_its_trial_alone() -> None:
+    asked = problem([100] * 3, 150, (2, 4, 8))
+    losses = {layer.name: dict.fromkeys(asked.choices, 1.0) for layer in asked.free}
+    losses[asked.free[1].name][asked.choices[0]] = float("nan")
+    with pytest.raises(
+        TrialError, match=f"sensitivity needs a finite loss for every layer and bit, but that of {asked.free[1].name} is not"
+    ):
+        cheapest(asked, losses)

@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
+from core.cli import run_main
 from core.compress import check_compressible
 from core.config import Config, TeacherConfig
 from core.errors import UserError
@@ -19,7 +20,7 @@ from core.layers import count_parameters, layer_infos
 from core.prune import prune_channels
 from core.start import load_start
 from core.students.own import load_state, save_weights
-from core.students.zoo import check_zoo_name, find_student, in_zoo, zoo_names
+from core.students.zoo import check_zoo_name, find_student, in_zoo, main, zoo_names
 from core.students.zoo_net import LibraryNetwork, RegionalNetwork
 from core.teacher import obtain_teacher
 from core.teacher_logits import check_regions
@@ -64,6 +65,15 @@ def images(count: int = 2, channels: int = 3, size: int = 64) -> torch.Tensor:
 def test_names_read_from_the_sources_are_those_that_the_libraries_list() -> None:
     assert list(zoo_names("torchvision")) == sorted(torchvision.models.list_models(module=torchvision.models))
     assert list(zoo_names("timm")) == sorted(timm.list_models())
+
+
+def test_the_command_lists_one_library_or_both(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(main, ["torchvision"]) == 0
+    listed = capsys.readouterr().out.split()
+    assert listed == [f"torchvision:{name}" for name in zoo_names("torchvision")]
+    assert run_main(main, []) == 0
+    assert set(listed) < set(capsys.readouterr().out.split())
+    assert run_main(main, ["tim"]) == 2
 
 
 @pytest.mark.parametrize(

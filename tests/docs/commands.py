@@ -27,6 +27,18 @@ FEW = [*EPOCHS, "data.train_limit=150", "quantise.calibration_images=64", "runti
 SMALL = {"search.run": [*sets(FEW), "--trials", "1"], "core.latency": ["--max-s", "0.05"]}
 """What is appended to a command in tests: the later flag counts, so a run ends after one trial of half epochs."""
 SERVER = "tests/search/test_dashboard.py"
+TESTED = {
+    "core.agent": "tests/core/test_agent.py",
+    "core.engines": "tests/core/test_engines.py",
+    "core.hardware": "tests/core/test_hardware.py",
+    "core.pack": "tests/core/test_pack.py",
+    "core.students.zoo": "tests/core/test_zoo.py",
+    "search.doctor": "tests/search/test_doctor.py",
+    "search.refine": "tests/search/test_refine.py",
+    "search.schema": "tests/search/test_schema.py",
+    "search.tensorboard": "tests/search/test_tensorboard.py",
+}
+"""Programs that stand in running text alone, and what runs them."""
 ELSEWHERE = {"optuna-dashboard": SERVER, "search.dashboard": SERVER, "make": ".ci/run"}
 """Programs and modules that do not end by themselves, or take minutes: they are run there."""
 

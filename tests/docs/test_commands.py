@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from core.errors import UserError
 from core.yaml_io import parse
 from search.setup import build_parser, resolve_arguments
 from search.space import Space
-from tests.docs.commands import Call, calls, known_flags
+from tests.docs.commands import ELSEWHERE, TESTED, Call, calls, known_flags
 from tests.docs.home import make_home
-from tests.docs.pages import PAGES, Block, blocks, codes
+from tests.docs.pages import PAGES, ROOT, Block, blocks, codes
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELLS = [block for block in BLOCKS if block.is_shell]
+ADDED_TO = {"docs/recipes.md": "spaces/recipes/resnet32x4_resnet8x4.yaml"}
+"""Page -> the space of the commands to which its settings are added."""
 FENCED = ("", "bash", "python", "yaml", "text", "mermaid", "csv")
 
 
@@ -49,6 +52,35 @@ def test_every_command_in_running_text_has_the_flags_of_its_program(page: str) -
     for text in codes(page):
         for call in calls(text) if re.match(r"python (-m )?\w", text) else []:
             check_call(call, page)
+
+
+def test_every_program_in_running_text_is_run_by_a_block_or_by_tests_of_its_own() -> None:
+    in_blocks = {call.module for block in SHELLS if block.needs is None for line in block.commands() for call in calls(line)}
+    named = {call.module for page in PAGES for text in codes(page) if re.match(r"python -m \w", text) for call in calls(text)}
+    named -= {"pip", *ELSEWHERE}
+    assert named - in_blocks <= set(TESTED)
+    for module, test in TESTED.items():
+        package, _, name = module.rpartition(".")
+        assert re.search(rf"from {package} import .*\b{name}\b|from {module} import .*\bmain\b|{module}", (ROOT / test).read_text()), module
+
+
+def test_settings_that_stand_alone_are_valid(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a block, or in a table: to be added to a command."""
+    monkeypatch.chdir(home)
+    alone = [(str(block), block.text) for block in BLOCKS if block.text.startswith("--set ")]
+    alone += [(page, text) for page in PAGES for text in codes(page) if re.match(r"--set \S+=\S|--set '", text)]
+    assert len(alone) > 10
+    for where, text in alone:
+        words = shlex.split(text)
+        if any(re.fullmatch(r"[\w.]+=([A-Z]+|\.\.\.|value)", word) for word in words):
+            continue  # a placeholder
+        words += ["--model", "my_net.py:build"] if "student.name=self" in words else []
+        try:
+            resolve_arguments(
+                build_parser().parse_args(["--space", ADDED_TO.get(where, "spaces/digits.yaml"), "--data-dir", "images", *words])
+            )
+        except UserError as error:
+            pytest.fail(f"{where}: {text}: {error}")
 
 
 def test_every_search_on_the_pages_has_a_space_and_settings_that_are_valid(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,14 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -120,6 +121,37 @@ def test_the_dashboard_shows_metrics_notes_plots_and_models_of_a_run(plain_dashb
             assert sent == (FOLDER / str(record.path) / each["filename"]).read_bytes()
 
 
+def offered_of(study: optuna.Study) -> dict[str, str]:
+    return {meta.filename: meta.artifact_id for meta in optuna.artifacts.get_all_artifact_meta(study)}
+
+
+def test_a_report_is_offered_as_soon_as_it_is_written(again: Path, capfd: Capture) -> None:
+    """Also by optuna-dashboard, which brings nothing up to date."""
+    assert _answer(capfd, report.main, []).code == 0
+    offered = offered_of(load())
+    assert sorted(offered) == ["report.csv", "report.html", "report.md"]
+    assert _answer(capfd, report.main, []).code == 0
+    assert offered_of(load()) == offered
+    with LinkedArtifacts(FOLDER / STORE).open_reader(offered["report.html"]) as file:
+        assert file.read() == (FOLDER / "report.html").read_bytes()
+
+
+def test_who_may_only_read_a_study_gets_its_report(again: Path, capfd: Capture) -> None:
+    with closing(sqlite3.connect(FOLDER / "study.db")) as database:  # as a file system does that is mounted to be read
+        database.execute("CREATE TRIGGER no BEFORE INSERT ON study_system_attributes BEGIN SELECT RAISE(ABORT, 'readonly'); END")
+        database.commit()
+    answer = _answer(capfd, report.main, [])
+    assert answer.code == 0
+    assert answer.out.count("written: ") == 3
+    assert "optuna-dashboard does not offer them: the study's database must be reachable and writable" in answer.out
+
+
+def test_a_report_written_elsewhere_is_not_offered(again: Path, capfd: Capture, tmp_path: Path) -> None:
+    before = offered_of(load())
+    assert _answer(capfd, report.main, ["--out", str(tmp_path / "elsewhere")]).code == 0
+    assert offered_of(load()) == before
+
+
 def test_our_command_serves_the_newest_run_with_its_report(again: Path, capfd: Capture) -> None:
     assert _answer(capfd, report.main, []).code == 0
     with serving([sys.executable, "-m", "search.dashboard", "--port", "0"], None) as address:
@@ -149,8 +181,8 @@ def test_a_report_written_again_keeps_its_one_artefact(again: Path) -> None:
     for text in ("first", "second"):
         path.write_text(text)
         Follower(study, FOLDER)()
-    (meta,) = optuna.artifacts.get_all_artifact_meta(study)
-    with LinkedArtifacts(FOLDER / STORE).open_reader(meta.artifact_id) as file:
+    (artifact_id,) = [meta.artifact_id for meta in optuna.artifacts.get_all_artifact_meta(study) if meta.filename == path.name]
+    with LinkedArtifacts(FOLDER / STORE).open_reader(artifact_id) as file:
         assert file.read() == b"second"
 
 
