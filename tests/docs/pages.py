@@ -17,6 +17,7 @@ PAGES = ["README.md", "README.zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md", "ben
 PAGES += sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))
 SHELL = ("", "bash", "sh")
 COMMAND = re.compile(r"(\.venv/bin/)?(python|optuna-dashboard|make|pip|ssh|export|npm|paretopress|ls|git|cd|for|sudo|python3)\b")
+LOOP = re.compile(r"^for (\w+) in (.+); do\n(.+?)\n *done$", re.DOTALL | re.MULTILINE)
 NEEDS = re.compile(r"\*(?:Needs: |需要：)(.+)[.。]\*")
 
 
@@ -39,9 +40,14 @@ class Block:
         return self.language in SHELL and COMMAND.match(self.text.strip()) is not None
 
     def commands(self) -> list[str]:
-        """Its command lines: continued ones joined, without comments."""
-        joined = self.text.replace("\\\n", " ")
+        """Its command lines: continued ones joined, loops written out, without comments."""
+        joined = LOOP.sub(_written_out, self.text.replace("\\\n", " "))
         return [found for line in joined.splitlines() if (found := re.sub(r"(^|\s)#(\s.*)?$", "", line).strip())]
+
+
+def _written_out(loop: re.Match[str]) -> str:
+    name, values, body = loop.groups()
+    return "\n".join(re.sub(rf"\${name}\b|\${{{name}}}", value, body) for value in values.split())
 
 
 @cache
