@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH = 1100
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000")
+LABELS = {
+    **{"top center": (0.0, 0.07), "bottom center": (0.0, -0.07), "middle right": (0.04, 0.0), "middle left": (-0.04, 0.0)},
+    **{"top right": (0.03, 0.06), "bottom right": (0.03, -0.06), "top left": (-0.03, 0.06), "bottom left": (-0.03, -0.06)},
+}
+"""Where a number may stand, as shares of the picture right of its point and above it."""
+NEAR = 0.07
+"""As far from all else is far enough: the first place of LABELS then."""
 ARMS = {"plain": ("hand-written loop", STAR), "ours": ("search.run", ACCENT)}
 
 
@@ -47,13 +55,33 @@ def front(content: Mapping[str, Any]) -> go.Figure:
                 x=[point[key] / unit for point in points],
                 y=[100 * point["search_accuracy"] for point in points],
                 text=[str(point.get("rank", "")) if name == "front" else "" for point in points],
-                **{"mode": "markers+text", "textposition": "top center", "marker": marker, "name": name},
+                textposition=beside([(math.log10(point[key]), point["search_accuracy"]) for point in points]),
+                **{"mode": "markers+text", "marker": marker, "name": name},
                 **{"showlegend": column == 1 and bool(points), "row": 1, "col": column},
             )
     figure.update_xaxes(type="log", title="size of the weight file, KB (log)", col=1)
     figure.update_xaxes(type="log", title="latency, ms (log)", col=2)
     figure.update_yaxes(title="accuracy on the search split, %", col=1)
     return figure.update_layout(height=480)
+
+
+def beside(places: Sequence[tuple[float, float]]) -> list[str]:
+    """Plotly's text position for the number of each point (x, y), where it lies farthest from points and numbers that are placed."""
+    if not places:
+        return []
+    widths = [max(values) - min(values) or 1.0 for values in zip(*places, strict=True)]
+    points = [(x / widths[0], y / widths[1]) for x, y in places]
+    chosen, taken = list[str](), list(points)
+
+    def room(place: tuple[float, float], own: tuple[float, float]) -> float:
+        return min((math.dist(place, other) for other in taken if other != own), default=1.0)
+
+    for x, y in points:
+        where = {name: (x + right, y + up) for name, (right, up) in LABELS.items()}
+        best = max(where, key=lambda name: min(room(where[name], (x, y)), NEAR))
+        chosen.append(best)
+        taken.append(where[best])
+    return chosen
 
 
 def efficiency(content: Mapping[str, Any]) -> go.Figure:

@@ -93,8 +93,13 @@ def least_width(drawn: Mapping[str, Any]) -> int:
 def table_html(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of plain cells; numbers keep to one line."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td{_kind(cell)}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(f"<td{_kind(cell)}>{_code(escape(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _code(text: str) -> str:
+    """Escaped text with what stands in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
 
 
 def _kind(cell: str) -> str:
