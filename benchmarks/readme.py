@@ -24,7 +24,13 @@ MARKS = "<!-- measured{}: begin -->", "<!-- measured{}: end -->"
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
-    from benchmarks import compression_markdown, library_networks, qat_step, walk  # late: as a script this file is in no package
+    from benchmarks import (
+        compression_markdown,
+        interval_coverage,
+        library_networks,
+        qat_step,
+        walk,
+    )  # late: as a script this file is in no package
     from benchmarks.readme_text import PAGES
     from benchmarks.recipes import with_measured
 
@@ -32,7 +38,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     sections = {page: {"": section(words)} for page, words in PAGES.items()} | {
-        "docs/protocol.md": {"": protocol()},
+        "docs/protocol.md": {"": protocol(), " coverage": interval_coverage.sentence(read("interval_coverage"))},
         "docs/methods.md": {
             "": methods(),
             " compression": compression_markdown.markdown(read("compression")),
