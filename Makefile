@@ -1,9 +1,9 @@
-# make install | demo | test | check | matrix | faults | fuzz        (Debian, Python 3.11+, make; no GPU needed)
+# make install | demo | test | check | matrix | recipes | faults | fuzz        (Debian, Python 3.11+, make; no GPU needed)
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo test check lint matrix faults fuzz clean
+.PHONY: install demo test check lint matrix recipes faults fuzz clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,9 @@ check: lint test
 matrix: install
 	$(RUN) benchmarks/matrix.py
 	$(RUN) -m tests.contracts.allocation_matrix
+
+recipes: install
+	$(RUN) -m pytest -m recipes tests/docs/test_recipes.py
 
 faults: install
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,dask]'

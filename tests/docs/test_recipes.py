@@ -90,6 +90,11 @@ RUNS: dict[str, list[str]] = {
 """What makes a recipe small beside SMALL: one of every data set. Methods have tests of their own."""
 
 
+OTHER: dict[str, list[str]] = {}
+"""What else a recipe needs on a stand-in, where it keeps its own networks."""
+LARGE = [f"recipes/{Path(space).name}" for space in SPACES if data_of(str(ROOT / space)) in ("cifar100", "cub200", "imagenet")]
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_recipe_runs_on_a_small_stand_in_of_its_data(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
@@ -97,6 +102,17 @@ def test_a_recipe_runs_on_a_small_stand_in_of_its_data(name: str, home: Path, mo
     given = sets([*SMALL, *RUNS[name]])
     assert run_main(run.main, ["--space", space, *IMAGES[data_of(space)], *given, "--trials", "1", "--quiet"]) == 0
     assert states(load(name)).count("COMPLETE") == 1
+
+
+@pytest.mark.recipes
+@pytest.mark.parametrize("name", [Path(space).stem for space in SPACES if "/recipes/" in space])
+def test_every_recipe_trains_its_own_networks_on_a_stand_in(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make recipes`: minutes."""
+    monkeypatch.chdir(home)
+    space = str(ROOT / "spaces" / "recipes" / f"{name}.yaml")
+    given = [*IMAGES[data_of(space)], *sets([*SMALL, *OTHER.get(name, [])]), "--study", f"own_{name}"]
+    assert run_main(run.main, ["--space", space, *given, "--trials", "1", "--quiet"]) == 0
+    assert states(load(f"own_{name}")).count("COMPLETE") == 1
 
 
 @pytest.fixture
@@ -114,9 +130,13 @@ def foreseen(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     return say
 
 
-@pytest.mark.parametrize("name", ["cub200_vgg13_vgg8", "imagenet_resnet34_resnet18"])
-def test_a_recipe_for_a_gpu_can_be_foreseen_before_it_is_begun(name: str, foreseen: Callable[..., str]) -> None:
-    assert "hours" in foreseen(f"recipes/{name}.yaml", *sets([*SMALL, *RUNS[name]]), "--trials", "1")
+@pytest.mark.parametrize("space", LARGE)
+def test_a_recipe_for_a_gpu_can_be_foreseen_before_it_is_begun(
+    space: str, foreseen: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its own networks."""
+    monkeypatch.setattr("search.dry_run.MEASURING_S", 0.5)
+    assert "hours" in foreseen(space, *sets(SMALL), "--trials", "1")
 
 
 @pytest.mark.parametrize("name", ["phone", "jetson", "server_gpu", "microcontroller"])
