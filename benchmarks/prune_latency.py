@@ -78,6 +78,17 @@ def counted(network: nn.Module) -> Row:
     return {"parameters": count_parameters(network), "macs": count_macs(network, SHAPE), "channels": sum(widths), "widths": widths}
 
 
+def section(found: list[Row]) -> str:
+    """For docs/protocol.md: what was done, where, and `table`."""
+    device = found[0]["device"]
+    where = f"OpenVINO {device['runtime_version']}, batch 1, 1 thread, {device['cpu']} ({', '.join(device['isa'])})"
+    return (
+        "Every student at 32 px and full width, untrained, and the same without half of the channels of every group that can be pruned;"
+        f" {where}: median ms of all layers in INT8, and of all in f32 (`benchmarks/prune_latency.py`). *: the interval stayed wider than 2 %,"
+        f" or the machine was disturbed.\n\n{table(found)}"
+    )
+
+
 def table(found: list[Row]) -> str:
     """Markdown: what is left of everything at half the channels, per student; then why, where latency did not follow."""
     by_key = {key(row): row for row in found if row["error"] is None}

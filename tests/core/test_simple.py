@@ -151,6 +151,16 @@ def test_the_ten_lines_of_the_guide_run_as_printed(trained: nn.Module, tmp_path:
     assert sizes["student_int8"] < sizes["student"]
 
 
+def test_the_loss_of_the_guide_teaches_in_a_loop_of_one_s_own(trained: nn.Module) -> None:
+    _, code, *_ = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    exec(code, names := {})
+    model, data = student(), view_set(64)
+    images, labels = data.plain(torch.arange(64)), data.labels
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = [names["train_step"](trained.eval(), model, optimiser, images, labels) for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
 def test_a_student_learns_from_a_labelled_folder(trained: nn.Module, labelled: Path, tmp_path: Path) -> None:
     model = student()
     learned, report = distil_folder(trained, model, labelled, epochs=8, lr=0.1, cache_dir=tmp_path, **QUICK)
