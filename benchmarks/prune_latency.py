@@ -84,7 +84,7 @@ def section(found: list[Row]) -> str:
     where = f"OpenVINO {device['runtime_version']}, batch 1, 1 thread, {device['cpu']} ({', '.join(device['isa'])})"
     return (
         "Every student at 32 px and full width, untrained, and the same without half of the channels of every group that can be pruned;"
-        f" {where}: median ms of all layers in INT8, and of all in f32 (`benchmarks/prune_latency.py`). *: the interval stayed wider than 2 %,"
+        f" {where}: median ms of all layers in INT8, and of all in f32 (`benchmarks/prune_latency.py`). *: the interval stayed wide,"
         f" or the machine was disturbed.\n\n{table(found)}"
     )
 
