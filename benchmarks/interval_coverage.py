@@ -62,6 +62,7 @@ def sentence(result: dict[str, Any]) -> str:
 
 
 def listed(rows: list[dict[str, Any]], key: str) -> str:
+    """Per cent, as in "1, 2 and 3"."""
     *first, last = (f"{100 * row[key]:.0f}" for row in rows)
     return f"{', '.join(first)} and {last}"
 

@@ -51,7 +51,18 @@ def export_onnx(model: nn.Module, input_shape: tuple[int, int, int]) -> onnx.Mod
             raise UserError(f"the network must export to ONNX, but torch.onnx refuses it: {_first_line(error)}") from error
     assert program is not None
     _fold_shapes(program.model)
+    _give_first_names(program.model, model)
     return _stripped(program.model_proto)
+
+
+def _give_first_names(exported: ir.Model, model: nn.Module) -> None:
+    """Call a tied parameter or buffer as `named_parameters` does: torch.onnx keeps the last of its names."""
+    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    first: dict[int, str] = {}
+    for name, value in held:
+        known, other = first.setdefault(id(value), name), exported.graph.initializers.get(name)
+        if known != name and other is not None:
+            other.name = known
 
 
 def packed_tensors(graph: nn.Module) -> dict[str, Tensor]:
@@ -63,18 +74,11 @@ def packed_tensors(graph: nn.Module) -> dict[str, Tensor]:
         tensors |= {f"{name}.{leaf}": tensor for leaf, tensor in _stored_tensors(layer.stored).items()}
         tensors[f"{name}.bias"] = layer.bias.numpy()
     taken = {f"{name}.{leaf}" for name in layers for leaf in ("weight", "bias", "scale", "zero")}
-    for name, value in _values(graph).items():
+    # not state_dict: the engine needs buffers that are not persistent too
+    for name, value in (*graph.named_parameters(), *graph.named_buffers()):
         if name not in taken and value.is_floating_point():
             tensors[name] = value.detach().numpy().astype(np.float32)
     return tensors
-
-
-def _values(graph: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers. Not state_dict: the engine needs buffers that are not persistent too.
-
-    A tied one under each of its names, since the ONNX has it under one of them, which torch.onnx chooses.
-    """
-    return dict((*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False)))
 
 
 def _stored_tensors(weight: StoredWeight) -> dict[str, Tensor]:
@@ -95,7 +99,7 @@ def load_packed(graph: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         stored = _stored_weight(name, tensors)
         assert (type(layer.stored), layer.bits) == (type(stored), stored.bits), f"{name}: {layer.bits} bits, but {stored.bits} are packed"
         layer.take(stored)
-    floats = _values(graph)
+    floats = dict((*graph.named_parameters(), *graph.named_buffers()))
     weights = {f"{name}.weight" for name in layers}
     for name, tensor in tensors.items():
         if name in floats and name not in weights:  # another plan has other Q/DQ points

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from filelock import FileLock, Timeout
 
@@ -87,6 +87,15 @@ def made_once(path: Path, on_wait: Callable[[str], None] = lambda text: None) ->
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def appending(path: Path, heading: str) -> Iterator[TextIO]:
+    """The file (UTF-8, no newlines changed) open to add whole lines, by one process at a time; `heading` is its first line."""
+    with FileLock(lock_of(path)), path.open("a", newline="", encoding="utf-8") as file:
+        if file.tell() == 0:
+            file.write(heading + "\n")
+        yield file
 
 
 def lock_of(path: Path) -> Path:

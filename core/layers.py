@@ -74,10 +74,12 @@ def trial_run(model: nn.Module, input_shape: tuple[int, int, int], *, training: 
         return copy.deepcopy(model).to(memory_format=torch.channels_last).train(training)(images)
 
 
-def trial_gradients(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
-    """Forward and backward of a copy in training mode, all of whose weights learn, for two zero images; raises what they raise."""
+def trial_gradients(model: nn.Module, input_shape: tuple[int, int, int], *, every: bool) -> None:
+    """Forward and backward of a copy in training mode for two zero images; raises what they raise. `every`: frozen weights learn too."""
     images = _zeros(model, input_shape, 2).contiguous(memory_format=torch.channels_last)
-    learner = copy.deepcopy(model).to(memory_format=torch.channels_last).train().requires_grad_(True)
+    learner = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
+    for parameter in learner.parameters():
+        parameter.requires_grad_(parameter.requires_grad or (every and parameter.is_floating_point()))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         learner(images).sum().backward()
 

@@ -6,9 +6,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
-
-from core.files import lock_of
+from core.files import appending
 
 
 class Epoch(NamedTuple):
@@ -31,13 +29,9 @@ class Epoch(NamedTuple):
 def append_epoch(path: Path, epoch: Epoch) -> None:
     """Add a line, and the heading where the file is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # one heading, also where two workers begin
-    with FileLock(lock_of(path)), path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if file.tell() == 0:
-            writer.writerow(Epoch._fields)
+    with appending(path, ",".join(Epoch._fields)) as file:
         numbers = ("" if value is None else f"{value:.6g}" for value in epoch[2:])
-        writer.writerow(("" if epoch.trial is None else epoch.trial, epoch.stage, *numbers))
+        csv.writer(file, lineterminator="\n").writerow(("" if epoch.trial is None else epoch.trial, epoch.stage, *numbers))
 
 
 def read_epochs(path: Path) -> list[Epoch]:

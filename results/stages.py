@@ -6,10 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
 from core.candidate import StageRecord
-from core.files import lock_of
+from core.files import appending
 
 COLUMNS = ("trial", *StageRecord.model_fields)
 
@@ -18,9 +16,5 @@ def append_stages(path: Path, trial: int, records: Sequence[StageRecord]) -> Non
     """Add a line for each record of `trial`, and the heading where the file is new; nothing where there are none."""
     if not records:
         return
-    # one heading, also where two workers begin
-    with FileLock(lock_of(path)), path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if file.tell() == 0:
-            writer.writerow(COLUMNS)
-        writer.writerows((trial, *record.model_dump().values()) for record in records)
+    with appending(path, ",".join(COLUMNS)) as file:
+        csv.writer(file, lineterminator="\n").writerows((trial, *record.model_dump().values()) for record in records)

@@ -69,6 +69,7 @@ def check_networks(space: Space, config: Config, info: DataInfo) -> None:
     from core.teacher_logits import check_early_regions, check_regions
     from core.train import check_sizes
 
+    _check_gradients(space, config, info)
     for loss, said in _asked(space, config):
         check_classes(loss, len(info.classes), len(config.teachers), config.teacher_mix.rule, said)
     own = {"finetune": config.finetune, "quantise.train": config.quantise.train}
@@ -91,6 +92,23 @@ def check_networks(space: Space, config: Config, info: DataInfo) -> None:
             network = build_teacher_network(each, info)
         for method, grid in looks:
             check_regions(network, images, grid, f"the teacher {each.model or each.name}", method)
+
+
+def _check_gradients(space: Space, config: Config, info: DataInfo) -> None:
+    """Raises UserError where a network of the user's is trained, but has no gradients: as `self` in all of its weights."""
+    from core.layers import trial_gradients
+    from core.teacher import build_teacher_network
+
+    taught = SELF in options(space.student.name) and max(config.finetune.epochs, config.quantise.train.epochs) > 0
+    trained = [(each, False) for each in config.teachers if each.model and each.weights is None]
+    for each, every in [*trained, *([(config.teacher, True)] if taught and config.teacher.model else [])]:
+        network = build_teacher_network(each, info)
+        try:
+            trial_gradients(network, info.shape, every=every)
+        except Exception as error:  # the user's file may raise anything
+            reason = " ".join(str(error).split()) or "no message"
+            law = f"a network that is trained must have gradients, but those of {each.model} raised {type(error).__name__} ({reason})"
+            raise UserError(f"{law}; keep torch.no_grad, detach and changes in place out of forward") from error
 
 
 def check_teachers(space: Space, config: Config, teachers: Sequence[Teacher], data: ViewedSet) -> None:

@@ -47,7 +47,7 @@ def _offer(study: optuna.Study, folder: Path, storage: str | None) -> None:
     try:
         with storage_errors(storage_url(folder, storage)):
             offer_reports(study, folder)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"optuna-dashboard does not offer them: {error}")
 
 

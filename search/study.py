@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from core.engines import living_hosts
 from core.errors import UserError
+from core.files import lock_of
 from results.front import Point
 from results.record import RECORD_KEY, REFERENCE_KEY, TrialRecord, read_records
 from search.digest import portable
@@ -207,7 +208,8 @@ def delete_study(url: str, name: str, folder: Path) -> None:
         if study.get_trials(deepcopy=False) and DIGEST_KEY not in study.user_attrs:
             raise UserError(f"--fresh deletes only what this program made, but the study {name!r} is another's; choose another --study")
         optuna.delete_study(study_name=name, storage=open_storage(url))
-    for entry in (*(folder / made for made in MADE_BY_A_RUN), *folder.glob("engines-*")):
+    made = [folder / name for name in MADE_BY_A_RUN]
+    for entry in (*made, *map(lock_of, made), *folder.glob("engines-*")):
         if entry.is_dir():
             shutil.rmtree(entry)
         else:

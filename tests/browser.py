@@ -34,13 +34,13 @@ def rendered(page: Path, folder: Path) -> tuple[str, list[str]]:
     return opened(page, folder, "--virtual-time-budget=8000", "--dump-dom")
 
 
-def photographed(page: Path, folder: Path, scheme: str, height: int = 1500) -> tuple[Counter[str], list[str]]:
-    """(pixels of each colour as "#rrggbb" in a window of 1280 x `height`, complaints of the console), in that scheme."""
+def photographed(page: Path, folder: Path, scheme: str) -> tuple[Counter[str], list[str]]:
+    """(pixels of each colour as "#rrggbb" in a window of 1280 x 1500, complaints of the console), in that scheme."""
     picture = folder.with_suffix(".png")
-    look = (f"--window-size=1280,{height}", "--hide-scrollbars", f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}")
+    look = ("--window-size=1280,1500", "--hide-scrollbars", f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}")
     complaints = opened(page, folder, *look, "--virtual-time-budget=500", f"--screenshot={picture}")[1]
     with Image.open(picture) as image:
-        assert image.size == (1280, height)
+        assert image.size == (1280, 1500)
         found = image.convert("RGB").getcolors(maxcolors=image.width * image.height)
     assert found is not None
     return Counter({f"#{red:02x}{green:02x}{blue:02x}": count for count, (red, green, blue) in found}), complaints

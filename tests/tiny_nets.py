@@ -111,18 +111,19 @@ class Asked(nn.Module):
         return self.head(x.mean(sizes))
 
 
-class Gained(nn.Module):
-    """Two layers with one gain, a parameter of both."""
+class Tied(nn.Module):
+    """Two norms that stay in float, with one gain and shift: a parameter of both."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Module(), nn.Module()
-        self.first.conv, self.second.conv, self.head = conv(3, 8), conv(8, 8), head()
-        self.first.gain = self.second.gain = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        self.a, self.b, self.head = conv(3, 8), conv(8, 8), head()
+        self.first, self.second = nn.LayerNorm([8, 8, 8]), nn.LayerNorm([8, 8, 8])
+        self.second.weight, self.second.bias = self.first.weight, self.first.bias
+        nn.init.normal_(self.first.weight, 1.0, 0.2)
+        nn.init.normal_(self.first.bias, 0.0, 0.2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.first.conv(x)) * self.first.gain
-        return self.head(pooled(F.relu(self.second.conv(x)) * self.second.gain))
+        return self.head(pooled(F.relu(self.second(self.b(F.relu(self.first(self.a(x))))))))
 
 
 @dataclass(frozen=True)
@@ -327,5 +328,5 @@ PATTERNS = [
         lambda: Forward(lambda m, x: m.head(F.relu(m.a(x))).mean((2, 3)), a=conv(3, 8), head=nn.Conv2d(8, CLASSES, 1)),
     ),
     Pattern("a forward with optional arguments", Asked),
-    Pattern("one gain of two layers", Gained),
+    Pattern("one gain of two norms", Tied),
 ]

@@ -43,7 +43,9 @@ def cheapest(problem: Problem, losses: Losses) -> dict[str, int]:
     cost = np.array([[losses[layer.name][bits] for bits in problem.choices] for layer in problem.free])
     if not np.isfinite(cost).all():
         name = problem.free[int((~np.isfinite(cost)).any(1).argmax())].name
-        raise TrialError(f"sensitivity needs a finite loss for every layer and bit, but that of {name} is not; lower parent.train.lr")
+        raise TrialError(
+            f"sensitivity needs a finite loss for every layer and bit, but that of {name} is not; take another allocation.strategy"
+        )
     cost = cost.clip(min=0.0)
     size = np.array([[layer.bytes(bits) for bits in problem.choices] for layer in problem.free])
     one_each = np.kron(np.eye(count), np.ones(options))

@@ -82,7 +82,7 @@ def best_scales(weight: Tensor, bits: int, steps: int = 60) -> Tensor:
     """Scales (out,) of least squared rounding error, on a grid of shrink factors 1.0 down to 0.2 of the largest weight.
 
     And, up to FEW_BITS, of those with which the largest weight is any other level: what is on a grid already stays as it is, also where its
-    outermost levels are not used. With more bits such a channel loses next to nothing.
+    outermost levels are not used. With more bits such a channel gets another grid, of about a quarter of the grid's own rounding noise.
     """
     low, high = limits(bits)
     flat = weight.detach().flatten(1).float()
@@ -90,7 +90,7 @@ def best_scales(weight: Tensor, bits: int, steps: int = 60) -> Tensor:
     if bits > 8:
         return largest / high
     best, best_error = largest / high, torch.full_like(largest, torch.inf)
-    levels = range(1, -low + 1) if bits <= FEW_BITS else (-low,)
+    levels = range(-low, 0, -1) if bits <= FEW_BITS else (-low,)
     for factor in (*torch.linspace(1.0, 0.2, steps).tolist(), *(high / level for level in levels)):
         scales = storable(factor * largest / high, bits)
         rounded = torch.round(flat / scales[:, None]).clamp(low, high) * scales[:, None]

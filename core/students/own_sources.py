@@ -44,8 +44,8 @@ def source_digest(path: Path) -> str:
 def importable(path: Path) -> Iterator[None]:
     """Modules beside the user's file can be imported inside, as `python file.py` would allow: these, in their present state.
 
-    One of the same name that another user's file has brought, or that was changed since, gives way. UserError where one that it imports
-    is called as a package of ours, which Python would take in its place.
+    One of the same name that another user's file has brought, or that was changed since, gives way. UserError where our
+    packages hide one.
     """
     _check_names(path)
     own = {name: (file, hashlib.sha256(file.read_bytes()).hexdigest()) for name, file in helpers(path).items()}
@@ -63,15 +63,19 @@ def importable(path: Path) -> Iterator[None]:
 
 
 def _check_names(path: Path) -> None:
-    """Names of ours that `path` or a helper of it imports, but that lie beside it."""
-    if path.parent == CHECKOUT:
-        return
-    for file, package in [(path, ""), *((file, name) for name, file in helpers(path).items())]:
-        for name in {name.partition(".")[0] for name in _imported(file, package)} & OURS:
-            for place in (path.parent / name, path.with_name(f"{name}.py")):
-                if place.exists():
-                    law = f"modules beside a network must not be called {', '.join(sorted(OURS))}, as this program's packages are"
-                    raise UserError(f"{law}, but {file} imports {place}; rename it")
+    """Raises UserError where `path`, or a module that it imports, imports one beside it that our package of that name hides."""
+    for file in (path, *helpers(path).values()):
+        for name in _imported(file, ""):
+            theirs = _file_of(path.parent, name)
+            if name.partition(".")[0] in OURS and theirs is not None and _file_of(CHECKOUT, name) is None:
+                law = f"modules beside a network must not lie in folders called {', '.join(sorted(OURS))}, as this program's packages are"
+                raise UserError(f"{law}, but {file} imports {theirs}; rename its folder")
+
+
+def _file_of(folder: Path, name: str) -> Path | None:
+    """The source of the module `name` in `folder`."""
+    place = folder.joinpath(*name.split("."))
+    return next((file for file in (place / "__init__.py", place.with_name(f"{place.name}.py")) if file.is_file()), None)
 
 
 def _imported(file: Path, package: str) -> Iterator[str]:
@@ -95,9 +99,6 @@ def _beside(folder: Path, names: Iterator[str]) -> Iterator[tuple[str, Path]]:
         parts = name.split(".")
         if parts[0] in OURS:
             continue
-        for count in range(1, len(parts) + 1):
-            place = folder.joinpath(*parts[:count])
-            for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
-                if file.is_file():
-                    yield ".".join(parts[:count]), file
-                    break
+        for whole in (".".join(parts[:count]) for count in range(1, len(parts) + 1)):
+            if (file := _file_of(folder, whole)) is not None:
+                yield whole, file

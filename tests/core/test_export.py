@@ -13,7 +13,7 @@ from core.errors import EngineMismatch, UserError
 from core.export import check_rebuilds, export_onnx, float_tensors, initialisers_of, packed_tensors, structure_key, with_weights
 from core.pack import QTensor, pack, unpack
 from core.quantise.graph import Grid
-from tests.tiny_nets import CLASSES, SHAPE, Forward, Residual, conv, head, plan_of, pooled, quantised, settled
+from tests.tiny_nets import CLASSES, SHAPE, Forward, Residual, Tied, conv, head, plan_of, pooled, quantised, settled
 
 BITS = {"stem": 8, "conv1": 2, "conv2": 4, "project": 16, "head": 8}
 
@@ -102,6 +102,14 @@ def test_a_packed_file_rebuilds_the_onnx_bit_for_bit(graph: fx.GraphModule, mode
         deterministic=True
     )
     assert all(np.array_equal(array, arrays_of(model)[name]) for name, array in arrays_of(with_weights(emptied, tensors)).items())
+
+
+def test_a_tied_parameter_is_packed_once_under_the_name_that_the_onnx_has() -> None:
+    network = settled(Tied())
+    graph = quantised(network, plan_of(network))
+    packed, arrays = packed_tensors(graph), arrays_of(export_onnx(graph, SHAPE))
+    assert np.array_equal(arrays["first.weight"], packed["first.weight"])
+    assert not {"second.weight", "second.bias"} & {*arrays, *packed}
 
 
 def test_one_changed_weight_is_noticed(graph: fx.GraphModule, model: onnx.ModelProto) -> None:

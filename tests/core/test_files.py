@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import UserError
-from core.files import made_once, write_atomically
+from core.files import appending, made_once, write_atomically
 
 
 def test_text_and_bytes_are_written_and_folders_made(tmp_path: Path) -> None:
@@ -58,3 +58,23 @@ def test_a_folder_that_refuses_the_lock_is_left_to_the_writer(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with made_once(tmp_path / "file" / "teacher"):
         pass
+
+
+def test_whoever_begins_a_file_of_lines_it_has_one_heading(tmp_path: Path) -> None:
+    """Also where another one has opened it, and written nothing yet."""
+    path = tmp_path / "lines.csv"
+    path.touch()
+
+    def append(number: int) -> None:
+        for _ in range(5):
+            with appending(path, "number") as file:
+                file.write(f"{number}\n")
+
+    threads = [threading.Thread(target=append, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    heading, *lines = path.read_text().splitlines()
+    assert heading == "number"
+    assert sorted(lines) == sorted(str(number) for number in range(4) for _ in range(5))

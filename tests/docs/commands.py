@@ -28,6 +28,7 @@ SMALL = {"search.run": [*sets(FEW), "--trials", "1"], "core.latency": ["--max-s"
 """What is appended to a command in tests: the later flag counts, so a run ends after one trial of half epochs."""
 SERVER = "tests/search/test_dashboard.py"
 TESTED = {
+    "benchmarks.interval_coverage": "tests/benchmarks/test_interval_coverage.py",
     "core.agent": "tests/core/test_agent.py",
     "core.engines": "tests/core/test_engines.py",
     "core.hardware": "tests/core/test_hardware.py",

@@ -17,7 +17,7 @@ PAGES = ["README.md", "README.zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md", "ben
 PAGES += sorted(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))
 SHELL = ("", "bash", "sh")
 COMMAND = re.compile(r"(\.venv/bin/)?(python|optuna-dashboard|make|pip|ssh|export|npm|paretopress|ls|git|cd|for|sudo|python3)\b")
-LOOP = re.compile(r"^for (\w+) in (.+); do\n(.+?)\n *done$", re.DOTALL | re.MULTILINE)
+LOOP = re.compile(r"^for (\w+) in ([^\n]+); do\n(.+?)\n *done$", re.DOTALL | re.MULTILINE)
 NEEDS = re.compile(r"\*(?:Needs: |需要：)(.+)[.。]\*")
 
 
@@ -46,6 +46,7 @@ class Block:
 
 
 def _written_out(loop: re.Match[str]) -> str:
+    """The body once for every value."""
     name, values, body = loop.groups()
     return "\n".join(re.sub(rf"\${name}\b|\${{{name}}}", value, body) for value in values.split())
 

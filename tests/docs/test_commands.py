@@ -58,10 +58,11 @@ def test_every_program_in_running_text_is_run_by_a_block_or_by_tests_of_its_own(
     in_blocks = {call.module for block in SHELLS if block.needs is None for line in block.commands() for call in calls(line)}
     named = {call.module for page in PAGES for text in codes(page) if re.match(r"python -m \w", text) for call in calls(text)}
     named -= {"pip", *ELSEWHERE}
-    assert named - in_blocks <= set(TESTED)
+    assert named - in_blocks == set(TESTED)
     for module, test in TESTED.items():
-        package, _, name = module.rpartition(".")
-        assert re.search(rf"from {package} import .*\b{name}\b|from {module} import .*\bmain\b|{module}", (ROOT / test).read_text()), module
+        package, _, name = map(re.escape, module.rpartition("."))
+        started = rf"from {package} import .*\b{name}\b|from {package}\.{name} import .*\bmain\b|\"{package}\.{name}\""
+        assert re.search(started, (ROOT / test).read_text()), module
 
 
 def test_settings_that_stand_alone_are_valid(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,8 +90,6 @@ RUNS: dict[str, list[str]] = {
 """What makes a recipe small beside SMALL: one of every data set. Methods have tests of their own."""
 
 
-OTHER: dict[str, list[str]] = {}
-"""What else a recipe needs on a stand-in, where it keeps its own networks."""
 LARGE = [f"recipes/{Path(space).name}" for space in SPACES if data_of(str(ROOT / space)) in ("cifar100", "cub200", "imagenet")]
 
 
@@ -110,7 +108,7 @@ def test_every_recipe_trains_its_own_networks_on_a_stand_in(name: str, home: Pat
     """`make recipes`: minutes."""
     monkeypatch.chdir(home)
     space = str(ROOT / "spaces" / "recipes" / f"{name}.yaml")
-    given = [*IMAGES[data_of(space)], *sets([*SMALL, *OTHER.get(name, [])]), "--study", f"own_{name}"]
+    given = [*IMAGES[data_of(space)], *sets(SMALL), "--study", f"own_{name}"]
     assert run_main(run.main, ["--space", space, *given, "--trials", "1", "--quiet"]) == 0
     assert states(load(f"own_{name}")).count("COMPLETE") == 1
 

@@ -17,7 +17,7 @@ from results.layers import LayerFacts
 from results.record import TrialRecord
 from results.report import sections, write_report
 from results.view import StudyView
-from tests.browser import in_a_browser, photographed, rendered
+from tests.browser import in_a_browser, rendered
 from tests.results.views import view_of
 
 COUNT = 24
@@ -73,12 +73,3 @@ def test_every_figure_of_a_long_study_is_drawn_with_every_kind_of_trial(long: St
     assert len(drawn) >= sum(len(section.figures) for section in sections(long)) >= 8
     legends = set(re.findall(r'class="legendtext"[^>]*>([^<]+)<', document))
     assert {kind.name for kind in (*KINDS.values(), FAILED)} | {"dominated"} <= {re.sub(r" \(.*", "", name) for name in legends}
-
-
-@in_a_browser
-def test_the_whole_page_of_a_long_study_can_be_photographed(long: StudyView, tmp_path: Path) -> None:
-    """From top to bottom; test_report.py in tests/search looks at both schemes."""
-    html = next(path for path in write_report(long, tmp_path / "out") if path.suffix == ".html")
-    pixels, complaints = photographed(html, tmp_path / "profile", "dark", height=9000)
-    assert complaints == []
-    assert len(pixels) > 200

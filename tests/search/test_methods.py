@@ -99,6 +99,43 @@ def test_a_student_without_feature_maps_is_refused_in_words(empty: Path, capfd: 
     assert said == f"{law}, but the student dot has none; use kd, dkd or lskd"
 
 
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.conv(x))
+        out = gate * 2
+        gate += 1
+        return self.head((out * gate).mean((2, 3)))
+
+def build():
+    return Net()
+"""
+
+
+def test_a_network_of_ones_own_has_gradients_where_it_is_trained_and_there_alone(tmp_path: Path) -> None:
+    """It overwrites in place what its backward pass needs."""
+    (tmp_path / "my_net.py").write_text(NETWORK)
+    two = DataInfo("two", ("a", "b"), 3, 32, (0.5,) * 3, (0.2,) * 3, "0" * 16)
+
+    def check(student: str, **teacher: object) -> None:
+        own = TeacherConfig(model=f"{tmp_path}/my_net.py:build", **teacher)  # type: ignore[arg-type]
+        check_networks(parse(Space, {"student": {"name": student}}, "x.yaml"), Config(teacher=own), two)
+
+    check("resnet8", weights=tmp_path / "w.safetensors")
+    for student, more in (("resnet8", {}), ("self", {"weights": tmp_path / "w.safetensors"})):
+        with pytest.raises(
+            UserError, match=r"a network that is trained must have gradients, but those of .*my_net.py:build raised RuntimeError"
+        ):
+            check(student, **more)
+
+
 def test_two_classes_have_nothing_to_standardise() -> None:
     two = DataInfo("two", ("a", "b"), 3, 32, (0.5,) * 3, (0.2,) * 3, "0" * 16)
     law = "standardised logits of two classes only say which one is larger, and teach nothing more, but {}; take {}"

@@ -14,7 +14,7 @@ import yaml
 from core.config import Config
 from core.errors import UserError
 from core.yaml_io import load_config, load_yaml, parse
-from search.schema import FOLDER, MODELS, schema, schema_text
+from search.schema import FOLDER, MODELS, main, schema, schema_text
 from search.space import Space, default_space, load_space
 
 ROOT = FOLDER.parents[1]
@@ -30,6 +30,14 @@ def complaints(kind: str, data: Any) -> list[str]:
 def test_the_committed_schema_is_that_of_the_code(kind: str) -> None:
     jsonschema.Draft7Validator.check_schema(schema(kind))
     assert (FOLDER / f"{kind}.json").read_text(encoding="utf-8") == schema_text(kind), "run: python -m search.schema"
+
+
+def test_the_command_writes_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.schema.FOLDER", tmp_path)
+    assert main([]) == 0
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
+        f"{kind}.json": schema_text(kind) for kind in MODELS
+    }
 
 
 @pytest.mark.parametrize(("kind", "path"), SHIPPED, ids=lambda value: getattr(value, "stem", value))
