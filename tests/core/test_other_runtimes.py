@@ -22,9 +22,9 @@ from tests.tiny_nets import plan_of, quantised, settled
 ROOT = Path(__file__).parents[2]
 SHAPE = (3, 16, 16)
 IMAGES = 100
-CLEAR = 0.3
+CLEAR = 0.5
 """Least lead of the first class over the second, in standard deviations of the logits. The runtimes round INT8 sums differently: of an
-untrained network, whose logits lie close, one of 100 images with a lead of 0.1 was seen to turn."""
+untrained network, whose logits lie close, one of 100 images with a lead of 0.3 was seen to turn (AVX2 alone)."""
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     plan = plan_of(net, SHAPE, bits={"classifier": 8}, execution={"conv1": "float"})
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     path.write_bytes(export_onnx(quantised(net, plan, SHAPE, grid), SHAPE).SerializeToString())
-    images = np.random.default_rng(0).standard_normal((8 * IMAGES, *SHAPE), dtype=np.float32)
+    images = np.random.default_rng(0).standard_normal((24 * IMAGES, *SHAPE), dtype=np.float32)
     logits = RUNTIMES["onnxruntime"]().load(str(path), EngineOptions(len(images), 1, "f32")).run(images)
     best = np.sort(logits, axis=1)
     plain = (best[:, -1] - best[:, -2] > CLEAR * logits.std()).nonzero()[0][:IMAGES]

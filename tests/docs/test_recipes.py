@@ -122,7 +122,8 @@ def foreseen(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 
     def say(space: str, *more: str) -> str:
         path = str(ROOT / "spaces" / space)
-        assert run_main(run.main, ["--space", path, *IMAGES[data_of(path)], *more, "--dry-run"]) == 0
+        words = ["--space", path, "--study", f"foreseen_{Path(space).stem}", *IMAGES[data_of(path)], *more]
+        assert run_main(run.main, [*words, "--dry-run"]) == 0
         return capfd.readouterr().out
 
     return say

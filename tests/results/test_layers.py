@@ -1,7 +1,9 @@
 """Layers read back from the files of real networks, whose plans are known."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -10,6 +12,7 @@ from core.compress import draft, resolve
 from core.config import RuntimeConfig
 from core.engines import EngineHost
 from core.errors import UserError
+from core.hardware import int8_bits_here
 from core.runtimes import RUNTIMES
 from core.students import STUDENTS
 from results.explanation import Times, explanation, one_more_bit, why_float
@@ -42,11 +45,12 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return candidate, *written(candidate, folder)
 
 
-def written(candidate: Candidate, folder: Path) -> tuple[ShapePlan, Path, int]:
-    """(plan, folder of its files, MACs) of an untrained one."""
+def written(candidate: Candidate, folder: Path, bits: Literal[7, 8] = int8_bits_here()) -> tuple[ShapePlan, Path, int]:
+    """(plan, folder of its files, MACs) of an untrained one, for a CPU that multiplies weights of so many bits exactly."""
+    runtime = replace(RUNTIMES["openvino"](), int8_bits=bits)
     dense = STUDENTS[candidate.student](classes=7, channels=1, image_size=8, width=candidate.width)
-    pruned, plan = resolve(dense, candidate, SHAPE, RUNTIMES["openvino"]())
-    drafted = draft(pruned, plan, SHAPE, RUNTIMES["openvino"](), candidate.quantiser)
+    pruned, plan = resolve(dense, candidate, SHAPE, runtime)
+    drafted = draft(pruned, plan, SHAPE, runtime, candidate.quantiser)
     drafted.save(folder)
     return plan, folder, drafted.macs
 
@@ -88,10 +92,10 @@ def test_every_float_layer_has_a_reason_and_no_other_has(model, make_record):
 
 
 def test_one_more_bit_costs_what_a_file_of_one_more_bit_takes(model, tmp_path):
-    candidate, _, folder, _ = model
+    candidate, folder = model[0], written(model[0], tmp_path / "here", bits=8)[1]
     more = [group.model_copy(update={"weight_bits": group.weight_bits + (group.weight_bits < 8)}) for group in candidate.groups]
-    written(candidate.model_copy(update={"groups": tuple(more)}), tmp_path)
-    layers, grown = read_layers(folder), read_layers(tmp_path)
+    grown = read_layers(written(candidate.model_copy(update={"groups": tuple(more)}), tmp_path / "more", bits=8)[1])
+    layers = read_layers(folder)
     added = sum(layer.size_bytes for layer in grown) - sum(layer.size_bytes for layer in layers)
     assert abs(added - one_more_bit(layers)) <= sum(layer.bits < 8 for layer in layers)  # a longer table takes a longer length
     assert any(layer.shared for layer in layers) == (candidate.quantiser == "codebook")

@@ -7,14 +7,13 @@ import os
 import re
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -137,10 +136,8 @@ def test_a_report_is_offered_as_soon_as_it_is_written(again: Path, capfd: Captur
 
 
 def test_who_may_only_read_a_study_gets_its_report(again: Path, capfd: Capture) -> None:
-    with closing(sqlite3.connect(FOLDER / "study.db")) as database:  # as a file system does that is mounted to be read
-        database.execute("CREATE TRIGGER no BEFORE INSERT ON study_system_attributes BEGIN SELECT RAISE(ABORT, 'readonly'); END")
-        database.commit()
-    answer = _answer(capfd, report.main, [])
+    readable = f"sqlite:///file:{FOLDER}/study.db?mode=ro&uri=true"
+    answer = _answer(capfd, report.main, ["--study", "tiny", "--storage", readable])
     assert answer.code == 0
     assert answer.out.count("written: ") == 3
     assert "optuna-dashboard does not offer them: the study's database must be reachable and writable" in answer.out
