@@ -1,9 +1,9 @@
-# make install | demo | test | check | matrix | recipes | faults | fuzz        (Debian, Python 3.11+, make; no GPU needed)
+# make install | demo | test | slow | check | matrix | recipes | faults | fuzz        (Debian, Python 3.11+, make; no GPU needed)
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install demo test check lint matrix recipes faults fuzz clean
+.PHONY: install demo test slow check lint matrix recipes faults fuzz clean
 
 install: $(VENV)/.installed
 
@@ -19,13 +19,16 @@ demo: install
 test: install
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+slow: install
+	$(RUN) -m pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 
-check: lint test
+check: lint test slow
 
 matrix: install
 	$(RUN) benchmarks/matrix.py

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import prune_latency
 
 
+@pytest.mark.slow
 def test_a_student_is_timed_with_and_without_half_of_its_channels_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "prune.json"
     words = ["--students", "light_cnn", "--max-s", "0.05", "--out", str(out)]

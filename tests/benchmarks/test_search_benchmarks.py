@@ -257,6 +257,7 @@ def test_too_few_rows_are_refused(planted: Table) -> None:
         fitted(planted, load_space(Path("spaces", "cifar10.yaml"), []))
 
 
+@pytest.mark.slow
 def test_a_replay_keeps_its_rows_until_the_table_changes(content: dict[str, Any], tmp_path: Path) -> None:
     table, out = tmp_path / "t.json", tmp_path / "r.json"
     numbers = ["--seeds", "2", "--budget", "8", "--jobs", "1", "--confidences", "0.9", "--samplers", "nsga2", "--out", str(out)]

@@ -65,6 +65,7 @@ def recorded(folder: Path) -> dict[str, Any]:
         return {"first": first, "second": second, "third": record("--study", "b", "--seed", "1", "--rows", "5", settings=other)}
 
 
+@pytest.mark.slow
 def test_a_row_has_seconds_of_every_stage_every_rung_parameters_and_latency(recorded: dict[str, Any]) -> None:
     for row in recorded["third"]["rows"]:
         assert {"shape", "engine", "parent", "prune", "distil", "quantise", "accuracy"} <= row["seconds"].keys()

@@ -68,6 +68,7 @@ def test_an_engine_of_mixed_bits_and_execution_equals_the_simulation(name: str, 
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "mobilenet_v2"])
+@pytest.mark.slow
 def test_openvino_rounds_a_residual_add_where_its_file_says(name: str, tmp_path: Path) -> None:
     """With Q/DQ on both inputs it leaves one rounding out, and the error is 0.006 to 0.02."""
     runtime, shape = RUNTIMES["openvino"](), (3, 16, 16)

@@ -147,6 +147,7 @@ def test_a_stream_is_the_same_however_many_tables_are_in_memory_together(at_once
     assert hashlib.sha256(sizes.encode()).hexdigest()[:16] == "d6e65abef0babcad"
 
 
+@pytest.mark.slow
 def test_measuring_holds_the_tables_of_one_tensor() -> None:
     """All together they take 12 MB."""
     tensors = unequal(40)

@@ -49,6 +49,7 @@ def untrained(model: nn.Module, penalty: object = None) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_the_engine_computes_what_is_simulated_and_the_draft_had_its_structure_and_size(name: str, tmp_path: Path) -> None:
     model = student()
     pruned, plan = resolve(model, candidate(name), SHAPE, RUNTIME)
@@ -93,6 +94,7 @@ def test_packed_weights_go_to_another_grid_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lsq", "codebook"])
+@pytest.mark.slow
 def test_where_sums_of_eight_bits_saturate_a_layer_in_int8_has_seven_or_takes_its_eight_to_float(name: str) -> None:
     exact, saturating = replace(RUNTIME, int8_bits=8), replace(RUNTIME, int8_bits=7)
     model = student()
@@ -110,6 +112,7 @@ def test_where_sums_of_eight_bits_saturate_a_layer_in_int8_has_seven_or_takes_it
             assert torch.isfinite(graph(images(4))).all()
 
 
+@pytest.mark.slow
 def test_depthwise_layers_that_go_to_float_elsewhere_keep_the_bits_that_they_were_packed_with() -> None:
     shape = (3, 16, 16)
     here = replace(RUNTIME, int8_bits=7)
@@ -126,6 +129,7 @@ def test_depthwise_layers_that_go_to_float_elsewhere_keep_the_bits_that_they_wer
 
 
 @pytest.mark.parametrize("name", ["airbench", "wrn_16_2", "hybrid_serial", "mobilenet_v2"])
+@pytest.mark.slow
 def test_the_size_before_training_is_that_of_the_trained_file(name: str) -> None:
     """Also where a norm is not folded, whose trained numbers take more bytes than the 0 and 1 that it starts with."""
     shape = (3, 16, 16)
@@ -142,6 +146,7 @@ def test_the_size_before_training_is_that_of_the_trained_file(name: str) -> None
     assert len(made.packed) == len(drafted.packed)
 
 
+@pytest.mark.slow
 def test_two_bits_behind_weight_norm_survive_a_negative_gain() -> None:
     """Folded as it is, the gain would turn the lowest of -2, -1, 0, 1 into 2, which is none."""
     model = student()

@@ -182,6 +182,7 @@ def test_an_engine_answers_as_the_simulation_and_has_the_scales_of_the_training(
     assert float((answers == data.labels).float().mean()) > 0.8
 
 
+@pytest.mark.slow
 def test_without_int8_layers_or_training_nothing_is_simulated() -> None:
     seen: list[nn.Module] = []
 

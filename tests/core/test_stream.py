@@ -263,6 +263,7 @@ raise SystemExit(run_main(main, sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_named_in_one_line_with_its_remedy(folder: Path) -> None:
     """In a process of its own: PyTorch raises from a signal handler, wherever the process is at that moment."""
     command = [sys.executable, "-c", LOSES_ITS_WORKERS, str(folder)]

@@ -38,6 +38,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("student", "execution"), [("mobilenet_v2", "mixed"), ("hybrid_serial", "mixed")])
+@pytest.mark.slow
 def test_a_student_builds_without_a_warning_and_its_int8_layers_run_in_int8(student: str, execution: str) -> None:
     for row in rows(student, execution, ("SM75", "SM89"), width=0.5):
         assert (row["error"], row["warnings"]) == (None, [])

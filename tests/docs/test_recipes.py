@@ -94,6 +94,7 @@ LARGE = [f"recipes/{Path(space).name}" for space in SPACES if data_of(str(ROOT /
 
 
 @pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow
 def test_a_recipe_runs_on_a_small_stand_in_of_its_data(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     space = str(ROOT / "spaces" / "recipes" / f"{name}.yaml")
@@ -130,6 +131,7 @@ def foreseen(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize("space", LARGE)
+@pytest.mark.slow
 def test_a_recipe_for_a_gpu_can_be_foreseen_before_it_is_begun(
     space: str, foreseen: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_recipe_for_a_gpu_can_be_foreseen_before_it_is_begun(
 
 
 @pytest.mark.parametrize("name", ["phone", "jetson", "server_gpu", "microcontroller"])
+@pytest.mark.slow
 def test_an_example_for_a_device_passes_the_dry_run(name: str, foreseen: Callable[..., str]) -> None:
     here = ["runtime.name=openvino", "runtime.precision=f32", *ENGINE]  # TensorRT is not here: what the file says for a machine without it
     said = foreseen(f"examples/{name}.yaml", *sets(here))

@@ -34,6 +34,7 @@ def test_it_is_committed_without_outputs(notebook: Any) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_it_runs_to_a_bundle_that_knows_new_images(notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # the kernel and its commands start elsewhere, and must find this checkout
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

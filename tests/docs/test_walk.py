@@ -24,6 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("block", RUN, ids=str)
+@pytest.mark.slow
 def test_the_commands_of_a_block_succeed(block: Block, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     monkeypatch.setattr("search.foresee.DRAWS_S", 1.0)  # of a dry run: not all that it can measure in half a minute

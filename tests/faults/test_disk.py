@@ -78,6 +78,7 @@ def goes_on(capfd: Capture) -> None:
 
 
 @pytest.mark.usefixtures("dot")
+@pytest.mark.slow
 def test_a_study_whose_disk_fills_up_says_so_and_goes_on_when_there_is_room(disk: SmallDisk, capfd: Capture) -> None:
     for writer in FEW:
         stumble(disk, writer, capfd)
@@ -125,6 +126,7 @@ def test_logits_that_the_measuring_child_cannot_write_are_the_disks_fault_and_no
 
 
 @pytest.mark.usefixtures("dot")
+@pytest.mark.slow
 def test_a_folder_of_runs_that_may_not_be_written_is_one_line_and_can_still_be_read(disk: SmallDisk, capfd: Capture) -> None:
     assert search(capfd, *COMMAND).code == 0
     before = finished()

@@ -12,6 +12,7 @@ from tests.faults.kills import end_of, finished, kill_rounds
 from tests.faults.runs import log_of
 
 
+@pytest.mark.slow
 def test_killed_runs_lose_nothing_and_the_study_ends_with_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def test_two_ways_to_the_same_bits_are_one_network(bench: Workbench) -> None:
     assert fingerprint_of(found, shape_of(found, bench)[1]) == fingerprint_of(by_hand, shape_of(by_hand, bench)[1])
 
 
+@pytest.mark.slow
 def test_learned_bits_keep_their_budget_and_are_in_the_result(bench: Workbench, tmp_path: Path) -> None:
     candidate = settle(asked("sdq"), bench, Stages())
     assert is_open(candidate)
@@ -98,6 +99,7 @@ def test_an_unreachable_budget_ends_before_any_training_of_the_candidate(bench: 
 
 
 @pytest.mark.parametrize("importance", ["l1", "bn_scale", "taylor"])
+@pytest.mark.slow
 def test_a_globally_pruned_candidate_has_a_ratio_for_each_layer_and_exact_shapes(
     importance: str,
     bench: Workbench,

@@ -122,6 +122,7 @@ def test_the_parent_is_distilled_once_and_the_teacher_asked_once_per_view(done: 
     assert bench.logits.forward_images == asked
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_interrupted_at_its_very_end_keeps_its_checkpoints(bench: Workbench, tmp_path: Path) -> None:
     seen: list[str] = []
 
@@ -168,6 +169,7 @@ def test_a_quantiser_that_trains_by_its_own_rule_gives_an_engine_that_is_right(
 
 
 @pytest.mark.parametrize("quantiser", ["brecq", "nncf", "float"])
+@pytest.mark.slow
 def test_a_quantiser_that_does_not_train_keeps_the_teacher_s_accuracy(quantiser: str, bench: Workbench, tmp_path: Path) -> None:
     still = bench.config.model_copy(update={"finetune": TrainConfig(epochs=0.0)})
     result = run(Candidate(student=SELF, quantiser=quantiser), replace(bench, config=still), tmp_path)
@@ -222,6 +224,7 @@ def heard(candidate: Candidate, bench: Workbench, folder: Path, limits: Limits =
     return gate
 
 
+@pytest.mark.slow
 def test_what_a_limit_of_accuracy_refuses_in_the_end_is_measured_and_told(bench: Workbench, tmp_path: Path) -> None:
     poor = CANDIDATE.model_copy(update={"groups": (GroupPlan(weight_bits=2),), "edge_bits": 2, "distil": DistilPlan(init="scratch")})
     missed = heard(poor, bench, tmp_path, Limits(accuracy=1.0), epochs=0.0).notes["missed"]
@@ -243,6 +246,7 @@ SDQ = AllocationPlan(strategy="sdq", choices=(2, 4, 8), budget_bits=4.0)
         ({"quantiser": "ptq"}, [("distil", 1.0)]),
     ],
 )
+@pytest.mark.slow
 def test_half_of_all_epochs_is_too_late_to_stop_however_many_trainings_there_are(
     changes: dict[str, Any], stops: list[tuple[str, float]], bench: Workbench, tmp_path: Path
 ) -> None:
@@ -251,6 +255,7 @@ def test_half_of_all_epochs_is_too_late_to_stop_however_many_trainings_there_are
     assert [(rung.stage, rung.epoch) for rung in rungs if rung.stage != START] == stops
 
 
+@pytest.mark.slow
 def test_the_size_of_learned_bits_is_told_and_kept_within_the_limit_before_the_last_training(bench: Workbench, tmp_path: Path) -> None:
     short = TrainConfig(epochs=1.0, batch_size=32)
     quick = {"finetune": short, "quantise": bench.config.quantise.model_copy(update={"train": short})}

@@ -43,6 +43,7 @@ def both(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {each.order: watched(bench, tmp_path_factory.mktemp("order"), each) for each in (FIRST, SECOND)}
 
 
+@pytest.mark.slow
 def test_every_stage_leaves_a_record_in_its_order(both: dict[str, tuple[Evaluation, Stages]]) -> None:
     stages = {order: [record.stage for record in done.records] for order, (done, _) in both.items()}
     assert stages["prune, quantise"] == ["parent", "prune", "distil", "quantise"]
@@ -69,6 +70,7 @@ def test_pruning_is_counted_when_it_happens_and_quantisation_when_it_does(both: 
 
 
 @pytest.mark.parametrize("quantiser", ["lsq", "codebook"])
+@pytest.mark.slow
 def test_a_dense_network_that_is_not_pruned_later_has_the_bytes_of_the_file(quantiser: str, bench: Workbench, tmp_path: Path) -> None:
     quick = TrainConfig(epochs=0.5, batch_size=16)
     short = bench.config.model_copy(
@@ -80,6 +82,7 @@ def test_a_dense_network_that_is_not_pruned_later_has_the_bytes_of_the_file(quan
     assert sizes["quantise dense"] == sizes["quantise"] == (tmp_path / "weights.pack").stat().st_size
 
 
+@pytest.mark.slow
 def test_a_training_that_finds_bits_is_a_stage_of_its_own(bench: Workbench, tmp_path: Path) -> None:
     quick = TrainConfig(epochs=0.5, batch_size=16)
     quantise = bench.config.quantise.model_copy(update={"train": quick})

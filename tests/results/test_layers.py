@@ -91,6 +91,7 @@ def test_every_float_layer_has_a_reason_and_no_other_has(model, make_record):
         assert "the graph does not quantise" not in reason
 
 
+@pytest.mark.slow
 def test_one_more_bit_costs_what_a_file_of_one_more_bit_takes(model, tmp_path):
     candidate, folder = model[0], written(model[0], tmp_path / "here", bits=8)[1]
     more = [group.model_copy(update={"weight_bits": group.weight_bits + (group.weight_bits < 8)}) for group in candidate.groups]
@@ -131,6 +132,7 @@ def test_openvino_times_every_layer_under_its_name_in_the_graph(model: tuple[Can
     assert all(0.0 <= milliseconds < 1000 for milliseconds in times.values())
 
 
+@pytest.mark.slow
 def test_larger_images_take_longer_in_the_layers(tmp_path: Path, host: EngineHost) -> None:
     in_all = []
     for side in (8, 48):

@@ -64,6 +64,7 @@ def test_a_long_study_leaves_nothing_out(long: StudyView) -> None:
 
 
 @in_a_browser
+@pytest.mark.slow
 def test_every_figure_of_a_long_study_is_drawn_with_every_kind_of_trial(long: StudyView, tmp_path: Path) -> None:
     html = next(path for path in write_report(long, tmp_path / "out") if path.suffix == ".html")
     document, complaints = rendered(html, tmp_path / "profile")

@@ -164,6 +164,7 @@ def test_several_workers_run_it_once_and_leave_nothing_waiting(study_folder: Pat
     assert [trial.params["temperature"] for trial in made.trials].count(3.5) == 1
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_tries_the_bits_that_its_parent_says(again: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = load().user_attrs[ALLOCATED_KEY]
     assert set(before) == {"queue"}  # the second trial of the finished study was the largest student at 4 bits
@@ -181,6 +182,7 @@ def test_a_search_that_goes_on_tries_the_bits_that_its_parent_says(again: Path, 
     assert shared.candidate != even.candidate
 
 
+@pytest.mark.slow
 def test_a_baseline_that_is_not_trained_says_the_bits_too_where_its_parent_is_there(again: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """It is the network of the second trial, the largest student at 4 bits, so it is not trained again."""
     made = load()

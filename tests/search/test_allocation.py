@@ -140,6 +140,7 @@ def test_a_latency_budget_without_times_of_layers_ends_before_the_study(
     assert not Path("runs/tiny").exists()
 
 
+@pytest.mark.slow
 def test_a_search_under_a_latency_budget_times_layers_once(empty: Path, dot: None, capfd: Capture) -> None:
     limits = ["allocation.strategy=haq", "allocation.budget_ms=1000", "quantise.execution=[int8, float]", "quantise.weight_bits=[2, 8]"]
     assert search(capfd, *command("--trials", "1", settings=[*DOT, *limits])).code == 0
@@ -219,6 +220,7 @@ def test_per_layer_names_the_positions_that_a_student_needs(empty: Path, capfd: 
 
 
 @pytest.mark.parametrize("strategy", ["sensitivity", "sdq"])
+@pytest.mark.slow
 def test_a_search_by_a_budget_alone_ends_with_settled_candidates(strategy: str, empty: Path, dot: None, capfd: Capture) -> None:
     settings = [
         *DOT,

@@ -23,6 +23,7 @@ REFERENCE = (0.9, 20.0, 3.0)
 
 
 @pytest.mark.usefixtures("dot", "empty")
+@pytest.mark.slow
 def test_two_runs_that_were_opened_before_the_first_trial_do_not_mix_their_spaces(capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     real, others = DATASETS["digits"], [["--set", "finetune.lr=0.5"]]
     answers: list[Answer] = []

@@ -67,6 +67,7 @@ def records() -> list[TrialRecord]:
     return read_records(load())
 
 
+@pytest.mark.slow
 def test_a_trial_builds_a_real_engine_and_has_two_objectives(built: Path) -> None:
     study = load()
     assert states(study).count("COMPLETE") == 3

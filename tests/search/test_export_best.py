@@ -76,6 +76,7 @@ def test_a_search_accuracy_above_the_test_interval_gets_a_line() -> None:
     assert "above the test interval" in optimism(0.55, test)
 
 
+@pytest.mark.slow
 def test_another_runtime_gets_the_same_weights_scored_and_timed_there(again: Path, capfd: Capture) -> None:
     assert export(capfd, "--rank", "0").code == 0
     answer = export(capfd, "--rank", "0", "--runtime", "onnxruntime")
@@ -92,6 +93,7 @@ def test_another_runtime_gets_the_same_weights_scored_and_timed_there(again: Pat
     assert load().user_attrs["test_accuracy"].keys() == {fingerprint, f"{fingerprint}@onnxruntime"}
 
 
+@pytest.mark.slow
 def test_an_engine_is_exported_where_it_is_asked_for(again: Path, capfd: Capture) -> None:
     assert export(capfd, "--rank", "0", "--engine").code == 0
     bundle = Path("exported/tiny-rank0")
@@ -131,6 +133,7 @@ def predicted_right(capfd: Capture, bundle: Path) -> int:
     return sum(Path(path).stem.split("_")[1] == guess.split()[0] for path, guess in rows)
 
 
+@pytest.mark.slow
 def test_the_test_split_is_scored_once(again: Path, capfd: Capture) -> None:
     assert export(capfd, "--rank", "0").code == 0
     study = load()

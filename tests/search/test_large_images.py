@@ -30,6 +30,7 @@ def space(config: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_imagenet_is_searched_and_exported_without_ever_being_resident(empty: Path, capfd: Capture) -> None:
     imagenet(Path("images"), per_class=12, val_per_class=4)
     settings = [*TINY, "teacher.pretrained=false", "quantise.weight_bits=[4, 8]", "quantise.calibration_images=8", "views.cache=off"]
@@ -47,6 +48,7 @@ def test_imagenet_is_searched_and_exported_without_ever_being_resident(empty: Pa
 
 
 @pytest.mark.parametrize("name", ["cifar100", "cub200", "imagenet"])
+@pytest.mark.slow
 def test_every_shipped_space_of_a_large_set_passes_the_dry_run(
     name: str, empty: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +101,7 @@ def unlabelled(*more: str, losses: str = "kd") -> list[str]:
     return ["--space", "space.yaml", "--study", "bare", "--data-dir", "images", *sets([*TINY, *known]), *more]
 
 
+@pytest.mark.slow
 def test_unlabelled_images_are_searched_by_agreement_with_the_teacher_and_named_so(empty: Path, capfd: Capture) -> None:
     answer = search(capfd, *unlabelled("--trials", "1"))
     assert answer.code == 0, answer.err

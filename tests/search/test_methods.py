@@ -233,6 +233,7 @@ class OneSize(nn.Module):
 SMALL_FIRST = "parent.train.early_sizes=[[4, 0.5]]"
 
 
+@pytest.mark.slow
 def test_a_student_with_positions_learns_from_small_images_first(empty: Path, capfd: Capture) -> None:
     answer = search(capfd, *command("--trials", "1", settings=[*FEW, "student.name=hybrid_serial", SMALL_FIRST]))
     assert answer.code == 0, answer
@@ -261,6 +262,7 @@ def test_a_student_that_cannot_see_small_images_is_refused_before_it_trains(
     ("loss", "settings"),
     [("hint", []), ("sdd_dkd", ["distil.grid=2"]), ("kd", [*TWO, "teacher_mix.rule=probabilities", "views.cache=off"])],
 )
+@pytest.mark.slow
 def test_a_trial_learns_by_it_from_beginning_to_end(loss: str, settings: list[str], empty: Path, capfd: Capture) -> None:
     answer = search(capfd, *command("--trials", "1", study="one", settings=[*FEW, f"distil.loss={loss}", *settings]))
     assert answer.code == 0, answer
@@ -273,6 +275,7 @@ def test_a_trial_learns_by_it_from_beginning_to_end(loss: str, settings: list[st
     assert seen == {"hint": 3 * train + 2, "sdd_dkd": train, "kd": 6 * train}[loss]
 
 
+@pytest.mark.slow
 def test_teachers_of_equal_sections_are_trained_apart(empty: Path, capfd: Capture) -> None:
     equal = "{name: light_cnn, width: 0.5, train: {epochs: 1}}"
     settings = [*FEW, f"more_teachers=[{equal}, {equal}]", "finetune.epochs=0"]
@@ -282,6 +285,7 @@ def test_teachers_of_equal_sections_are_trained_apart(empty: Path, capfd: Captur
 
 
 @pytest.mark.parametrize(("scheme", "parent"), [("b", False), ("c", True)])
+@pytest.mark.slow
 def test_apprentice_is_a_recipe_that_runs_in_which_nothing_varies(scheme: str, parent: bool, empty: Path, capfd: Capture) -> None:
     space = str(ROOT / "spaces" / "recipes" / f"apprentice_{scheme}.yaml")
     few = [*FEW[:-1], "teacher.name=resnet8", "quantise.train.epochs=2", "runtime.max_s=0.02", "runtime.warmup_s=0", "finetune.epochs=0"]
@@ -324,6 +328,7 @@ def test_a_published_pair_trains_its_student_as_published(name: str) -> None:
     assert (short.data.name, short.teacher.name) == ("cifar10", config.teacher.name)
 
 
+@pytest.mark.slow
 def test_a_published_pair_runs_in_float_and_unpruned_on_few_images(empty: Path, capfd: Capture) -> None:
     space = str(ROOT / "spaces" / "recipes" / "resnet32x4_resnet8x4.yaml")
     few = [*FEW[:-1], "teacher.name=resnet8", "quantise.train.epochs=0", "runtime.max_s=0.02", "runtime.warmup_s=0", "finetune.epochs=1"]

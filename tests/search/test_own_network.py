@@ -143,6 +143,7 @@ def test_my_network_and_my_images_in_a_front_out_and_its_bundle_knows_new_images
     assert refused(export(capfd, "--rank", "0", "--out", "fourth")).startswith("the test images must belong to the data of the search")
 
 
+@pytest.mark.slow
 def test_other_weights_are_another_study_and_a_state_dict_is_as_good_as_safetensors(here: Path, capfd: Capture) -> None:
     none = [*OWN, "--max-size-kb", "0.001"]
     assert search(capfd, *none).code == 0
@@ -200,6 +201,7 @@ runtime: {max_s: 0.02, warmup_s: 0}
 """
 
 
+@pytest.mark.slow
 def test_a_plugin_brings_a_student_a_loss_and_images_and_a_space_names_them(empty: Path, capfd: Capture) -> None:
     from core.data import DATASETS
     from core.losses import DISTIL_LOSSES

@@ -55,6 +55,7 @@ def test_workers_end_with_exactly_the_number(postgres: Server, tmp_path: Path) -
     assert len({str(trial.params) for trial in found}) == 14
 
 
+@pytest.mark.slow
 def test_two_machines_that_give_one_command_share_a_study_and_make_their_own_teachers(postgres: Server, tmp_path: Path) -> None:
     homes = [tmp_path / name for name in ("one", "other")]
     for home in homes:

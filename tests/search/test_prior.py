@@ -48,6 +48,7 @@ def test_students_that_are_slower_in_int8_begin_in_float_and_the_others_in_int8(
         assert {parameters["exec_0"], parameters["exec_1"]} == {wanted}
 
 
+@pytest.mark.slow
 def test_both_twins_are_timed_once_in_the_runtime_of_the_study(bench: Workbench) -> None:
     told: list[str] = []
     slow = float_first(SPACE, bench, told.append, list(SIZES))

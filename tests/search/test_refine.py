@@ -35,6 +35,7 @@ def refined(capfd: Capture, *argv: str) -> Answer:
     return _answer(capfd, refine.main, argv)
 
 
+@pytest.mark.slow
 def test_a_point_trained_with_two_seeds_is_timed_in_turn_scored_once_and_exported(again: Path, capfd: Capture) -> None:
     answer = refined(capfd, "--top", "1", "--epochs", "1", "--seeds", "2", "--rounds", "2")
     assert answer.code == 0, answer
@@ -63,6 +64,7 @@ def test_a_point_trained_with_two_seeds_is_timed_in_turn_scored_once_and_exporte
     assert Path("exported/tiny-refined-rank0/model.onnx").read_bytes() == model.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_is_left_out_and_so_is_a_point_of_which_all_do(
     again: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +93,7 @@ def test_a_seed_that_diverges_is_left_out_and_so_is_a_point_of_which_all_do(
     assert "error: a refinement must train a point with a seed at least, but none could be trained" in answer.err
 
 
+@pytest.mark.slow
 def test_a_point_refined_for_another_runtime_is_exported_for_that_one(again: Path, capfd: Capture) -> None:
     study = load()
     content = study.user_attrs[CONTENT_KEY]
@@ -119,6 +122,7 @@ def test_a_training_whose_files_are_not_whole_is_not_finished(again: Path) -> No
     assert finished(place) is None
 
 
+@pytest.mark.slow
 def test_finalists_may_be_rounded_by_a_quantiser_that_takes_longer(again: Path, capfd: Capture) -> None:
     answer = refined(capfd, "--top", "1", "--epochs", "1", "--rounds", "1", "--quantiser", "brecq")
     assert answer.code == 0, answer
@@ -165,6 +169,7 @@ def test_a_refined_front_that_was_never_made_is_not_exported(again: Path, capfd:
     assert "there is no runs/tiny/refined.json; run search.refine first" in refused(export(capfd, "--refined"))
 
 
+@pytest.mark.slow
 def test_a_study_on_another_device_goes_on_with_remeasure_alone(again: Path, capfd: Capture) -> None:
     study = load()
     study.set_user_attr("inputs", {**study.user_attrs["inputs"], "device or runtime": "0123456789ab"})
@@ -202,6 +207,7 @@ def test_a_study_on_another_device_goes_on_with_remeasure_alone(again: Path, cap
 
 
 @pytest.mark.skipif(usable_cores() < 2, reason="two threads need two cores")
+@pytest.mark.slow
 def test_a_study_goes_on_with_other_threads_as_on_another_device(again: Path, capfd: Capture) -> None:
     """The next machine may have fewer cores than `runtime.threads`."""
     two = ("--trials", "2", "--set", "runtime.threads=2")
@@ -225,6 +231,7 @@ def test_a_trial_that_was_refused_for_its_accuracy_keeps_no_latency_of_the_forme
 
 
 @pytest.mark.parametrize("within", ["delete_study", "create_study"])
+@pytest.mark.slow
 def test_a_remeasure_that_is_killed_while_it_writes_loses_no_trial(
     within: str, again: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ def records() -> list[TrialRecord]:
 
 
 @in_a_browser
+@pytest.mark.slow
 def test_the_page_draws_every_figure_in_a_browser_without_a_complaint(again: Path, tmp_path: Path, capfd: Capture) -> None:
     assert reported(capfd).code == 0
     document, complaints = rendered(Path("runs/tiny/report.html"), tmp_path / "profile")
@@ -49,6 +50,7 @@ def test_the_page_draws_every_figure_in_a_browser_without_a_complaint(again: Pat
 
 @in_a_browser
 @pytest.mark.parametrize(("page", "scheme"), [("report.html", "light"), ("report.html", "dark"), ("front.html", "dark")])
+@pytest.mark.slow
 def test_a_page_is_drawn_in_the_scheme_of_its_reader(page: str, scheme: str, again: Path, tmp_path: Path, capfd: Capture) -> None:
     if page == "report.html":
         assert reported(capfd).code == 0

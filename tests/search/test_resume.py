@@ -48,6 +48,7 @@ def run_until(marker: str, number: signal.Signals, *argv: str) -> tuple[int, str
     return process.returncode, "".join(lines) + rest
 
 
+@pytest.mark.slow
 def test_an_interrupted_and_then_a_killed_trial_are_run_again_and_nothing_finished_is_lost(again: Path, capfd: Capture) -> None:
     before = [trial.values for trial in load().trials[:2]]
 
@@ -78,6 +79,7 @@ def register_loss(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.usefixtures("dot")
+@pytest.mark.slow
 def test_kill_ends_a_run_as_ctrl_c_does_and_the_next_start_goes_on(empty: Path, capfd: Capture, register_loss: Any) -> None:
     signals = [signal.SIGTERM]
 
@@ -100,6 +102,7 @@ def test_kill_ends_a_run_as_ctrl_c_does_and_the_next_start_goes_on(empty: Path, 
 
 
 @pytest.mark.usefixtures("dot")
+@pytest.mark.slow
 def test_a_trial_around_which_something_fails_is_queued_again(empty: Path, capfd: Capture, register_loss: Any) -> None:
     failures = ["the processes that decode images must live, but one was killed; set data.workers lower, 0 for none"]
 
@@ -134,6 +137,7 @@ def agent(port: int, folder: Path) -> Iterator[AgentServer]:
 
 
 @pytest.mark.usefixtures("dot")
+@pytest.mark.slow
 def test_a_candidate_is_not_to_blame_for_an_agent_that_stays_away(
     empty: Path, capfd: Capture, register_loss: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

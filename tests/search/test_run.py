@@ -75,6 +75,7 @@ def test_the_same_command_again_shows_the_front_and_trains_nothing(again: Path, 
     assert begun(load()) == ["COMPLETE", "COMPLETE"]
 
 
+@pytest.mark.slow
 def test_a_larger_number_continues_the_study_with_new_candidates(again: Path, capfd: Capture) -> None:
     assert search(capfd, *command("--trials", "3")).code == 0
     trials = load().trials
@@ -100,6 +101,7 @@ def test_pruned_trials_count_and_leave_an_empty_front(empty: Path, capfd: Captur
 
 
 @pytest.mark.usefixtures("dot")
+@pytest.mark.slow
 def test_ten_failures_in_a_row_stop_the_run_with_the_reason_and_count_for_nothing(empty: Path, capfd: Capture) -> None:
     diverging = [*ONE_NETWORK, "finetune.lr=1e30", "distil.init=scratch"]
     message = refused(search(capfd, *command("--trials", "1", study="wild", settings=diverging)))
@@ -111,6 +113,7 @@ def test_ten_failures_in_a_row_stop_the_run_with_the_reason_and_count_for_nothin
 
 
 @pytest.mark.usefixtures("dot")
+@pytest.mark.slow
 def test_candidates_that_resolve_to_the_same_network_are_trained_once_and_stand_once_on_the_front(empty: Path, capfd: Capture) -> None:
     answer = search(capfd, *command("--trials", "2", study="twins", settings=[*ONE_NETWORK, "distil.weight=0.9"]))
     assert answer.code == 0, answer
@@ -124,6 +127,7 @@ def test_candidates_that_resolve_to_the_same_network_are_trained_once_and_stand_
 
 
 @pytest.mark.usefixtures("dot")
+@pytest.mark.slow
 def test_a_twin_of_a_trial_that_missed_a_limit_after_its_training_knows_the_accuracy_too(empty: Path, capfd: Capture) -> None:
     settings = [*ONE_NETWORK, "distil.weight=0.9", "constraints.accuracy=1"]
     assert search(capfd, *command("--trials", "2", study="twins", settings=settings)).code == 0
@@ -136,6 +140,7 @@ def test_a_twin_of_a_trial_that_missed_a_limit_after_its_training_knows_the_accu
 
 
 @pytest.mark.usefixtures("dot")
+@pytest.mark.slow
 def test_a_password_of_the_storage_is_written_nowhere(empty: Path, capfd: Capture) -> None:
     storage = "sqlite:///file:other.db?uri=true&password=hunter2"
     answer = search(capfd, *command("--trials", "1", *TOO_SMALL, "--storage", storage, study="secret", settings=DOT))

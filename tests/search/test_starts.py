@@ -94,6 +94,7 @@ def test_a_network_that_cannot_be_pruned_is_a_student_where_nothing_is_pruned() 
     check_students(space, config, INFO)
 
 
+@pytest.mark.slow
 def test_a_library_s_teacher_is_adapted_and_compressed_as_self_with_adapters(empty: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Weights for other classes -> a new head and adapters; then a pruned student of it, and one beside it."""
     torch.manual_seed(0)

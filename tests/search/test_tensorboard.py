@@ -74,6 +74,7 @@ def test_epochs_that_come_later_are_added(recorded: Path, capfd: Capture) -> Non
     assert scalars(recorded) == pytest.approx(expected((*EPOCHS, late)))
 
 
+@pytest.mark.slow
 def test_the_server_answers_with_the_trials_and_follows_the_run(recorded: Path) -> None:
     argv, environment = [sys.executable, "-m", "search.tensorboard", "--port", "0"], os.environ | {"PYTHONPATH": str(ROOT)}
     with Path("log").open("w") as log, subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT, env=environment) as process:

@@ -39,6 +39,7 @@ def test_the_epochs_of_every_training_of_a_run_have_the_learning_rate_of_its_rec
     assert dict(looked) == {"teacher": False, "parent": False, "distil": True, "quantise": True}
 
 
+@pytest.mark.slow
 def test_on_a_terminal_a_continued_study_shows_its_front_from_the_start(again: Path) -> None:
     known = front(read_records(load()))
     assert len(known) > 0

@@ -289,6 +289,7 @@ def told(name: str) -> dict[str, Any]:
     return account
 
 
+@pytest.mark.slow
 def test_what_every_worker_counted_is_in_the_account_and_a_trial_asks_no_teacher_twice(empty: Path, dot: None, capfd: Any) -> None:
     run = begin(empty, *argv("--trials", "2", "--workers", "2"))
     assert run.wait(300) == 0, log_of(empty)[-2000:]
