@@ -228,6 +228,7 @@ def test_every_architecture_is_exported() -> None:
 
 
 @pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.slow
 def test_a_pruned_student_quantises_and_its_export_computes_what_the_simulation_does(name: str) -> None:
     shape = EXPORTED[name]
     dense = narrow(name, width=0.25, channels=shape[0], image_size=shape[1])
