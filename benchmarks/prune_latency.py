@@ -128,6 +128,8 @@ def reason(before: Row, after: Row) -> str:
     fixed = share * before["p50_ms"]
     whole = [width for width, left_over in zip(before["widths"][:-1], after["widths"][:-1], strict=True) if width == left_over]
     told = [f"{left(time, 1)} of the latency and {left(macs, 1)} of the MACs are left"]
+    if not (before["stable"] and after["stable"]):
+        return f"{told[0]}; a time is unstable, so no reason is read from them"
     if share > 1:
         told.append("it is slower with fewer channels: kernels of other widths run, and MACs say nothing about them")
     else:
@@ -135,8 +137,6 @@ def reason(before: Row, after: Row) -> str:
         told.append(f"{fixed:.3f} ms, {left(share, 1)} of the dense time, go with no MACs: {layers} layers x {per_layer:.1f} us")
     if whole:
         told.append(f"{len(whole)} of {len(before['widths']) - 1} layers kept all channels (round_to, or what they are coupled to)")
-    if not (before["stable"] and after["stable"]):
-        told.append("a time is unstable")
     return "; ".join(told)
 
 
