@@ -59,15 +59,25 @@ def main() -> None:
 
 def protocol() -> str:
     """The measured section of docs/protocol.md: every student's latencies, what a study survives, and what stopping saves and loses."""
-    from benchmarks import account, efficiency_result, latency_zoo, prune_latency, replay_text, simulated_search, workers_text
+    from benchmarks import (
+        account,
+        efficiency_result,
+        folded_weights,
+        latency_zoo,
+        prune_latency,
+        replay_text,
+        simulated_search,
+        workers_text,
+    )
 
     survived = workers_text.section(read("kills"), read("fuzz"), read("scaling"))
     pruned = f"## What pruning does to latency\n\n{prune_latency.section(read('prune_latency')['rows'])}"
+    folded = f"## Weights of float layers in ONNX Runtime\n\n{folded_weights.section(read('folded_weights')['rows'])}"
     stopping = f"## Skipping and stopping\n\n{replay_text.section(read('replay'))}"
     live = f"## Against a search written by hand\n\n{efficiency_result.section(read('search_efficiency'))}"
     spent = f"## Where the time of a study goes\n\n{account.text(read('account'))}"
     simulated = f"## Samplers and seeds\n\n{simulated_search.section(read('simulated_search'))}"
-    return "\n\n".join([latency_zoo.table(read("latency_zoo")["rows"]), pruned, survived, stopping, simulated, spent, live])
+    return "\n\n".join([latency_zoo.table(read("latency_zoo")["rows"]), pruned, folded, survived, stopping, simulated, spent, live])
 
 
 def methods() -> str:

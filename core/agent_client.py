@@ -18,8 +18,7 @@ import numpy as np
 
 from core.candidate import EngineArtifact, LatencyReport
 from core.config import RuntimeConfig
-from core.engine_process import one_line
-from core.errors import Disturbed, EngineBuildError, MeasurementError, UserError
+from core.errors import Disturbed, EngineBuildError, MeasurementError, UserError, one_line
 from core.hardware import exact_int8_bits
 from core.latency import longest_s
 from core.runtimes import RUNTIMES, Runtime
@@ -86,7 +85,7 @@ class AgentConnection:
         try:
             yield
         except (KeyError, TypeError, ValueError) as error:
-            law = f"an agent must answer as this version of paretopress does, but {self._url} does not ({one_line(str(error))})"
+            law = f"an agent must answer as this version of paretopress does, but {self._url} does not ({one_line(error)})"
             raise Disturbed(f"{law}; install the same version there and run the same command again") from error
 
     def _artifact(self, model: Path, answer: dict[str, Any]) -> EngineArtifact:
@@ -109,13 +108,13 @@ class AgentConnection:
                 status, text = _post(connection, f"/{what}", body, headers)
             answer = json.loads(text)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = one_line(str(error)) or type(error).__name__
+            reason = one_line(error) or type(error).__name__
             raise EngineBuildError(f"the agent {self._url} did not answer ({reason}); see that core.agent runs there") from error
         if not isinstance(answer, dict):
             raise EngineBuildError(f"the agent {self._url} did not answer as an agent does; see that core.agent runs there")
         if status == http.client.OK:
             return answer
-        message = f"the agent {self._url} refuses: {one_line(str(answer.get('message', status)))}"
+        message = f"the agent {self._url} refuses: {one_line(answer.get('message', status))}"
         raise {"user": Disturbed, "measurement": MeasurementError}.get(str(answer.get("error")), EngineBuildError)(message)
 
 
@@ -134,7 +133,7 @@ def _connected(url: str, limit_s: float) -> http.client.HTTPConnection:
         connection.connect()
     except OSError as error:
         law = f"runtime.agent must be the address of a running core.agent, but {url} is not"
-        raise Disturbed(f"{law}: {one_line(str(error)) or type(error).__name__}; start it there and run the same command again") from error
+        raise Disturbed(f"{law}: {one_line(error) or type(error).__name__}; start it there and run the same command again") from error
     return connection
 
 

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from core.errors import one_line
+
 ROOT = Path(__file__).resolve().parents[1]
 STDERR_LINES = 5
 LONGEST_POLL_MS = 2**31 - 1
@@ -82,8 +84,3 @@ class Child:
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()[-STDERR_LINES:]
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return f"{how}; its last words: {one_line(' | '.join(lines)) or 'none'}"
-
-
-def one_line(text: str) -> str:
-    """Without line breaks and repeated blanks."""
-    return " ".join(text.split())

@@ -23,8 +23,8 @@ from core.agent_client import AgentConnection
 from core.candidate import KB, BuildReport, EngineArtifact, LatencyReport
 from core.cli import Parser, required, run_main
 from core.config import RuntimeConfig
-from core.engine_process import Child, ChildLost, one_line
-from core.errors import DiskRefused, EngineBuildError, MeasurementError, UserError
+from core.engine_process import Child, ChildLost
+from core.errors import DiskRefused, EngineBuildError, MeasurementError, UserError, one_line
 from core.files import is_held, read_json, write_json, writing
 from core.hardware import check_threads, device_fingerprint
 from core.latency import longest_s

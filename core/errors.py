@@ -17,6 +17,12 @@ Anything else is a defect of ours and stops the run with a traceback.
 """
 
 
+def one_line(text: object, limit: int | None = None) -> str:
+    """Without line breaks and repeated blanks, as a reason stands in a message; cut to `limit` characters, the last of them "..."."""
+    line = " ".join(str(text).split())
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
+
+
 class ParetopressError(Exception):
     """Root of the tree."""
 

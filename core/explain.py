@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from core.errors import one_line
 from core.tables import nearest
 
 UNKNOWN_KEY = "extra_forbidden"
@@ -89,7 +90,3 @@ def show(value: Any) -> str:
     """A value as the user wrote it, shortened to one line."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def one_line(text: object) -> str:
-    return " ".join(str(text).split())

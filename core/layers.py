@@ -69,19 +69,24 @@ def trial_run(model: nn.Module, input_shape: tuple[int, int, int], *, training: 
 
     `training`: in that mode, where it may be another one. Draws from nobody's random numbers.
     """
-    images = _zeros(model, input_shape, 2).contiguous(memory_format=torch.channels_last)
+    learner, images = _copy(model, input_shape)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return copy.deepcopy(model).to(memory_format=torch.channels_last).train(training)(images)
+        return learner.train(training)(images)
 
 
 def trial_gradients(model: nn.Module, input_shape: tuple[int, int, int], *, every: bool) -> None:
     """Forward and backward of a copy in training mode for two zero images; raises what they raise. `every`: frozen weights learn too."""
-    images = _zeros(model, input_shape, 2).contiguous(memory_format=torch.channels_last)
-    learner = copy.deepcopy(model).to(memory_format=torch.channels_last).train()
+    learner, images = _copy(model, input_shape)
     for parameter in learner.parameters():
         parameter.requires_grad_(parameter.requires_grad or (every and parameter.is_floating_point()))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        learner(images).sum().backward()
+        learner.train()(images).sum().backward()
+
+
+def _copy(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[nn.Module, Tensor]:
+    """(copy of the model, two zero images), both channels-last in memory."""
+    images = _zeros(model, input_shape, 2).contiguous(memory_format=torch.channels_last)
+    return copy.deepcopy(model).to(memory_format=torch.channels_last), images
 
 
 def _zeros(model: nn.Module, input_shape: tuple[int, int, int], batch: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from core.errors import TrialError, UserError
+from core.errors import TrialError, UserError, one_line
 from core.importance import NO_SCORES, Rank, Scores, rank_of, standing_in
 from core.layers import LayerInfo, dry_run, evaluating, layer_infos
 from core.prune_attention import attention_heads, head_dims, norm_pruners, weakest_heads
@@ -321,4 +321,4 @@ def check_runs(pruned: nn.Module, model: nn.Module, input_shape: tuple[int, int,
 
 def reason_of(error: Exception) -> str:
     """The error's type and first 200 characters, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error, 200)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from core.config import TeacherConfig
-from core.errors import UserError
+from core.errors import UserError, one_line
 from core.students.checkpoints import remap
 from core.students.own import load_state, load_weights, read_weights
 from core.students.zoo_net import LibraryNetwork
@@ -65,7 +65,7 @@ def load_published(model: nn.Module, channels: int) -> Start:
     try:
         state = model.published.load()
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         law = f"the published weights of {model.name} must be in the library's cache or downloadable, but are not ({reason})"
         raise UserError(f"{law}; give them as a file with teacher.weights: FILE, or leave pretrained out") from error
     return load_library_state(model, state, f"the published weights of {model.name}", channels)

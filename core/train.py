@@ -20,7 +20,7 @@ from core.candidate import fingerprint
 from core.checkpoint import Generators, Stateful, keep, resume
 from core.config import HardwareConfig, TrainConfig
 from core.data.types import Images
-from core.errors import Disturbed, TrainingDiverged, TrialError, UserError
+from core.errors import Disturbed, TrainingDiverged, TrialError, UserError, one_line
 from core.hardware import multiplies_bf16
 from core.muon import Muon, is_orthogonal
 from core.views import ViewedSet
@@ -215,7 +215,7 @@ def lost_workers_are_named() -> Iterator[None]:
     except (RuntimeError, ConnectionError) as error:  # or it was lost while it handed over a batch
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        reason = " ".join(str(_latest(error)).split())
+        reason = one_line(_latest(error))
         raise Disturbed(f"the processes that decode images must live, but {reason}; set data.workers lower, 0 for none") from error
 
 

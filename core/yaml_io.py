@@ -21,8 +21,8 @@ from pydantic import BaseModel, ValidationError
 from yaml.error import MarkedYAMLError
 
 from core.config import Config
-from core.errors import UserError
-from core.explain import explain, one_line, show
+from core.errors import UserError, one_line
+from core.explain import explain, show
 from core.tables import nearest
 
 M = TypeVar("M", bound=BaseModel)

@@ -11,7 +11,7 @@ from core.candidate import Candidate, Execution, GroupPlan, LatencyReport, finge
 from core.compress import draft, resolve
 from core.files import made_once, write_atomically
 from core.layers import layer_infos
-from core.onnx_layers import layer_calls
+from core.onnx_layers import layer_nodes, own_times
 from objectives.bench import Workbench
 
 
@@ -43,14 +43,13 @@ def _twin(dense: nn.Module, of: Candidate, execution: Execution, bench: Workbenc
     model: Path = drafted.save(folder)
     latency, nodes = host.latency(model, key=drafted.structure), host.layer_times(model)
     assert isinstance(latency, LatencyReport), "checked when the study starts"
-    factor, layers = latency.p50_ms / max(sum(nodes.values()), 1e-9), dict[str, float]()
-    for name, node in layer_calls(drafted.model.graph):
-        if node.name in nodes:
-            layers[name] = layers.get(name, 0.0) + factor * nodes[node.name]
-    return latency.p50_ms, layers
+    factor = latency.p50_ms / max(sum(nodes.values()), 1e-9)
+    own = own_times(layer_nodes(drafted.model.graph), nodes)
+    return latency.p50_ms, {name: factor * milliseconds for name, milliseconds in own.items()}
 
 
 def _key(student: str, width: float, bench: Workbench) -> str:
     config, host = bench.config.runtime, bench.engines
-    engine = [host.fingerprint, config.batch, config.precision, host.runtime.activation_grid]
+    written = [getattr(host.runtime, fact) for fact in ("activation_grid", "addends", "dequantises_once")]
+    engine = [host.fingerprint, config.batch, config.precision, *written]
     return fingerprint(student, width, engine, bench.input_shape, bench.data.info.digest, bench.teacher.digest)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from core.candidate import IN_FLOAT, KB, BuildReport, Candidate, LatencyReport, Measurement, milliseconds
+from core.onnx_layers import own_times
 from core.plan import group_of
 from core.runtimes import RUNTIMES
 from results.choices import BY_POSITION, columns, mean_ratio
@@ -86,7 +87,7 @@ def _inside(view: StudyView, record: TrialRecord, layers: Sequence[LayerFacts], 
         damage = view.damaged.get(view.rank(record))
         return [f"The layers are not shown: {damage or f'the files of trial {record.number} are not in {view.folder}'}."]
     total, count, nodes = measurement(record).size_bytes, len(layers), times.nodes if times else {}
-    own = {layer.name: nodes[layer.node] for layer in layers if layer.node is not None and layer.node in nodes}
+    own = own_times({layer.name: layer.nodes for layer in layers}, nodes)
     rows: list[tuple[str, ...]] = [
         (
             layer.name,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from core.candidate import Execution
-from core.onnx_layers import RESHAPES, layer_calls, makers, read_model, source_of
+from core.onnx_layers import RESHAPES, layer_calls, layer_nodes, makers, read_model, source_of
 from core.pack import QTensor, Tensor, tensor_bytes, unpack
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class LayerFacts(NamedTuple):
     groups: int
     macs: int | None
     """Multiply-accumulates for one image."""
-    node: str | None = None
-    """Its name in the graph."""
+    nodes: tuple[str, ...] = ()
+    """Names of those whose time is its own (`core.onnx_layers.layer_nodes`)."""
     shared: bool = False
     """Whether its weights are indices into a table of values (`codebook`)."""
 
@@ -50,16 +50,16 @@ def read_layers(folder: Path) -> tuple[LayerFacts, ...]:
     graph = read_model(model).graph
     content = packed.read_bytes()
     tensors, sizes = unpack(content), tensor_bytes(content)
-    found = dict(layer_calls(graph))
+    found, nodes = dict(layer_calls(graph)), layer_nodes(graph)
     order = {name: index for index, name in enumerate(found)}
     kept = [(*name.rpartition(".")[::2], tensor) for name, tensor in tensors.items()]
     names = [
         stem for stem, leaf, tensor in kept if leaf == "indices" or (leaf == "weight" and (isinstance(tensor, QTensor) or stem in found))
     ]
     shapes = {value.name: _dims(value) for value in graph.value_info}
-    return tuple(
-        _facts(name, tensors, sizes, graph, found.get(name), shapes) for name in sorted(names, key=lambda name: order.get(name, len(order)))
-    )
+    facts = (_facts(name, tensors, sizes, graph, found.get(name), shapes) for name in names)
+    placed = sorted(facts, key=lambda layer: order.get(layer.name, len(order)))
+    return tuple(layer._replace(nodes=nodes.get(layer.name, ())) for layer in placed)
 
 
 def rest_bytes(folder: Path, layers: tuple[LayerFacts, ...]) -> int:
@@ -90,9 +90,8 @@ def _facts(
     out = shapes.get(call.output[0], ()) if call is not None else ()
     positions = math.prod(out[2:]) if call is not None and call.op_type == "Conv" and all(out[1:]) and out else None
     macs = None if positions is None else positions * int(values.size)
-    node = call.name if call is not None else None
     shared = f"{name}.indices" in tensors
-    return LayerFacts(name, values.shape, bits, size_bytes, _execution(graph, call), int(groups), macs, node, shared)
+    return LayerFacts(name, values.shape, bits, size_bytes, _execution(graph, call), int(groups), macs, shared=shared)
 
 
 def _execution(graph: onnx.GraphProto, call: onnx.NodeProto | None) -> Execution | None:

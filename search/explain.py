@@ -1,7 +1,7 @@
 """Explain: python -m search.explain --rank 0
 
-Says what is inside one model of a study's front: bytes and (in OpenVINO) milliseconds per layer, why a layer computes in float, and what
-one more bit or fewer channels would cost according to the study's own trials.
+Says what is inside one model of a study's front: bytes and (of OpenVINO and ONNX Runtime on a CPU) milliseconds per layer, why a layer
+computes in float, and what one more bit or fewer channels would cost according to the study's own trials.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--time-layers",
         action=argparse.BooleanOptionalAction,
-        help="take the milliseconds of every layer here, for a second (default: where the runtime is OpenVINO and the files are here)",
+        help="take the milliseconds of every layer here, for a second (default: where OpenVINO or ONNX Runtime runs on a CPU and the files "
+        "are here)",
     )
     return parser
 

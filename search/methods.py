@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from core.candidate import SELF
 from core.config import Config
-from core.errors import UserError
+from core.errors import UserError, one_line
 from core.methods import FEATURE_LOSSES, METHODS, REGION_LOSSES, check_classes, check_method
 from search.space import Space, options
 
@@ -106,7 +106,7 @@ def _check_gradients(space: Space, config: Config, info: DataInfo) -> None:
         try:
             trial_gradients(network, info.shape, every=every)
         except Exception as error:  # the user's file may raise anything
-            reason = " ".join(str(error).split()) or "no message"
+            reason = one_line(error, 200) or "no message"
             law = f"a network that is trained must have gradients, but those of {each.model} raised {type(error).__name__} ({reason})"
             raise UserError(f"{law}; keep torch.no_grad, detach and changes in place out of forward") from error
 

@@ -68,11 +68,16 @@ def plan_of(
 
 
 def quantised(
-    model: nn.Module, plan: ShapePlan, shape: tuple[int, int, int] = SHAPE, grid: Grid = "uint8_relu", addends: Addends = "both"
+    model: nn.Module,
+    plan: ShapePlan,
+    shape: tuple[int, int, int] = SHAPE,
+    grid: Grid = "uint8_relu",
+    addends: Addends = "both",
+    dequantises_once: bool = True,
 ) -> fx.GraphModule:
     """Rounded, not trained; calibrated on random images."""
     weights = ptq(model, {layer.name: layer.weight_bits for layer in plan.layers}, lambda model: model)
-    graph = build_graph(model, weights, plan, grid, shape, addends)
+    graph = build_graph(model, weights, plan, grid, shape, addends, dequantises_once)
     calibrate(graph, images(64, shape))
     return graph
 

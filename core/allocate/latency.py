@@ -36,7 +36,7 @@ class TimeTable(Frozen):
     """What the layers of a network take, and all else together, in milliseconds of one call."""
 
     layers: dict[str, LayerTime]
-    """Without those that the runtime names in neither twin: they count with the rest."""
+    """Without those that the runtime does not name in both twins: they count with the rest."""
     rest_ms: float
     """Pools, sums, changes of layout: the same whatever executes in INT8, and however much is pruned."""
 

@@ -12,7 +12,7 @@ from core.config import DataConfig
 from core.data.folder import streamed
 from core.data.listing import Entry, Listing, list_images, list_unlabelled, require_images
 from core.data.types import RawData
-from core.errors import UserError
+from core.errors import UserError, one_line
 
 IMAGE_SIZE = 224
 META = "meta.bin"
@@ -69,7 +69,7 @@ def _devkit_labels(root: Path) -> list[str]:
         _, wnids = torch.load(root / META, weights_only=True)
         return [str(wnid) for wnid in wnids]
     except (OSError, RuntimeError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(
             f"flat validation images need their labels, but {root / META} cannot be read or made ({reason}); put {DEVKIT} into {root},"
             " or sort val/ into folders"

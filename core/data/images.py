@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from core.errors import UserError
+from core.errors import UserError, one_line
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"})
 GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"})
@@ -104,7 +104,7 @@ def unreadable(path: Path, error: BaseException) -> UserError:
     if isinstance(error, UnidentifiedImageError):
         reason = "no image, or of a format that Pillow does not know"
     else:
-        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split()) or type(error).__name__
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error) or type(error).__name__
     return UserError(f"an image must be readable, but {path} is not: {reason}")
 
 

@@ -52,8 +52,10 @@ def build_graph(
     grid: Grid,
     input_shape: tuple[int, int, int],
     addends: Addends = "both",
+    dequantises_once: bool = True,
 ) -> fx.GraphModule:
     """The quantised network: eval mode, on the CPU, activations not yet calibrated. `input_shape` is (C, H, W).
+    `addends` and `dequantises_once` as of `Runtime`.
 
     Raises UserError when torch.fx cannot trace the model.
     """
@@ -63,9 +65,11 @@ def build_graph(
     folded = fold_batch_norms(traced, weights)
     on_maps = _linears_on_maps(traced)
     for layer in plan.layers:
-        _replace(traced, layer.name, folded[layer.name], as_conv=layer.name in on_maps)
+        as_product = layer.execution == "float" and not dequantises_once
+        _replace(traced, layer.name, folded[layer.name], as_conv=layer.name in on_maps, as_product=as_product)
     int8 = {layer.name for layer in plan.layers if layer.execution == "int8"}
     _insert_quantisers(traced, int8, grid, addends)
+    _add_integers(traced, int8)
     traced.graph.lint()
     traced.recompile()
     return traced
@@ -139,10 +143,13 @@ def _shape(node: fx.Node) -> torch.Size:
     return getattr(node.meta.get("tensor_meta"), "shape", torch.Size())
 
 
-def _replace(traced: fx.GraphModule, name: str, weight: StoredWeight, *, as_conv: bool) -> None:
+def _replace(traced: fx.GraphModule, name: str, weight: StoredWeight, *, as_conv: bool, as_product: bool) -> None:
     layer = traced.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    new = IntegerConv2d(layer, weight) if isinstance(layer, nn.Conv2d) else IntegerLinear(layer, weight, as_conv=as_conv)
+    if isinstance(layer, nn.Conv2d):
+        new: nn.Module = IntegerConv2d(layer, weight, as_product=as_product)
+    else:
+        new = IntegerLinear(layer, weight, as_conv=as_conv, as_product=as_product)
     parent, _, leaf = name.rpartition(".")
     setattr(traced.get_submodule(parent), leaf, new)
 
@@ -160,6 +167,19 @@ def _insert_quantisers(traced: fx.GraphModule, int8: set[str], grid: Grid, adden
             if source not in placed:
                 placed[source] = _quantiser_after(traced, source, grid, placed)
             node.replace_input_with(source, placed[source])
+
+
+def _add_integers(traced: fx.GraphModule, int8: set[str]) -> None:
+    """Let INT8 layers that read one Q/DQ point add up its integers, as kernels do: float sums flip a rounding behind them now and then."""
+    read: dict[str, set[str]] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_module" and node.target in int8:
+            read.setdefault(str(node.target), set()).add(str(_input(node).target))
+    for name, points in read.items():
+        layer, sources = traced.get_submodule(name), [traced.get_submodule(point) for point in points]
+        if isinstance(layer, IntegerConv2d | IntegerLinear) and layer.on_grid and len(sources) == 1:
+            assert isinstance(sources[0], ActivationQuantiser)
+            layer.read_from(sources[0])
 
 
 def _quantised_inputs(traced: fx.GraphModule, node: fx.Node, int8: set[str], domain: set[fx.Node], addends: Addends) -> list[fx.Node]:

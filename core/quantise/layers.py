@@ -42,15 +42,19 @@ def _dequantise(values: Tensor, scales: Tensor, zero: Tensor, axis: int | None =
 
 class _IntegerLayer(nn.Module):
     """Weights as integers (out, ...) with scales (out,) and a bias in float. 16-bit integers and codebooks are exported
-    dequantised: no runtime takes INT16 weights or a table for a convolution."""
+    dequantised: no runtime takes INT16 weights or a table for a convolution. `as_product`: integers are exported as what a runtime computes
+    once, when it loads, that would run a DequantizeLinear in each call (`Runtime.dequantises_once`).
+    """
 
     weight: Tensor
     scale: Tensor
     bias: Tensor
     zero: Tensor
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: StoredWeight) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: StoredWeight, *, as_product: bool) -> None:
         super().__init__()
+        self.as_product = as_product
+        self._points: tuple[ActivationQuantiser, ...] = ()  # in a tuple: no part of this module
         self.has_bias = layer.bias is not None
         self.register_buffer("bias", half(layer.bias) if layer.bias is not None else torch.zeros(len(weight.scales)))
         self.take(weight)
@@ -67,11 +71,30 @@ class _IntegerLayer(nn.Module):
         else:
             self.register_buffer("weight", weight.dequantised())
 
+    def read_from(self, point: ActivationQuantiser) -> None:
+        """Every call is on values of this Q/DQ point: from now on what an INT8 kernel adds up, integers, is added up here."""
+        self._points = (point,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images or tokens float32 -> the same with other channels. Sums of integers are exact below 2^24, as those of INT8 kernels are."""
+        point = next((point for point in self._points if not (point.calibrating or _exporting.get())), None)
+        if point is None:
+            return self._sums(x, self.float_weight(), self.bias)
+        sums = self._sums((x / point.scale).round_(), self.weight.float(), None)
+        return sums.mul_(self._by_channel(self.scale * point.scale)).add_(self._by_channel(self.bias))
+
+    def _sums(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _by_channel(self, values: Tensor) -> Tensor:
+        """(out,) so that it broadcasts over what `forward` returns."""
+        raise NotImplementedError
+
     def float_weight(self) -> Tensor:
         """float32 (out, ...): what the engine multiplies with."""
         if not self.on_grid:
             return self.weight
-        if _exporting.get():
+        if _exporting.get() and not self.as_product:
             return _dequantise(self.weight, self.scale, self.zero, axis=0)
         return self.weight.float() * per_channel(self.scale, self.weight)
 
@@ -84,36 +107,43 @@ class _IntegerLayer(nn.Module):
 class IntegerConv2d(_IntegerLayer):
     """Conv2d on integer weights."""
 
-    def __init__(self, layer: nn.Conv2d, weight: StoredWeight) -> None:
-        super().__init__(layer, weight)
+    def __init__(self, layer: nn.Conv2d, weight: StoredWeight, *, as_product: bool = False) -> None:
+        super().__init__(layer, weight, as_product=as_product)
         self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
         self.padding = cast(tuple[int, int], layer.padding)  # or "same": conv2d takes both
         self.border = None if layer.padding_mode == "zeros" else (layer._reversed_padding_repeated_twice, layer.padding_mode)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _sums(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """float32 (B, in, H, W) -> (B, out, H', W')."""
         if self.border:
             amounts, mode = self.border
-            return F.conv2d(F.pad(x, amounts, mode), self.float_weight(), self.bias, self.stride, 0, self.dilation, self.groups)
-        return F.conv2d(x, self.float_weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+            return F.conv2d(F.pad(x, amounts, mode), weight, bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _by_channel(self, values: Tensor) -> Tensor:
+        return values.view(-1, 1, 1)
 
 
 class IntegerLinear(_IntegerLayer):
     """Linear on integer weights. With `as_conv` it keeps (out, in, 1, 1) integers and is a 1x1 convolution on (B, in, 1, 1):
     TensorRT-RTX builds no FP32 or INT8 Gemm for SM75."""
 
-    def __init__(self, layer: nn.Linear, weight: StoredWeight, *, as_conv: bool) -> None:
-        super().__init__(layer, weight.as_kernel() if as_conv else weight)
+    def __init__(self, layer: nn.Linear, weight: StoredWeight, *, as_conv: bool, as_product: bool = False) -> None:
+        super().__init__(layer, weight.as_kernel() if as_conv else weight, as_product=as_product)
         self.as_conv = as_conv
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _sums(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """float32 (B, ..., in) -> (B, ..., out), or (B, in, 1, 1) -> (B, out, 1, 1)."""
         if self.as_conv:
-            return F.conv2d(x, self.float_weight(), self.bias)
+            return F.conv2d(x, weight, bias)
         if _exporting.get():
+            assert bias is not None
             # three dimensions: ONNX Runtime 1.31 makes a Gemm of two and a sum, and then mistypes the Q/DQ in front of it
-            return torch.matmul(x, self.float_weight().t().unsqueeze(0)) + self.bias
-        return F.linear(x, self.float_weight(), self.bias)
+            return torch.matmul(x, weight.t().unsqueeze(0)) + bias
+        return F.linear(x, weight, bias)
+
+    def _by_channel(self, values: Tensor) -> Tensor:
+        return values.view(-1, 1, 1) if self.as_conv else values
 
 
 class ActivationQuantiser(nn.Module):

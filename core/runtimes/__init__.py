@@ -110,12 +110,15 @@ def compute_capability(text: str) -> str:
 
 
 def on_grid(runtime: Runtime, grid: Literal["uint8_relu", "int8"]) -> Runtime:
-    """The runtime with models on another grid of activations; UserError where it would compute wrong numbers."""
+    """The runtime with models on another grid of activations; UserError where it would compute wrong numbers.
+
+    Models on the grid of TensorRT keep weights behind a DequantizeLinear, for TensorRT may build them next.
+    """
     if grid == "uint8_relu" and runtime.activation_grid == "int8":
         raise UserError(
             f"{runtime.name} takes symmetric INT8 activations only, but runtime.activation_grid is {grid}; set it to int8 or auto"
         )
-    return replace(runtime, activation_grid=grid)
+    return replace(runtime, activation_grid=grid, dequantises_once=runtime.dequantises_once or grid == "int8")
 
 
 def _or_build(runtime: Runtime) -> str:

@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from core.errors import EngineBuildError
+from core.onnx_layers import is_product, makers, source_of
 from core.runtimes.types import Precision
 
 TYPES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -24,6 +25,7 @@ def in_precision(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProt
     typed.CopyFrom(model)
     if precision == "f32":
         return typed
+    _multiply_out(typed.graph)
     graph, kind = typed.graph, TYPES[precision]
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     for opset in typed.opset_import:
@@ -42,8 +44,12 @@ def in_precision(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProt
     return typed
 
 
-def refuse_unsigned(model: onnx.ModelProto, runtime: str) -> None:
-    """Raises EngineBuildError for activations on a UINT8 grid: TensorRT reads them as INT8 with a warning, and computes wrong numbers."""
+def refuse_foreign(model: onnx.ModelProto, runtime: str) -> None:
+    """Raises EngineBuildError for a file that was written for another runtime, of which TensorRT builds a wrong engine or none.
+
+    Activations on a UINT8 grid it reads as INT8 with a warning, and computes wrong numbers. Integer weights it takes behind a
+    DequantizeLinear only.
+    """
     types = {initialiser.name: initialiser.data_type for initialiser in model.graph.initializer}
     unsigned = [
         node
@@ -55,6 +61,22 @@ def refuse_unsigned(model: onnx.ModelProto, runtime: str) -> None:
             f"{runtime} takes symmetric INT8 activations only, but {len(unsigned)} Q/DQ nodes have UINT8 zero points "
             f"({unsigned[0].name or unsigned[0].input[0]} first); export the model for runtime.name {runtime}"
         )
+    if cast := [node.input[0] for node in model.graph.node if node.op_type == "Cast" and types.get(node.input[0]) == TensorProto.INT8]:
+        raise EngineBuildError(
+            f"{runtime} takes integer weights behind a DequantizeLinear only, but {len(cast)} are cast ({cast[0]} first); "
+            f"export the model for runtime.name {runtime}"
+        )
+
+
+def _multiply_out(graph: onnx.GraphProto) -> None:
+    """Put values in place of products of stored integers and scales: a runtime computes a product in halves in each call."""
+    made, stored = makers(graph), {initialiser.name: initialiser for initialiser in graph.initializer}
+    for node in [node for node in graph.node if is_product(node, made)]:
+        integers, scales = (numpy_helper.to_array(stored[source_of(value, made)]).astype(np.float32) for value in node.input)
+        value = integers * scales.reshape(-1, *[1] * (integers.ndim - 1))
+        graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
+        for done in (node, *(made[value] for value in node.input)):
+            graph.node.remove(done)
 
 
 def _retype(tensor: onnx.TensorProto, dtype: np.dtype) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import sys
-import time
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
 
 from core.hardware import int8_bits_here, isa_here
+from core.runtimes.counting import least, repeated
 from core.runtimes.types import Artifact, EngineOptions, Precision, Runtime, fixed_shape, installed_version
 
-COUNTED_ENGINES, COUNTED_CALLS, COUNTED_S = 5, 20, 0.05
 NEEDS: dict[Precision, str] = {"bf16": "avx512f"}
 """Without it, the plugin takes a wish for bf16 and computes in f32 all the same."""
 DEQUANTISING = ("Convert", "Subtract", "Multiply", "Reshape")
@@ -100,19 +99,15 @@ def _files(path: str, options: EngineOptions) -> dict[str, bytes]:
 
 
 def _layer_times(path: str, options: EngineOptions) -> dict[str, float]:
-    """Node by node the least of several engines: a pause of the machine adds to one node's mean, and the counters cannot be reset."""
-    found = [_counted(OpenVinoEngine(path, options, counted=True)) for _ in range(COUNTED_ENGINES)]
-    return {name: min(nodes.get(name, mean) for nodes in found) for name, mean in found[0].items()}
+    return least(lambda: _counted(OpenVinoEngine(path, options, counted=True)))
 
 
 def _counted(engine: OpenVinoEngine) -> dict[str, float]:
-    """Node -> mean milliseconds without the first call, which compiles some kernels."""
+    """Node -> mean milliseconds without the first call, which compiles some kernels; the counters cannot be reset."""
     images = np.zeros(engine.input_shape, np.float32)
     engine.run(images)
-    first, calls, end = engine.counters(), 0, time.perf_counter() + COUNTED_S
-    while calls < COUNTED_CALLS or time.perf_counter() < end:
-        engine.run(images)
-        calls += 1
+    first = engine.counters()
+    calls = repeated(lambda: engine.run(images))
     return {name: max(0.0, (mean * (calls + 1) - first.get(name, mean)) / calls) for name, mean in engine.counters().items()}
 
 

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.errors import EngineBuildError
+from core.errors import EngineBuildError, one_line
 from core.runtimes.types import Artifact, BuiltEngine, EngineOptions, Precision, fixed_shape
 
 LAYER = re.compile(r"Name: .*?, LayerType: (?P<kind>[^,]*), Inputs: \[ \{(?P<first_input>[^}]*)\}")
@@ -46,7 +46,7 @@ def listening(trt: Any, log: Log) -> Any:
 
         def log(self, level: Any, message: str) -> None:
             if level in kept:
-                kept[level].append(" ".join(message.split()))
+                kept[level].append(one_line(message))
             elif LAYERS_MARK in message:
                 log.layers.append(message)
 
@@ -97,10 +97,10 @@ def _typed(path: str, precision: Precision, name: str) -> bytes:
     """The model as the parser takes it."""
     import onnx  # late: 0.2 s, and only an engine of TensorRT needs it
 
-    from core.runtimes.onnx_types import in_precision, refuse_unsigned
+    from core.runtimes.onnx_types import in_precision, refuse_foreign
 
     model = onnx.load(path)
-    refuse_unsigned(model, name)
+    refuse_foreign(model, name)
     return in_precision(model, precision).SerializeToString()
 
 

@@ -75,7 +75,10 @@ class Files(Protocol):
 
 
 class LayerTimes(Protocol):
-    """Node of an ONNX file -> milliseconds of one call, of the nodes that the engine kept, each with what is fused into it."""
+    """Node of an ONNX file -> milliseconds of one call, of the nodes that the engine kept, each with what is fused into it.
+
+    What the engine added, as changes of layout, has names of its own.
+    """
 
     def __call__(self, path: str, options: EngineOptions) -> dict[str, float]: ...
 
@@ -99,6 +102,9 @@ class Runtime:
     addends: Literal["both", "skip"] = "both"
     """Which inputs of a residual add between INT8 layers carry Q/DQ. skip: not the result of the last layer before the add, for a runtime
     whose kernels add before they round: it leaves out a rounding that the file states there, and does not compute what the file says."""
+    dequantises_once: bool = True
+    """Whether it computes the DequantizeLinear of a float layer's weights once, when it loads. False: they are written as a product of cast
+    integers and scales, which it computes then. TensorRT takes no integers outside of a DequantizeLinear."""
     precisions: tuple[Precision, ...] = ("f32",)
     needs: Mapping[Precision, str] = field(default_factory=dict)
     """Of its precisions: those that take an instruction set of the processor, and which (`core.hardware.ISA_FLAGS`)."""

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from core.errors import UserError
+from core.errors import UserError, one_line
 from core.files import write_atomically
 from core.layers import evaluating, trial_run
 from core.students.own_sources import importable, source_digest
@@ -140,7 +140,7 @@ def own_code(path: Path, doing: str) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # the user's file may raise anything
-        reason = " ".join(str(error).split()) or "no message"
+        reason = one_line(error, 200) or "no message"
         raise UserError(f"{path}{line_of(error, path)} raised {type(error).__name__} while {doing}: {reason}") from error
 
 

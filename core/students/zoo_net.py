@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.errors import UserError
+from core.errors import UserError, one_line
 from core.layers import evaluating, layer_infos
 
 NETWORK = "network."
@@ -106,7 +106,7 @@ def adapted(name: str, network: nn.Module, shape: tuple[int, int, int], publishe
         head = layer_infos(network, shape)[-1].name
         source = map_of(network, head, images)
     except BUILD_ERRORS as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         law = f"{name} must run on images of {channels} x {height} x {width}, but does not ({reason})"
         raise UserError(f"{law}; raise data.image_size, or take another network") from error
     if source is None:

@@ -13,7 +13,7 @@ from timm.layers import BatchNormAct2d
 from timm.layers.linear import Linear
 from torch import Tensor, nn
 
-from core.errors import UserError
+from core.errors import UserError, one_line
 from core.students.zoo_net import BUILD_ERRORS, LibraryNetwork, Published, adapted, check_width
 
 CONNECT_S = 10
@@ -28,7 +28,7 @@ def build(name: str, *, classes: int, channels: int, image_size: int, width: flo
         size: dict[str, Any] = {"img_size": image_size} if info.fixed_input_size else {}
         network = timm.create_model(name, num_classes=classes, in_chans=channels, **size)
     except BUILD_ERRORS as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         law = f"{full} must exist for {classes} classes and images of {channels} x {image_size} x {image_size}, but timm refuses it"
         raise UserError(f"{law} ({reason}); change data.image_size, or take another network") from error
     plain_linears(network)

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision import models
 from torchvision.ops import StochasticDepth
 
-from core.errors import UserError
+from core.errors import UserError, one_line
 from core.students.zoo_net import BUILD_ERRORS, LibraryNetwork, Published, adapted, check_width
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -30,7 +30,7 @@ def build(name: str, *, classes: int, channels: int, image_size: int, width: flo
     try:
         network = models.get_model(name, weights=None, num_classes=classes, **sizes, **EXTRA.get(name, {}))
     except BUILD_ERRORS as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         law = f"{full} must exist for {classes} classes and images of {image_size} px, but torchvision refuses it ({reason})"
         raise UserError(f"{law}; change data.image_size, or take another network") from error
     without_stochastic_depth(network)

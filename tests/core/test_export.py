@@ -71,6 +71,21 @@ def test_weights_are_int8_initialisers_followed_by_dequantisation_alone(model: o
         assert users == ({"DequantizeLinear"} if bits <= 8 else {"Conv"})
 
 
+def test_a_float_layer_s_integers_are_cast_and_multiplied_for_a_runtime_that_would_dequantise_them_in_each_call() -> None:
+    torch.manual_seed(0)
+    network = settled(Residual())
+    plan = plan_of(network, bits=BITS, execution={"conv1": "float", "head": "float"})
+    in_turn = [quantised(network, plan, dequantises_once=once) for once in (True, False)]
+    dequantised, multiplied = (export_onnx(graph, SHAPE) for graph in in_turn)
+    onnx.checker.check_model(multiplied, full_check=True)
+    for name in ("conv1", "conv2", "head"):
+        users = {node.op_type for node in multiplied.graph.node if f"{name}.weight" in node.input}
+        assert users == ({"DequantizeLinear"} if name == "conv2" else {"Cast"})
+    for graph, model in zip(in_turn, (dequantised, multiplied), strict=True):
+        check_rebuilds(model, unpack(pack(packed_tensors(graph))))
+    assert packed_tensors(in_turn[0]).keys() == packed_tensors(in_turn[1]).keys()
+
+
 def test_biases_are_plain_floats(model: onnx.ModelProto) -> None:
     assert not any(array.dtype == np.int32 for array in arrays_of(model).values())
     assert all(arrays_of(model)[f"{name}.bias"].dtype == np.float32 for name in BITS)

@@ -64,7 +64,8 @@ def test_an_engine_of_mixed_bits_and_execution_equals_the_simulation(name: str, 
     model = settled(STUDENTS[name](classes=10, image_size=16, width=0.25), shape)
     plan = mixed(model, shape)
     assert {layer.weight_bits for layer in plan.layers} >= {2, 4, int8_bits_here(), 16}
-    check(quantised(model, plan, shape), shape, tmp_path, batches=(1, COUNT))
+    for once in (True, False):
+        check(quantised(model, plan, shape, dequantises_once=once), shape, tmp_path, batches=(1, COUNT))
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "mobilenet_v2"])

@@ -8,11 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from core.errors import EngineBuildError
-from core.runtimes.onnx_types import in_precision, refuse_unsigned
+from core.export import export_onnx
+from core.runtimes.onnx_types import in_precision, refuse_foreign
 from core.runtimes.types import Precision
+from tests.tiny_nets import SHAPE, Residual, plan_of, quantised, settled
 from tests.tiny_onnx import IMAGES, Classifier
 
 FLOATS = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -63,6 +65,32 @@ def test_the_original_is_left_alone(model: onnx.ModelProto) -> None:
 
 
 def test_unsigned_activations_are_refused_with_their_number(tmp_path: Path) -> None:
-    refuse_unsigned(onnx.load(Classifier(quantised=True, signed=True).save(tmp_path / "signed.onnx")), "tensorrt")
+    refuse_foreign(onnx.load(Classifier(quantised=True, signed=True).save(tmp_path / "signed.onnx")), "tensorrt")
     with pytest.raises(EngineBuildError, match="symmetric INT8 activations only, but 6 Q/DQ nodes have UINT8 zero points"):
-        refuse_unsigned(onnx.load(Classifier(quantised=True).save(tmp_path / "unsigned.onnx")), "tensorrt")
+        refuse_foreign(onnx.load(Classifier(quantised=True).save(tmp_path / "unsigned.onnx")), "tensorrt")
+
+
+@pytest.mark.parametrize("precision", ["f16", "bf16"])
+def test_products_of_integers_and_scales_are_multiplied_out(precision: Precision) -> None:
+    """No runtime on a CPU folds a product in halves: it would be computed in each call."""
+    network = settled(Residual())
+    model = export_onnx(quantised(network, plan_of(network, bits=4, execution="float"), dequantises_once=False), SHAPE)
+    typed = in_precision(model, precision)
+    onnx.checker.check_model(typed, full_check=True)
+    assert {node.op_type for node in model.graph.node} >= {"Cast", "Mul"}
+    assert not {"Mul", "Reshape"} & {node.op_type for node in typed.graph.node}
+    stored = {each.name: each for each in (*model.graph.initializer, *typed.graph.initializer)}
+    (conv,) = [node for node in typed.graph.node if "conv1.bias" in node.input]
+    integers, scales = (numpy_helper.to_array(stored[f"conv1.{leaf}"]).astype(np.float32) for leaf in ("weight", "scale"))
+    exact = numpy_helper.to_array({each.name: each for each in model.graph.initializer}["conv1.scale"])[:, None, None, None] * integers
+    given = numpy_helper.to_array(stored[conv.input[1]])
+    assert given.astype(np.float32) == pytest.approx(exact.astype(given.dtype).astype(np.float32), abs=0)
+    assert len(scales) == len(given)
+
+
+def test_integer_weights_that_are_cast_are_refused_with_their_number() -> None:
+    network = settled(Residual())
+    plan = plan_of(network, bits=4, execution="float")
+    refuse_foreign(export_onnx(quantised(network, plan, grid="int8"), SHAPE), "tensorrt")
+    with pytest.raises(EngineBuildError, match=r"behind a DequantizeLinear only, but 5 are cast \(stem\.weight first\)"):
+        refuse_foreign(export_onnx(quantised(network, plan, grid="int8", dequantises_once=False), SHAPE), "tensorrt")

@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from core.errors import UserError
 from core.quantise.fold import make_gains_positive
 from core.quantise.graph import Grid
-from core.quantise.layers import ActivationQuantiser, activation_quantisers, integer_layers
+from core.quantise.layers import ActivationQuantiser, IntegerConv2d, activation_quantisers, integer_layers
 from core.students import STUDENTS
 from tests.tiny_nets import CLASSES, PATTERNS, SHAPE, Forward, Pattern, Residual, conv, head, images, plan_of, pooled, quantised, settled
 
@@ -52,6 +52,45 @@ def call(graph: fx.GraphModule, target: object) -> fx.Node:
 
 def quantised_inputs(graph: fx.GraphModule, node: fx.Node) -> list[bool]:
     return [quantiser_of(graph, source) is not None for source in node.all_input_nodes]
+
+
+# --- sums ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_int8_layer_adds_up_integers_exactly_and_rounds_twice() -> None:
+    torch.manual_seed(0)
+    model = network()
+    graph, seen = quantised(model, plan_of(model, bits=4)), dict[str, tuple[Tensor, Tensor]]()
+    layers = integer_layers(graph)
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda _, given, made, name=name: seen.update({name: (given[0], made)}))
+    with torch.no_grad():
+        graph(images(8))
+    assert set(seen) == set(layers)
+    for name, (given, made) in seen.items():
+        layer, (node,) = layers[name], [node for node in graph.graph.nodes if node.target == name]
+        point = quantiser_of(graph, node.all_input_nodes[0])
+        assert point is not None
+        levels, weight = (given.double() / point.scale).round(), layer.integer_values().double()
+        conv = layer if isinstance(layer, IntegerConv2d) else nn.Conv2d(1, 1, 1)
+        sums = F.conv2d(levels, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+        factors = (layer.scale.double() * point.scale).float().view(-1, 1, 1)
+        assert torch.equal(made, sums.float() * factors + layer.bias.view(-1, 1, 1)), name
+
+
+def test_a_layer_that_reads_two_points_adds_up_floats() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.head = conv(3, 8), conv(8, 8), head(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(pooled(self.conv(torch.relu(self.conv(torch.relu(self.stem(x)))))))
+
+    torch.manual_seed(0)
+    model = settled(Twice())
+    layers = integer_layers(quantised(model, plan_of(model)))
+    assert {name: len(layer._points) for name, layer in layers.items()} == {"stem": 1, "conv": 0, "head": 1}
 
 
 # --- folding ---------------------------------------------------------------------------------------------------------

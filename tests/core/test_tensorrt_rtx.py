@@ -48,7 +48,8 @@ def test_a_student_builds_without_a_warning_and_its_int8_layers_run_in_int8(stud
 
 
 def test_a_search_on_the_cpu_can_make_models_that_build(tmp_path: Path) -> None:
-    candidate, shape = Candidate(student="resnet8", groups=(GroupPlan(weight_bits=4),)), (1, 8, 8)
+    groups = (GroupPlan(weight_bits=4, execution="float"), *[GroupPlan(weight_bits=4)] * 4)
+    candidate, shape = Candidate(student="resnet8", groups=groups), (1, 8, 8)
     with EngineHost(RuntimeConfig(name="onnxruntime", activation_grid="int8"), tmp_path / "work") as host:
         dense = STUDENTS["resnet8"](classes=10, channels=1, image_size=8).eval()
         pruned, plan = resolve(dense, candidate, shape, host.runtime)
@@ -56,7 +57,9 @@ def test_a_search_on_the_cpu_can_make_models_that_build(tmp_path: Path) -> None:
         assert host.predict(model, np.ones((2, *shape), np.float32))[0].shape == (2, 10)
     assert RUNTIME.build is not None
     built = RUNTIME.build(str(model), options(), ("SM86",))
-    assert (built.artifact["int8_layers"], built.artifact["layers"], built.warnings) == (10, 10, ())
+    planned = sum(layer.execution == "int8" for layer in plan.layers)
+    assert 0 < planned < 10
+    assert (built.artifact["int8_layers"], built.artifact["layers"], built.warnings) == (planned, 10, ())
 
 
 # One model

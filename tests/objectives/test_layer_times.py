@@ -17,7 +17,7 @@ from core.layers import layer_infos
 from objectives.allocation import settle
 from objectives.bench import Stages, Workbench
 from objectives.evaluate import shape_of
-from objectives.layer_times import layer_times
+from objectives.layer_times import layer_times, measured
 
 STUDENT, WIDTH = "resnet8", 0.5
 
@@ -111,6 +111,14 @@ def test_scales_of_layers_that_become_int8_count_in_the_budget_of_bytes(timed: t
 
 def test_runtimes_say_whether_they_time_layers(bench: Workbench, tmp_path: Path) -> None:
     assert bench.engines.times_layers
-    for changes in ({"name": "onnxruntime"}, {"name": "tensorrt_rtx", "build_for": ("SM89",)}):
-        with EngineHost(bench.config.runtime.model_copy(update=changes), tmp_path) as host:
-            assert not host.times_layers
+    with EngineHost(bench.config.runtime.model_copy(update={"name": "tensorrt_rtx", "build_for": ("SM89",)}), tmp_path) as host:
+        assert not host.times_layers
+
+
+def test_onnx_runtime_times_the_layers_of_both_twins(bench: Workbench, tmp_path: Path) -> None:
+    network = bench.network(STUDENT, WIDTH)
+    with EngineHost(bench.config.runtime.model_copy(update={"name": "onnxruntime"}), tmp_path) as host:
+        table = measured(network, Candidate(student=STUDENT, width=WIDTH), replace(bench, engines=host))
+    assert set(table.layers) == {info.name for info in layer_infos(network, bench.input_shape)}
+    assert all(time.int8_ms > 0 and time.float_ms > 0 for time in table.layers.values())
+    assert table.rest_ms > 0

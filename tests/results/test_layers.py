@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from torch import Tensor, nn
 
-from core.candidate import Candidate, GroupPlan, ShapePlan
+from core.candidate import Candidate, Execution, GroupPlan, ShapePlan
 from core.compress import draft, resolve
 from core.config import RuntimeConfig
 from core.engines import EngineHost
@@ -45,9 +46,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return candidate, *written(candidate, folder)
 
 
-def written(candidate: Candidate, folder: Path, bits: Literal[7, 8] = int8_bits_here()) -> tuple[ShapePlan, Path, int]:
+def written(
+    candidate: Candidate, folder: Path, bits: Literal[7, 8] = int8_bits_here(), name: str = "openvino"
+) -> tuple[ShapePlan, Path, int]:
     """(plan, folder of its files, MACs) of an untrained one, for a CPU that multiplies weights of so many bits exactly."""
-    runtime = replace(RUNTIMES["openvino"](), int8_bits=bits)
+    runtime = replace(RUNTIMES[name](), int8_bits=bits)
     dense = STUDENTS[candidate.student](classes=7, channels=1, image_size=8, width=candidate.width)
     pruned, plan = resolve(dense, candidate, SHAPE, runtime)
     drafted = draft(pruned, plan, SHAPE, runtime, candidate.quantiser)
@@ -120,16 +123,50 @@ def test_missing_files_have_no_layers(tmp_path):
     assert read_layers(tmp_path) == ()
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
-    with EngineHost(RuntimeConfig(name="openvino"), tmp_path_factory.mktemp("host")) as host:
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
+    with EngineHost(RuntimeConfig(name=request.param), tmp_path_factory.mktemp("host")) as host:
         yield host
 
 
-def test_openvino_times_every_layer_under_its_name_in_the_graph(model: tuple[Candidate, ShapePlan, Path, int], host: EngineHost) -> None:
+def test_every_layer_is_timed_under_its_name_in_the_graph(model: tuple[Candidate, ShapePlan, Path, int], host: EngineHost) -> None:
     times, layers = host.layer_times(model[2] / "model.onnx"), read_layers(model[2])
-    assert [layer.name for layer in layers if layer.node not in times] == []
+    assert [layer.name for layer in layers if layer.nodes[0] not in times] == []
     assert all(0.0 <= milliseconds < 1000 for milliseconds in times.values())
+
+
+class Tokens(nn.Module):
+    """A linear layer on tokens (B, 64, 8) behind a convolution: runtimes fuse the transposition between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 8), nn.Linear(8, 7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 1, 8, 8) -> (B, 7)."""
+        tokens = self.conv(images).relu().flatten(2).transpose(1, 2)
+        return self.head(self.mix(tokens).relu().mean(1))
+
+
+@pytest.mark.parametrize("execution", ["int8", "float"])
+def test_a_linear_layer_on_tokens_has_its_time(execution: Execution, host: EngineHost, tmp_path: Path) -> None:
+    pruned, plan = resolve(Tokens(), Candidate(student="tokens", groups=(GroupPlan(execution=execution),)), SHAPE, host.runtime)
+    draft(pruned, plan, SHAPE, host.runtime).save(tmp_path)
+    times = host.layer_times(tmp_path / "model.onnx")
+    assert [layer.name for layer in read_layers(tmp_path) if layer.nodes[0] not in times] == []
+
+
+@pytest.mark.parametrize("name", ["light_cnn", "integers in float"])
+def test_onnx_runtime_dequantises_no_float_layer_s_weights_in_a_call(name: str, tmp_path: Path) -> None:
+    """With a DequantizeLinear it would, and keep a slower layout too (benchmarks/folded_weights.py)."""
+    plan, folder, _ = written(CANDIDATES[name], tmp_path, name="onnxruntime")
+    layers = read_layers(folder)
+    assert [layer.execution for layer in layers] == [layer.execution for layer in plan.layers]
+    with EngineHost(RuntimeConfig(name="onnxruntime"), tmp_path) as host:
+        times = host.layer_times(folder / "model.onnx")
+    for layer in layers:
+        assert [node for node in layer.nodes if node in times][:1] == [layer.nodes[0]]
+        assert layer.execution != "float" or not set(layer.nodes[1:]) & set(times)
 
 
 @pytest.mark.slow
@@ -144,7 +181,7 @@ def test_larger_images_take_longer_in_the_layers(tmp_path: Path, host: EngineHos
 
 
 def test_a_runtime_that_does_not_say_what_a_layer_takes_gives_nothing(tmp_path: Path) -> None:
-    with EngineHost(RuntimeConfig(name="onnxruntime"), tmp_path) as host:
+    with EngineHost(RuntimeConfig(name="tensorrt_rtx", build_for=("SM89",)), tmp_path) as host:
         assert host.layer_times(Classifier(quantised=True).save(tmp_path / "model.onnx")) == {}
 
 
@@ -157,7 +194,7 @@ def test_an_explanation_with_milliseconds_adds_up_to_what_was_timed(
         update={"candidate": candidate, "path": folder.name}
     )
     view = view_of([record], None, folder.parent)
-    nodes = {str(layer.node): 0.25 * (index + 1) for index, layer in enumerate(layers)} | {"a pooling": 0.5}
+    nodes = {layer.nodes[0]: 0.25 * (index + 1) for index, layer in enumerate(layers)} | {"a pooling": 0.5}
     told = explanation(view, record, layers, {}, Times(nodes, "0123456789ab"))
     column = told.splitlines()[2].index("ms")
     read = [float(line[: column + 2].split()[-1]) for line in told.splitlines()[3 : 5 + len(layers)]]
