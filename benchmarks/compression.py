@@ -101,9 +101,9 @@ KINDS: dict[str, Kind] = {
     **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in RATES},
 }
 CHAINS: dict[str, Kind] = {
-    # the chain again, with a share of the weights of every layer, as a network with many too many of them allows
-    f"chain-{100 * sparsity:g}": Kind("codebook", 4, genes={"sparsity": sparsity})
-    for sparsity in (0.9, 0.93, 0.95)
+    # the chain again, with a share of all weights, as a network with many too many of them allows
+    f"chain-{100 * sparsity:g}": Kind("codebook", 4, genes={"sparsity": sparsity, "sparsity_by": "global"})
+    for sparsity in (0.88, 0.9, 0.92)
 }
 LONG: dict[str, Kind] = {
     "long-fp32": Kind("float", longer=True),

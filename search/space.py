@@ -192,12 +192,12 @@ class QuantiseSpace(Frozen):
     edge_bits: Listed[WeightBits | None] = 8
     rate_weight: NotNegative = 0.1
     sparsity: NotNegative = 0.0
-    sparsity_by: Literal["ratio", "std"] = "ratio"
+    sparsity_by: Literal["ratio", "global", "std"] = "ratio"
 
     @model_validator(mode="after")
     def _check(self) -> QuantiseSpace:
-        if self.sparsity_by == "ratio" and max(options(self.sparsity)) >= 1:
-            raise ValueError(f"must have sparsity less than 1 where it is a ratio, but got {max(options(self.sparsity)):g}")
+        if self.sparsity_by != "std" and max(options(self.sparsity)) >= 1:
+            raise ValueError(f"must have sparsity less than 1 where it is a share, but got {max(options(self.sparsity)):g}")
         if max(options(self.sparsity)) > 0 and set(options(self.quantiser)) <= DENSE:
             raise ValueError(f"must have lsq, rate or codebook where sparsity is not 0, but got {', '.join(options(self.quantiser))}")
         if self.execution == "int8" and 16 in (*options(self.weight_bits), *options(self.edge_bits)):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from core.quantise.integer import IntegerWeight
-from core.quantise.masks import Masked, keep_largest
+from core.quantise.masks import Masked, kept_in
 from core.quantise.ptq import rounded
 from core.quantise.setting import Finetune, Setting, plain_layer, weight_of
 from core.quantise.stored import CodebookWeight, half
@@ -33,7 +33,7 @@ def codebook(
     With `sparsity` it is first trained with its smallest weights at zero; they stay there, at one of the 2^b values.
     """
     shared = {name: depth for name, depth in bits.items() if depth <= 8}
-    kept = {name: keep_largest(weight_of(model, name), setting) for name in shared}
+    kept = kept_in({name: weight_of(model, name) for name in shared}, setting)
     if setting.sparsity > 0:
         _train_masked(model, kept, finetune)
     for name, depth in shared.items():

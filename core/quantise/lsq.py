@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from core.quantise.integer import IntegerWeight, best_scales, limits, per_channel, to_integers
-from core.quantise.masks import Masked, keep_largest
+from core.quantise.masks import Masked, kept_in
 from core.quantise.ptq import rounded
 from core.quantise.setting import Finetune, Penalty, Setting, plain_layer, weight_of
 
@@ -40,10 +40,11 @@ def train_on_grids(
 ) -> dict[str, IntegerWeight]:
     """`lsq`, with `penalty` in the loss: it may look at the chains that `grids` lists."""
     trained = {name: depth for name, depth in bits.items() if depth <= 8}
+    kept = kept_in({name: weight_of(model, name) for name in trained}, setting) if setting.sparsity > 0 else {}
     for name, depth in trained.items():
-        layer, weight = plain_layer(model, name), weight_of(model, name)
-        if setting.sparsity > 0:
-            parametrize.register_parametrization(layer, "weight", Masked(keep_largest(weight, setting)))
+        layer = plain_layer(model, name)
+        if name in kept:
+            parametrize.register_parametrization(layer, "weight", Masked(kept[name]))
         parametrize.register_parametrization(layer, "weight", StepQuantiser(weight_of(model, name), depth))
     if penalty is None:
         finetune(model)

@@ -7,10 +7,24 @@ References: Han et al. 2016, Deep Compression, arXiv 1510.00149, section 2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from core.quantise.setting import Setting
+
+
+def kept_in(weights: Mapping[str, Tensor], setting: Setting) -> dict[str, Tensor]:
+    """`keep_largest` of every layer; with `global`, of all their weights at once: layers of many small weights lose more of them."""
+    if setting.sparsity == 0 or setting.sparsity_by != "global":
+        return {name: keep_largest(weight, setting) for name, weight in weights.items()}
+    magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
+    parts = _largest(magnitudes, setting.sparsity).split([weight.numel() for weight in weights.values()])
+    return {
+        name: kept.view_as(weight) | (weight.detach().abs() == weight.detach().abs().max())
+        for (name, weight), kept in zip(weights.items(), parts, strict=True)
+    }
 
 
 def keep_largest(weight: Tensor, setting: Setting) -> Tensor:
@@ -21,10 +35,14 @@ def keep_largest(weight: Tensor, setting: Setting) -> Tensor:
     if setting.sparsity_by == "std":
         threshold = setting.sparsity * weight.detach().std(correction=0)
         return (magnitudes > threshold) | (magnitudes == magnitudes.max())
-    pruned = magnitudes.flatten().argsort(stable=True)[: min(round(setting.sparsity * weight.numel()), weight.numel() - 1)]
-    kept = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
-    kept[pruned] = False
-    return kept.view_as(weight)
+    return _largest(magnitudes.flatten(), setting.sparsity).view_as(weight)
+
+
+def _largest(magnitudes: Tensor, sparsity: float) -> Tensor:
+    """Bool (n,): without a share `sparsity` of the `magnitudes` (n,), but never of all."""
+    kept = torch.ones(len(magnitudes), dtype=torch.bool, device=magnitudes.device)
+    kept[magnitudes.argsort(stable=True)[: min(round(sparsity * len(magnitudes)), len(magnitudes) - 1)]] = False
+    return kept
 
 
 class Masked(nn.Module):

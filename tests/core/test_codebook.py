@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from core.quantise.codebook import SharedWeight, cluster, codebook, nearest_of
-from core.quantise.masks import keep_largest
+from core.quantise.masks import keep_largest, kept_in
 from core.quantise.setting import Setting
 from core.quantise.stored import CodebookWeight
 from tests.tiny_nets import CLASSES, Residual, images, plan_of, settled
@@ -82,6 +83,22 @@ def test_a_threshold_is_in_standard_deviations_and_never_prunes_a_whole_layer() 
     kept = keep_largest(3.0 * weight(), Setting(sparsity=1.0, sparsity_by="std"))
     assert float((~kept).float().mean()) == pytest.approx(0.683, abs=0.03)
     assert int(keep_largest(weight(), Setting(sparsity=100.0, sparsity_by="std")).sum()) == 1
+
+
+def test_a_global_share_takes_the_smallest_of_all_layers_and_leaves_each_layer_its_largest() -> None:
+    weights = {"small": 0.1 * weight(), "large": weight(), "tiny": 1e-6 * weight()}
+    kept = kept_in(weights, Setting(sparsity=0.6, sparsity_by="global"))
+    total = sum(each.numel() for each in weights.values())
+    assert sum(int((~each).sum()) for each in kept.values()) == round(0.6 * total) - 1  # the largest of "tiny" stays
+    assert [int(kept["tiny"].sum()), bool(kept["tiny"][weights["tiny"].abs() == weights["tiny"].abs().max()])] == [1, True]
+    smallest = min(float(weights[name].abs()[kept[name]].min()) for name in ("small", "large"))
+    assert all(float(weights[name].abs()[~kept[name]].max()) <= smallest for name in weights)
+    assert kept["large"].float().mean() > kept["small"].float().mean()
+
+
+@pytest.mark.parametrize("rule", ["ratio", "std", "global"])
+def test_without_sparsity_every_weight_stays(rule: Literal["ratio", "std", "global"]) -> None:
+    assert all(bool(each.all()) for each in kept_in({"a": weight(), "b": weight()}, Setting(sparsity_by=rule)).values())
 
 
 def train(model: nn.Module, penalty: object = None) -> nn.Module:

@@ -106,7 +106,7 @@ def test_edge_bits_may_be_null_or_a_choice_with_null() -> None:
         ),
         (
             {"quantise": {"sparsity": [0.5, 1.5]}},
-            "`quantise` must have sparsity less than 1 where it is a ratio, but got 1.5 (x.yaml, quantise)",
+            "`quantise` must have sparsity less than 1 where it is a share, but got 1.5 (x.yaml, quantise)",
         ),
         (
             {"quantise": {"sparsity": 0.5, "quantiser": ["ptq", "float"]}},
