@@ -137,10 +137,15 @@ def _timed(latency: LatencyReport | BuildReport, times: Times | None) -> str:
         return f"Milliseconds per layer are not shown: {why}."
     if not times.nodes:
         return f"Milliseconds per layer are not shown: {latency.runtime} does not say here what a layer takes."
+    in_all = sum(times.nodes.values())
+    slower = in_all > latency.p50_ms
+    beside = (
+        "counting makes a call slower, so compare layers with one another" if slower else "a call also takes time outside of the layers"
+    )
     elsewhere = "" if times.device == latency.fingerprint else " This is not the device of the study."
     return (
         "Milliseconds per layer are the runtime's own count just now, to about a microsecond, of a layer with what is fused into it. "
-        f"They add up to {sum(times.nodes.values()):.3f} ms; a call also takes time outside of the layers.{elsewhere}"
+        f"They add up to {in_all:.3f} ms; {beside}.{elsewhere}"
     )
 
 

@@ -57,9 +57,10 @@ def read_layers(folder: Path) -> tuple[LayerFacts, ...]:
         stem for stem, leaf, tensor in kept if leaf == "indices" or (leaf == "weight" and (isinstance(tensor, QTensor) or stem in found))
     ]
     shapes = {value.name: _dims(value) for value in graph.value_info}
-    facts = (_facts(name, tensors, sizes, graph, found.get(name), shapes) for name in names)
-    placed = sorted(facts, key=lambda layer: order.get(layer.name, len(order)))
-    return tuple(layer._replace(nodes=nodes.get(layer.name, ())) for layer in placed)
+    return tuple(
+        _facts(name, tensors, sizes, graph, found.get(name), shapes)._replace(nodes=nodes.get(name, ()))
+        for name in sorted(names, key=lambda name: order.get(name, len(order)))
+    )
 
 
 def rest_bytes(folder: Path, layers: tuple[LayerFacts, ...]) -> int:

@@ -19,12 +19,10 @@ def kept_in(weights: Mapping[str, Tensor], setting: Setting) -> dict[str, Tensor
     """`keep_largest` of every layer; with `global`, of all their weights at once: layers of many small weights lose more of them."""
     if setting.sparsity == 0 or setting.sparsity_by != "global":
         return {name: keep_largest(weight, setting) for name, weight in weights.items()}
-    magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
-    parts = _largest(magnitudes, setting.sparsity).split([weight.numel() for weight in weights.values()])
-    return {
-        name: kept.view_as(weight) | (weight.detach().abs() == weight.detach().abs().max())
-        for (name, weight), kept in zip(weights.items(), parts, strict=True)
-    }
+    magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
+    kept = _largest(torch.cat([each.flatten() for each in magnitudes.values()]), setting.sparsity)
+    parts = zip(magnitudes.items(), kept.split([each.numel() for each in magnitudes.values()]), strict=True)
+    return {name: part.view_as(each) | (each == each.max()) for (name, each), part in parts}
 
 
 def keep_largest(weight: Tensor, setting: Setting) -> Tensor:

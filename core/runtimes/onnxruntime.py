@@ -27,8 +27,8 @@ CPU = "CPUExecutionProvider"
 KERNEL = "_kernel_time"
 """Behind a node's name in a profile."""
 RENAMED = re.compile(r"_token_\d+$")
-"""Behind the name of a node whose kernel took its place, as an INT8 convolution takes that of a convolution between Q/DQ; `/what` stands
-behind one that another node was fused into."""
+"""Behind the name of a node whose kernel took its place, as an INT8 convolution takes that of a convolution between Q/DQ. Behind that of a
+node that another one was fused into stands `/what`."""
 BLOCKED = "_nchwc"
 """Behind the name of what a convolution in the blocked layout gives: that of the activation or sum that was fused into it, if one was."""
 Kernel = tuple[str, str]

@@ -199,6 +199,9 @@ def test_an_explanation_with_milliseconds_adds_up_to_what_was_timed(
     column = told.splitlines()[2].index("ms")
     read = [float(line[: column + 2].split()[-1]) for line in told.splitlines()[3 : 5 + len(layers)]]
     assert read == [*(0.25 * (index + 1) for index in range(len(layers))), 0.5, sum(nodes.values())]
+    assert "counting makes a call slower, so compare layers with one another." in told  # its latency is 0.1 ms
+    quick = explanation(view, record, layers, {}, Times({layers[0].nodes[0]: 0.001}, "0123456789ab"))
+    assert "a call also takes time outside of the layers." in quick
     assert "This is not the device of the study." not in told
     assert "This is not the device of the study." in explanation(view, record, layers, {}, Times(nodes, "another"))
     assert "openvino does not say here what a layer takes" in explanation(view, record, layers, {}, Times({}, "0123456789ab"))
