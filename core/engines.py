@@ -342,7 +342,7 @@ def main(argv: list[str]) -> int:
     plain = RuntimeConfig(name=args.runtime, batch=args.batch, precision=args.precision, timeout_s=args.timeout_s)
     config = plain.model_copy(update={"build_for": targets})
     folder = args.out or args.model.parent
-    with required("an engine"), tempfile.TemporaryDirectory() as work, EngineHost(config, Path(work)) as host:
+    with required("the model must become an engine"), tempfile.TemporaryDirectory() as work, EngineHost(config, Path(work)) as host:
         for target in targets:
             _describe(host.build(args.model, (target,), folder / f"{args.model.stem}.{target}.engine"))
     return 0

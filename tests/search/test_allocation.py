@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from optuna.trial import FixedTrial
 from core.candidate import AllocationPlan
 from core.config import Config, StoppingConfig, TeacherConfig, TeacherTrainConfig
 from core.errors import UserError
+from core.runtimes import RUNTIMES, onnxruntime
 from core.yaml_io import parse
 from results.record import read_records
 from search.baselines import all_baselines
@@ -123,8 +125,8 @@ def test_a_latency_budget_is_refused_where_no_execution_can_give_way() -> None:
     assert "budget_ms" in message(allocation=TIMED | {"budget_ms": 0})
 
 
+IN_TIME = ("allocation.strategy=haq", "allocation.budget_ms=0.3", "quantise.execution=[int8, float]")
 NO_TIMES = [
-    (["runtime.name=onnxruntime"], "the runtime is onnxruntime"),
     (["runtime.name=tensorrt_rtx", "runtime.build_for=[SM89]"], "runtime.build_for (--build-only) is given"),
     (["runtime.agent=http://device:8080"], "runtime.agent is given"),
 ]
@@ -134,16 +136,25 @@ NO_TIMES = [
 def test_a_latency_budget_without_times_of_layers_ends_before_the_study(
     settings: list[str], found: str, empty: Path, capfd: Capture
 ) -> None:
-    limits = ["allocation.strategy=haq", "allocation.budget_ms=0.3", "quantise.execution=[int8, float]"]
-    answer = refused(search(capfd, *command("--trials", "1", settings=[*limits, *settings])))
-    assert f"what each layer takes (openvino), but {found}; name such a runtime, or leave budget_ms out" in answer
+    answer = refused(search(capfd, *command("--trials", "1", settings=[*IN_TIME, *settings])))
+    assert f"what each layer takes (openvino, onnxruntime), but {found}; name such a runtime, or leave budget_ms out" in answer
     assert not Path("runs/tiny").exists()
 
 
+def test_a_latency_budget_in_a_runtime_that_times_no_layers_ends_before_the_study(
+    empty: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", lambda: replace(onnxruntime.runtime(), layer_times=None))
+    answer = refused(search(capfd, *command("--trials", "1", settings=[*IN_TIME, "runtime.name=onnxruntime"])))
+    assert "what each layer takes (openvino), but the runtime is onnxruntime; name such a runtime, or leave budget_ms out" in answer
+    assert not Path("runs/tiny").exists()
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
 @pytest.mark.slow
-def test_a_search_under_a_latency_budget_times_layers_once(empty: Path, dot: None, capfd: Capture) -> None:
+def test_a_search_under_a_latency_budget_times_layers_once(runtime: str, empty: Path, dot: None, capfd: Capture) -> None:
     limits = ["allocation.strategy=haq", "allocation.budget_ms=1000", "quantise.execution=[int8, float]", "quantise.weight_bits=[2, 8]"]
-    assert search(capfd, *command("--trials", "1", settings=[*DOT, *limits])).code == 0
+    assert search(capfd, *command("--trials", "1", settings=[*DOT, *limits, f"runtime.name={runtime}"])).code == 0
     kept = [record.candidate for record in read_records(load()) if record.state == "COMPLETE"]
     assert {candidate.allocation.budget_ms for candidate in kept if candidate} == {1000.0}
     assert len(list(Path("runs/tiny/layer_times").glob("dot-1-*.json"))) == 1
