@@ -68,6 +68,8 @@ SEARCHED = ("haq", "per_layer", "per_position")
 """Strategies that ask Optuna."""
 RATES = (0.1, 0.3, 1, 2, 3, 6, 10)
 """Factors on the mean coded bits of a weight: the more weights a network has, the less each of them feels one."""
+MUON = {"optimiser": "muon", "lr": 0.05, "rest_lr": 0.05, "momentum": 0.6}
+"""What a network that has lost nine weights of ten recovers by, in as many epochs."""
 OVER = 100.0
 """Nats, of bits that take more than the budget: more than any loss."""
 
@@ -83,6 +85,8 @@ class Kind:
     """Of the candidate."""
     finetuned: bool = False
     """In float, in as many epochs as the others have: what of their accuracy is the fine-tuning's."""
+    train: dict[str, Any] = field(default_factory=dict)
+    """Of its fine-tuning's recipe, where it is not the one of all."""
     longer: bool = False
     """Taught by SDD + LSKD, in LONGER times the epochs: what a limit of bytes can hold where time is no matter."""
 
@@ -102,8 +106,11 @@ KINDS: dict[str, Kind] = {
 }
 CHAINS: dict[str, Kind] = {
     # the chain again, with a share of all weights, as a network with many too many of them allows
-    f"chain-{100 * sparsity:g}": Kind("codebook", 4, genes={"sparsity": sparsity, "sparsity_by": "global"})
-    for sparsity in (0.88, 0.9, 0.92)
+    "chain-88": Kind("codebook", 4, genes={"sparsity": 0.88, "sparsity_by": "global"}),
+    **{
+        f"chain-lamp-{100 * sparsity:g}": Kind("codebook", 4, genes={"sparsity": sparsity, "sparsity_by": "lamp"}, train=MUON)
+        for sparsity in (0.89, 0.9)
+    },
 }
 LONG: dict[str, Kind] = {
     "long-fp32": Kind("float", longer=True),
@@ -236,7 +243,7 @@ def recipe_of(row: Row, config: Config) -> Config:
 
     if kind.longer:
         parent = parent.model_copy(update={"distil": LONGER_PLAN, "train": times(parent.train, LONGER)})
-    quantise = config.quantise.model_copy(update={"train": times(config.quantise.train, share)})
+    quantise = config.quantise.model_copy(update={"train": times(config.quantise.train, share).model_copy(update=kind.train)})
     finetune = quantise.train if kind.finetuned else config.finetune
     return config.model_copy(update={"seed": row.seed, "parent": parent, "finetune": finetune, "quantise": quantise})
 

@@ -145,8 +145,8 @@ class Candidate(Frozen):
     """Of the quantiser `rate`: factor on the mean coded bits of a weight in the loss, at least 0."""
     sparsity: Annotated[float, Field(ge=0.0)] = 0.0
     """Of the quantisers `lsq`, `rate` and `codebook`: how many weights become zero and stay so through the training; at least 0."""
-    sparsity_by: Literal["ratio", "global", "std"] = "ratio"
-    """`sparsity` is a share in [0, 1) of each layer's weights or of all (`global`), or a threshold in deviations of each layer's."""
+    sparsity_by: Literal["ratio", "global", "lamp", "std"] = "ratio"
+    """`sparsity` is a share in [0, 1) of each layer's weights or of all (`global`, `lamp`), or a threshold in deviations of a layer's."""
     importance: Importance = "l2"
     """Channels that go: smallest weights (l2, l1), smallest scales in batch norm, or those that the loss feels least (taylor)."""
     prune_scope: Literal["local", "global"] = "local"

@@ -26,15 +26,13 @@ from core.onnx_layers import read_model
 from objectives.budget import Limits
 from results.front import objectives
 from results.record import RECORD_KEY, REFERENCE_KEY, TrialRecord, candidate_file, read_records
-from search.constraints import excesses
+from search.constraints import KEY, attributes_of
 from search.space import Constraints
 from search.study import COPY, INPUTS_KEY, METRICS, UNMOVED_KEY, check_at_rest, requeue
 from search.trial import VOLUME_KEY
 
 DEVICE = "device or runtime"
 """Its name among a study's inputs."""
-SOFT = "constraints"
-"""Optuna's key of soft constraints, as `Trial.set_constraint` writes it."""
 ELSEWHERE_TOO = ("size_kb", "accuracy")
 """How the reasons begin that hold on every device."""
 SAME = re.compile(r"^(the same network as trial \d+: )+")
@@ -114,10 +112,8 @@ def _moved(
         trial.state = TrialState.FAIL
     if record.measurement is None:
         record = record.model_copy(update={"latency_ms": None})  # the former device's
-    found = excesses(constraints, record) if constraints.soft else {}
-    trial.system_attrs = {**trial.system_attrs, **{f"{SOFT}:{name}": excess for name, excess in found.items()}}
-    if found:
-        trial.system_attrs[SOFT] = list(found.values())
+    others = {key: value for key, value in trial.system_attrs.items() if key.partition(":")[0] != KEY}
+    trial.system_attrs = others | attributes_of(constraints, record)
     kept = {key: value for key, value in trial.user_attrs.items() if key != VOLUME_KEY}
     trial.user_attrs = {**kept, RECORD_KEY: record.model_dump_json()}
     return trial

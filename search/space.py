@@ -192,7 +192,7 @@ class QuantiseSpace(Frozen):
     edge_bits: Listed[WeightBits | None] = 8
     rate_weight: NotNegative = 0.1
     sparsity: NotNegative = 0.0
-    sparsity_by: Literal["ratio", "global", "std"] = "ratio"
+    sparsity_by: Literal["ratio", "global", "lamp", "std"] = "ratio"
 
     @model_validator(mode="after")
     def _check(self) -> QuantiseSpace:

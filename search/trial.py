@@ -175,8 +175,7 @@ class TrialRunner:
             volume = round(hypervolume([logarithmic(objectives(each)) for each in self.best], self.reference), 6)
             record = record.model_copy(update={"hypervolume": volume})
             trial.set_user_attr(VOLUME_KEY, volume)
-        if self.space.constraints.soft:
-            pass_on(self.space.constraints, trial, record)
+        pass_on(self.space.constraints, trial, record)
         show_trial(trial, record, self.bench.folder)
         trial.set_user_attr(RECORD_KEY, record.model_dump_json())
         self.records.append(record)

@@ -2,7 +2,9 @@
 
 Such zeros make the coded file smaller, never the network: its shapes, operations and latency stay (core/prune.py removes channels).
 
-References: Han et al. 2016, Deep Compression, arXiv 1510.00149, section 2.
+References:
+    Han et al. 2016, Deep Compression, arXiv 1510.00149, section 2.
+    Lee et al. 2021, Layer-adaptive Sparsity for the Magnitude-based Pruning, arXiv 2010.07611: `lamp`.
 """
 
 from __future__ import annotations
@@ -16,13 +18,29 @@ from core.quantise.setting import Setting
 
 
 def kept_in(weights: Mapping[str, Tensor], setting: Setting) -> dict[str, Tensor]:
-    """`keep_largest` of every layer; with `global`, of all their weights at once: layers of many small weights lose more of them."""
-    if setting.sparsity == 0 or setting.sparsity_by != "global":
+    """`keep_largest` of every layer; with `global` and `lamp` a share of all their weights at once.
+
+    `global` takes the smallest, so layers of many small weights lose more of them; `lamp` those of the least `lamp_scores`.
+    """
+    if setting.sparsity == 0 or setting.sparsity_by not in ("global", "lamp"):
         return {name: keep_largest(weight, setting) for name, weight in weights.items()}
-    magnitudes = {name: weight.detach().abs() for name, weight in weights.items()}
-    kept = _largest(torch.cat([each.flatten() for each in magnitudes.values()]), setting.sparsity)
-    parts = zip(magnitudes.items(), kept.split([each.numel() for each in magnitudes.values()]), strict=True)
+    scores = {name: lamp_scores(weight) if setting.sparsity_by == "lamp" else weight.detach().abs() for name, weight in weights.items()}
+    kept = _largest(torch.cat([each.flatten() for each in scores.values()]), setting.sparsity)
+    parts = zip(scores.items(), kept.split([each.numel() for each in scores.values()]), strict=True)
     return {name: part.view_as(each) | (each == each.max()) for (name, each), part in parts}
+
+
+def lamp_scores(weight: Tensor) -> Tensor:
+    """float64 in [0, 1], the shape of `weight`: its square over the sum of the squares that are no smaller.
+
+    What a layer still has is the measure, so all layers' scores may be compared: a layer's scale does not count, and its largest
+    weight scores 1. Of equal weights the first score lower. (Lee et al. 2021, LAMP, arXiv 2010.07611, equation 4)
+    """
+    squares, order = weight.detach().double().square().flatten().sort(stable=True)
+    no_smaller = squares.flip(0).cumsum(0).flip(0)
+    scores = torch.empty_like(squares)
+    scores[order] = squares / no_smaller.clamp_min(torch.finfo(torch.float64).tiny)
+    return scores.view_as(weight)
 
 
 def keep_largest(weight: Tensor, setting: Setting) -> Tensor:

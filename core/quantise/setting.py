@@ -39,8 +39,8 @@ class Setting:
     rate_weight: float = 0.0
     """`rate`: of the mean coded bits of a weight, in the loss."""
     sparsity: float = 0.0
-    """`lsq`, `rate`, `codebook`: share of each layer's weights to be zero, with `global` of all, with `std` a threshold in deviations."""
-    sparsity_by: Literal["ratio", "global", "std"] = "ratio"
+    """`lsq`, `rate`, `codebook`: share of each layer's weights to be zero; `global` and `lamp`: of all; `std`: threshold in deviations."""
+    sparsity_by: Literal["ratio", "global", "lamp", "std"] = "ratio"
 
 
 GENES: dict[str, set[str]] = {"rate": {"rate_weight"}, "codebook": {"sparsity", "sparsity_by"}}

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from core.quantise.codebook import SharedWeight, cluster, codebook, nearest_of
-from core.quantise.masks import keep_largest, kept_in
+from core.quantise.masks import keep_largest, kept_in, lamp_scores
 from core.quantise.setting import Setting
 from core.quantise.stored import CodebookWeight
 from tests.tiny_nets import CLASSES, Residual, images, plan_of, settled
@@ -96,8 +96,27 @@ def test_a_global_share_takes_the_smallest_of_all_layers_and_leaves_each_layer_i
     assert kept["large"].float().mean() > kept["small"].float().mean()
 
 
-@pytest.mark.parametrize("rule", ["ratio", "std", "global"])
-def test_without_sparsity_every_weight_stays(rule: Literal["ratio", "std", "global"]) -> None:
+def test_lamp_s_scores_are_a_weight_s_square_over_those_that_are_no_smaller() -> None:
+    scores = lamp_scores(torch.tensor([[2.0, -1.0], [0.0, 3.0]]))
+    assert scores.flatten().tolist() == pytest.approx([4 / 13, 1 / 14, 0.0, 1.0])
+    assert lamp_scores(torch.tensor([1.0, 1.0])).tolist() == pytest.approx([0.5, 1.0])  # of equal ones the first go
+    assert lamp_scores(torch.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+    assert bool(lamp_scores(1e-30 * weight()).isfinite().all())
+
+
+def test_lamp_does_not_look_at_a_layer_s_scale_and_within_a_layer_takes_the_smallest() -> None:
+    rule = Setting(sparsity=0.6, sparsity_by="lamp")
+    weights = {"one": weight(), "other": weight(), "wide": torch.cat([weight(), 0.01 * weight()])}
+    kept, scaled = kept_in(weights, rule), kept_in(weights | {"other": 1000.0 * weights["other"]}, rule)
+    assert all(torch.equal(kept[name], scaled[name]) for name in weights)
+    assert sum(int((~each).sum()) for each in kept.values()) == round(0.6 * sum(each.numel() for each in weights.values()))
+    for name, each in kept.items():
+        assert weights[name].abs()[~each].max() <= weights[name].abs()[each].min()
+    assert kept["wide"].float().mean() < kept["one"].float().mean()  # half of it is nearly nothing
+
+
+@pytest.mark.parametrize("rule", ["ratio", "std", "global", "lamp"])
+def test_without_sparsity_every_weight_stays(rule: Literal["ratio", "std", "global", "lamp"]) -> None:
     assert all(bool(each.all()) for each in kept_in({"a": weight(), "b": weight()}, Setting(sparsity_by=rule)).values())
 
 

@@ -22,7 +22,7 @@ from core.errors import UserError
 from results.front import front, non_dominated, objectives
 from results.record import TrialRecord
 from search.account import account, account_text, saved
-from search.constraints import excesses, pass_on
+from search.constraints import attributes_of, excesses, pass_on
 from search.goal import Goal, volumes_of
 from search.samplers import SAMPLERS, STARTUP, WINDOW, make_sampler, make_seed
 from search.setup import check_course, check_grid
@@ -247,6 +247,30 @@ def test_soft_constraints_reach_the_sampler_and_the_dashboard_s_key(full: TrialR
     attributes = study.get_trials()[0].system_attrs
     assert attributes["constraints:size_kb"] == pytest.approx(1.0)
     assert attributes["constraints"] == pytest.approx([1.0])
+
+
+def test_of_a_hard_limit_they_hear_what_was_refused_and_by_how_far_and_nothing_else(full: TrialRunner) -> None:
+    known = full.records[0]
+    assert known.size_bytes is not None
+    half = Constraints(size_kb=known.size_bytes / 2000)
+    refused = known.model_copy(update={"state": "PRUNED", "measurement": None, "latency_ms": None})
+    told = attributes_of(half, refused)
+    assert (told["constraints:size_kb"], told["constraints"]) == (pytest.approx(1.0), pytest.approx([1.0]))
+    assert attributes_of(half, known) == {}  # finished before the limit was set
+    skipped = Constraints(size_kb=known.size_bytes / 500)
+    assert attributes_of(skipped, refused) == {}
+    missed = refused.model_copy(update={"missed": known.measurement})
+    assert attributes_of(Constraints(accuracy=1.0), missed)["constraints:accuracy"] > 0
+
+
+def test_tpe_finds_what_keeps_a_limit_that_few_keep(tmp_path: Path) -> None:
+    within = {}
+    for sampler in ("random", "tpe"):
+        (tmp_path / sampler).mkdir()
+        runner = simulate(sampler, 100, 0, tmp_path / sampler, size_kb=4.0, stopping=ALL)
+        within[sampler] = sum(record.state == "COMPLETE" for record in runner.records)
+    assert within["random"] <= 10
+    assert within["tpe"] >= 50
 
 
 @pytest.mark.parametrize(
