@@ -41,9 +41,20 @@ def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"another teaching. Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the "
         f"seeds. 1 KB is 1000 bytes; `smaller`: FP32's packed file over the coded one. `codebook` and `chain` take two trainings of "
         f"{finetune['epochs']:g} epochs (with the mask, then for the weights), `sdq` two of half as many (for the bits, then for the "
-        f"weights). "
+        f"weights). {_departing(result['finetune'], rows)}"
         f"{computers}, {threads} thread(s) per process."
     )
+
+
+def _departing(finetune: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Which rows were trained by another optimiser than the recipe of all, or nothing."""
+
+    def told(recipe: dict[str, Any]) -> str:
+        return f"{recipe['optimiser']} at {recipe['lr']:g}"
+
+    others = {row["kind"]: told(row["recipe"]) for row in rows if row["recipe"]["optimiser"] != finetune["optimiser"]}
+    by = " and ".join(f"`{kind}` by {recipe}" for kind, recipe in sorted(others.items()))
+    return f"Fine-tunes are by {told(finetune)}, {by}. " if others else ""
 
 
 def _line(student: str, kind: str, table: dict[tuple[str, str], Rows]) -> str:
