@@ -90,8 +90,19 @@ def test_networks_that_are_taught_for_longer_have_regions_at_every_size_that_the
         check_early_regions(network, torch.randn(2, 3, 32, 32), compression.LONGER_PLAN.grid, {"parent.train": recipe}, student)
 
 
+SGD = {"optimiser": "sgd", "lr": 0.01}
+
+
 def row(student: str, kind: str, seed: int, test: float, size: int, **more: object) -> dict[str, object]:
-    common = {"threads": 1, "runtime": "r", "device": {"cpu": "c"}, "mean_bits": 3.0, "coded_bytes": size // 2, "parameters": 10}
+    common = {
+        "threads": 1,
+        "runtime": "r",
+        "device": {"cpu": "c"},
+        "mean_bits": 3.0,
+        "coded_bytes": size // 2,
+        "parameters": 10,
+        "recipe": SGD,
+    }
     named = {"row": f"{student}:{kind}:{seed}", "student": student, "kind": kind, "seed": seed}
     return {**common, **named, "test_accuracy": test, "search_accuracy": test, "teacher_test_accuracy": 0.9, "packed_bytes": size, **more}
 
@@ -100,7 +111,7 @@ def result_of(rows: list[dict[str, object]]) -> dict[str, Any]:
     return {
         "rows": rows,
         "parent": {"train": {"epochs": 1}},
-        "finetune": {"epochs": 3},
+        "finetune": {"epochs": 3, **SGD},
         "together": {"resnet20:0": {"teacher": {"name": "t", "search_accuracy": 0.9}}},
         "data": {"name": "d", "train": 10},
         "test_images": 10,
@@ -129,6 +140,13 @@ def test_strategies_are_compared_with_the_uniform_bits_of_their_bytes_in_pairs()
         in lines[-1]
     )
     assert markdown({}) == "no row is finished yet"
+
+
+def test_the_table_names_who_was_trained_by_another_optimiser() -> None:
+    rows = of_seeds({"fp32": ((0.9,), 8000), "w3": ((0.86,), 1000)})
+    assert "Fine-tunes are by" not in markdown(result_of(rows))
+    rows[1]["recipe"] = {"optimiser": "muon", "lr": 0.05}
+    assert "Fine-tunes are by sgd at 0.01, `w3` by muon at 0.05." in markdown(result_of(rows))
 
 
 def test_a_bar_is_judged_by_the_mean_over_paired_seeds_and_says_its_figure() -> None:
