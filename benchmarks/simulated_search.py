@@ -185,11 +185,12 @@ def plain(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     return [record.model_dump(mode="json", exclude={"seconds"}) for record in records]
 
 
+NEVER = StoppingConfig(skip=False, stop=False)
 CASES: dict[str, dict[str, Any]] = {
-    "everything trained": {"stopping": StoppingConfig(skip=False, stop=False)},
+    "everything trained": {"stopping": NEVER},
     "skip and stop": {},
     "30 % beyond a limit": {"limited": 0.3},
-    "4 KB at most": {"size_kb": 4.0, "stopping": StoppingConfig(skip=False, stop=False)},
+    "4 KB at most": {"size_kb": 4.0, "stopping": NEVER},
 }
 AT_MOST = {"4 KB at most": 200}
 """Trials: whether a sampler finds what keeps a limit is seen in the first."""

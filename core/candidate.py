@@ -41,6 +41,7 @@ Execution = Literal["int8", "float"]
 Strategy = Literal["per_position", "per_layer", "haq", "sqnr", "sensitivity", "sdq"]
 """How the bits of the layers are chosen (core/allocate/)."""
 Importance = Literal["l2", "l1", "bn_scale", "taylor"]
+SparsityRule = Literal["ratio", "global", "lamp", "std"]
 """What ranks channels (core/importance.py)."""
 Order = Literal["prune, quantise", "quantise, prune"]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -145,7 +146,7 @@ class Candidate(Frozen):
     """Of the quantiser `rate`: factor on the mean coded bits of a weight in the loss, at least 0."""
     sparsity: Annotated[float, Field(ge=0.0)] = 0.0
     """Of the quantisers `lsq`, `rate` and `codebook`: how many weights become zero and stay so through the training; at least 0."""
-    sparsity_by: Literal["ratio", "global", "lamp", "std"] = "ratio"
+    sparsity_by: SparsityRule = "ratio"
     """`sparsity` is a share in [0, 1) of each layer's weights or of all (`global`, `lamp`), or a threshold in deviations of a layer's."""
     importance: Importance = "l2"
     """Channels that go: smallest weights (l2, l1), smallest scales in batch norm, or those that the loss feels least (taylor)."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetJsonSchemaHandler, Tag, WithJsonSchema, model_validator
 from pydantic_core import CoreSchema
 
-from core.candidate import DENSE, OWN_BITS, SELF, Execution, Frozen, Importance, Order, Strategy, WeightBits
+from core.candidate import DENSE, OWN_BITS, SELF, Execution, Frozen, Importance, Order, SparsityRule, Strategy, WeightBits
 from core.errors import UserError
 from core.students.zoo import check_zoo_name, in_zoo
 from core.tables import nearest
@@ -192,7 +192,7 @@ class QuantiseSpace(Frozen):
     edge_bits: Listed[WeightBits | None] = 8
     rate_weight: NotNegative = 0.1
     sparsity: NotNegative = 0.0
-    sparsity_by: Literal["ratio", "global", "lamp", "std"] = "ratio"
+    sparsity_by: SparsityRule = "ratio"
 
     @model_validator(mode="after")
     def _check(self) -> QuantiseSpace:

@@ -9,11 +9,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from core.candidate import SparsityRule
 from core.quantise.setting import Setting
 
 
@@ -22,9 +23,10 @@ def kept_in(weights: Mapping[str, Tensor], setting: Setting) -> dict[str, Tensor
 
     `global` takes the smallest, so layers of many small weights lose more of them; `lamp` those of the least `lamp_scores`.
     """
-    if setting.sparsity == 0 or setting.sparsity_by not in ("global", "lamp"):
+    score = OF_ALL.get(setting.sparsity_by)
+    if setting.sparsity == 0 or score is None:
         return {name: keep_largest(weight, setting) for name, weight in weights.items()}
-    scores = {name: lamp_scores(weight) if setting.sparsity_by == "lamp" else weight.detach().abs() for name, weight in weights.items()}
+    scores = {name: score(weight.detach()) for name, weight in weights.items()}
     kept = _largest(torch.cat([each.flatten() for each in scores.values()]), setting.sparsity)
     parts = zip(scores.items(), kept.split([each.numel() for each in scores.values()]), strict=True)
     return {name: part.view_as(each) | (each == each.max()) for (name, each), part in parts}
@@ -41,6 +43,10 @@ def lamp_scores(weight: Tensor) -> Tensor:
     scores = torch.empty_like(squares)
     scores[order] = squares / no_smaller.clamp_min(torch.finfo(torch.float64).tiny)
     return scores.view_as(weight)
+
+
+OF_ALL: dict[SparsityRule, Callable[[Tensor], Tensor]] = {"global": torch.abs, "lamp": lamp_scores}
+"""Rules of which `sparsity` is a share of all layers' weights -> the score by which those are compared, the least go."""
 
 
 def keep_largest(weight: Tensor, setting: Setting) -> Tensor:

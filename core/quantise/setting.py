@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from core.candidate import Candidate
+from core.candidate import Candidate, SparsityRule
 from core.config import QuantiseConfig
 
 DEFAULTS = QuantiseConfig()
@@ -40,7 +40,7 @@ class Setting:
     """`rate`: of the mean coded bits of a weight, in the loss."""
     sparsity: float = 0.0
     """`lsq`, `rate`, `codebook`: share of each layer's weights to be zero; `global` and `lamp`: of all; `std`: threshold in deviations."""
-    sparsity_by: Literal["ratio", "global", "lamp", "std"] = "ratio"
+    sparsity_by: SparsityRule = "ratio"
 
 
 GENES: dict[str, set[str]] = {"rate": {"rate_weight"}, "codebook": {"sparsity", "sparsity_by"}}

@@ -159,7 +159,10 @@ def test_what_is_said_not_to_train_does_not(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*QUANTISERS} - DENSE))
-@pytest.mark.parametrize("rule", [{"sparsity": 0.7}, {"sparsity": 0.7, "sparsity_by": "lamp"}, {"sparsity": 1.0, "sparsity_by": "std"}])
+@pytest.mark.parametrize(
+    "rule",
+    [{"sparsity": 0.7}, *({"sparsity": 0.7, "sparsity_by": rule} for rule in ("global", "lamp")), {"sparsity": 1.0, "sparsity_by": "std"}],
+)
 def test_whatever_reads_a_sparsity_has_so_many_zeros_and_the_others_have_none_more(name: str, rule: dict[str, Any]) -> None:
     bits = dict.fromkeys(BITS, 4)
     shares = [

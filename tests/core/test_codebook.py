@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
 
 import pytest
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from core.candidate import SparsityRule
 from core.quantise.codebook import SharedWeight, cluster, codebook, nearest_of
 from core.quantise.masks import keep_largest, kept_in, lamp_scores
 from core.quantise.setting import Setting
@@ -116,7 +116,7 @@ def test_lamp_does_not_look_at_a_layer_s_scale_and_within_a_layer_takes_the_smal
 
 
 @pytest.mark.parametrize("rule", ["ratio", "std", "global", "lamp"])
-def test_without_sparsity_every_weight_stays(rule: Literal["ratio", "std", "global", "lamp"]) -> None:
+def test_without_sparsity_every_weight_stays(rule: SparsityRule) -> None:
     assert all(bool(each.all()) for each in kept_in({"a": weight(), "b": weight()}, Setting(sparsity_by=rule)).values())
 
 
