@@ -10,6 +10,8 @@ a smaller batch, so that where N' of N images stay a step has N / N' times the g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,12 @@ class InfoBatch:
         """Remember `losses` (B,) of the images `indices` (B,), and weigh them: a scalar."""
         self.losses[indices] = losses.detach()
         return (losses * self._weights[indices]).mean()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next epoch is chosen by, for a checkpoint."""
+        return {"losses": self.losses, "random": self._random.get_state()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], /) -> None:
+        """Go on where `state_dict` was taken."""
+        self.losses.copy_(state_dict["losses"])
+        self._random.set_state(state_dict["random"])

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.candidate import SELF, fingerprint
+from core.checkpoint import SUFFIX
 from core.config import Config, TeacherConfig, ViewsConfig
 from core.data.types import DataInfo, SearchData
 from core.errors import UserError
@@ -73,8 +74,8 @@ def obtain_teacher(
 
     Given or published weights are trained further where their head is for other classes, or `teacher.train.lora` asks for it.
 
-    The key of a kept teacher holds everything that made it: recipe, data, views, seed, precision. `on_wait` gets a line when
-    another process is training the same one, which is then waited for.
+    The key of a kept teacher holds everything that made it: recipe, data, views, seed, precision. An interrupted training of it goes on
+    from its last whole epoch. `on_wait` gets a line when another process is training the same one, which is then waited for.
     """
     torch.manual_seed(config.seed)
     model = build_teacher_network(config.teacher, data.info)
@@ -88,8 +89,10 @@ def obtain_teacher(
         if not path.exists():
             with made_once(path, on_wait):
                 if not path.exists():  # it may have been made while waiting
-                    _train(model, normalise, config, data, device, on_epoch, start)
+                    kept = path.with_suffix(SUFFIX)
+                    _train(model, normalise, config, data, device, on_epoch, start, kept)
                     save_weights(model, path)
+                    kept.unlink(missing_ok=True)
         load_weights(model.cpu(), path)
     model = model.to(device.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
     logits = predict_all(model, data.search, normalise, device)
@@ -136,7 +139,14 @@ def _views(config: Config) -> ViewsConfig:
 
 
 def _train(
-    model: nn.Module, normalise: Normalisation, config: Config, data: SearchData, device: Device, on_epoch: EpochFn | None, start: Start
+    model: nn.Module,
+    normalise: Normalisation,
+    config: Config,
+    data: SearchData,
+    device: Device,
+    on_epoch: EpochFn | None,
+    start: Start,
+    checkpoint: Path,
 ) -> None:
     if not data.info.labelled:
         raise UserError(
@@ -157,8 +167,9 @@ def _train(
         losses = F.cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing, reduction="none")
         return chosen.mean(losses, batch.indices)
 
+    taking_part = chosen if recipe.infobatch else None
     with adapters(model, recipe.lora, full=(start.new_head,), seed=config.seed):
-        fit(model, train_set, loss, recipe, device, seed=config.seed, on_epoch=on_epoch, stay=chosen.stay)
+        fit(model, train_set, loss, recipe, device, seed=config.seed, on_epoch=on_epoch, checkpoint=checkpoint, chosen=taking_part)
 
 
 def network_digest(config: TeacherConfig) -> str:

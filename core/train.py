@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,10 +48,15 @@ LossFn = Callable[[Any, Batch], Tensor]
 """(what the forward gives, its batch) -> scalar"""
 ForwardFn = Callable[[nn.Module, Tensor], Any]
 """(model, images (B, C, H, W)) -> what the loss looks at"""
-StayFn = Callable[[Tensor, int], Tensor]
-"""(indices of an epoch (N,) in their order, its number) -> those that take part"""
 EpochFn = Callable[..., None]
 """(epochs done, epochs in all, images per second, mean loss since the last call)"""
+
+
+class Chooser(Stateful, Protocol):
+    """Who takes part in an epoch, such as `core.infobatch.InfoBatch`."""
+
+    def stay(self, order: Tensor, epoch: int, /) -> Tensor:
+        """Of the indices `order` (N,) those that epoch `epoch` sees, in their order."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +99,6 @@ def call(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def everybody(order: Tensor, epoch: int) -> Tensor:
-    """Nobody is left out."""
-    return order
-
-
 def fit(
     model: nn.Module,
     data: ViewedSet,
@@ -111,16 +111,15 @@ def fit(
     forward: ForwardFn = call,
     checkpoint: Path | None = None,
     taught_by: str = "",
-    stay: StayFn = everybody,
+    chosen: Chooser | None = None,
 ) -> nn.Module:
     """Train `model` in place for `config.epochs` and return it in eval mode (with averaged weights when `config.ema`).
 
     Epoch e sees view e mod V of every image, in an order drawn from `seed`. Every epoch is kept in the file `checkpoint`, from which an
     interrupted training goes on; the caller removes it. It is of this recipe, seed and views, and of the loss that `taught_by` names, or
-    counts as none. `stay` decides who takes part in an epoch; its steps are then as many and smaller.
+    counts as none. `chosen` decides who takes part in an epoch; its steps are then as many and smaller. Without it everybody does.
     Raises TrainingDiverged on a non-finite loss.
     """
-    assert checkpoint is None or stay is everybody, "who stays depends on losses that no checkpoint keeps"
     # a batch of one image has no statistics
     steps_per_epoch = max(1, min(math.ceil(len(data) / config.batch_size), len(data) // 2))
     total = round(config.epochs * steps_per_epoch)
@@ -136,12 +135,13 @@ def fit(
     parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
     parts |= {"generators": Generators(device.device)}
     parts |= {"average": average} if average is not None else {}
+    parts |= {"chosen": chosen} if chosen is not None else {}
     made_by = fingerprint(config, seed, data.plan, data.seed, len(data), taught_by)
     begun = resume(checkpoint, parts, made_by)
     with safe_convolutions(model, device.device), out_of_memory_is_a_trial_error(), lost_workers_are_named():
-        epochs = _epochs(len(data), data.plan.number, steps_per_epoch, total, seed, stay)
+        epochs = _epochs(len(data), data.plan.number, steps_per_epoch, range(begun, total), seed, chosen)
         # who stays is known when an epoch begins: only where all do may images be read ahead beyond its end
-        runs = [islice(chain.from_iterable(epochs), begun, None)] if stay is everybody else epochs
+        runs = [chain.from_iterable(epochs)] if chosen is None else epochs
         for step, (whole, indices, view) in enumerate(chain.from_iterable(map(data.batches, runs)), begun):
             images = at_size_of(whole, config, step / total)
             batch = Batch(images, data.labels[indices], indices, view, (step + 1) / total, whole)
@@ -161,16 +161,19 @@ def fit(
     return model.eval()
 
 
-def _epochs(count: int, views: int, steps_per_epoch: int, total: int, seed: int, stay: StayFn) -> Iterator[Iterator[tuple[Tensor, int]]]:
-    """Per epoch the image indices (B,) and the view of every step; `stay` is asked when the epoch's first step is."""
+def _epochs(
+    count: int, views: int, steps_per_epoch: int, steps: range, seed: int, chosen: Chooser | None
+) -> Iterator[Iterator[tuple[Tensor, int]]]:
+    """Per epoch the image indices (B,) and the view of every step; `steps` begins with an epoch's first, when `chosen` is asked."""
 
-    def steps(epoch: int) -> Iterator[tuple[Tensor, int]]:
-        order = stay(torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch)), epoch)
+    def steps_of(epoch: int) -> Iterator[tuple[Tensor, int]]:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch))
+        order = order if chosen is None else chosen.stay(order, epoch)
         # of nearly equal size: a rest of one image has no batch statistics
-        for indices in order.tensor_split(steps_per_epoch)[: total - epoch * steps_per_epoch]:
+        for indices in order.tensor_split(steps_per_epoch)[: steps.stop - epoch * steps_per_epoch]:
             yield indices, epoch % views
 
-    return map(steps, range(math.ceil(total / steps_per_epoch)))
+    return map(steps_of, range(math.ceil(steps.start / steps_per_epoch), math.ceil(steps.stop / steps_per_epoch)))
 
 
 def at_size_of(images: Tensor, config: TrainConfig, progress: float) -> Tensor:

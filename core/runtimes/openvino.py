@@ -107,7 +107,7 @@ def _counted(engine: OpenVinoEngine) -> dict[str, float]:
     images = np.zeros(engine.input_shape, np.float32)
     engine.run(images)
     first = engine.counters()
-    calls = repeated(lambda: engine.run(images))
+    calls = len(repeated(lambda: engine.run(images)))
     return {name: max(0.0, (mean * (calls + 1) - first.get(name, mean)) / calls) for name, mean in engine.counters().items()}
 
 

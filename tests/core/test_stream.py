@@ -181,7 +181,7 @@ def test_who_sits_out_an_epoch_is_decided_when_the_one_before_it_is_over(workers
         return chosen.mean(batch.indices.float() + 0 * logits.sum(1), batch.indices)
 
     model = STUDENTS["light_cnn"](classes=3, channels=3, image_size=SIZE, width=0.25)
-    fit(model, train_set, loss, TrainConfig(epochs=6, batch_size=4, lr=0.05), DEVICE, seed=0, stay=chosen.stay)
+    fit(model, train_set, loss, TrainConfig(epochs=6, batch_size=4, lr=0.05), DEVICE, seed=0, chosen=chosen)
     assert set(weights) == {1.0}
     learned = [index for index in range(len(train_set)) if index < (len(train_set) - 1) / 2]
     third = {index for indices in done[2 * batches : 3 * batches] for index in indices}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from core.candidate import DistilPlan
-from core.config import Config, TeacherConfig, TeacherTrainConfig, TrainConfig, ViewsConfig
+from core.config import Config, LoraConfig, TeacherConfig, TeacherTrainConfig, TrainConfig, ViewsConfig
 from core.data.types import SearchData
 from core.distil import distil
 from core.errors import UserError
@@ -100,6 +100,26 @@ def test_another_recipe_is_another_teacher(teacher: Teacher, tmp_path: Path, oth
     changed, epochs = obtain(tmp_path, other)
     assert epochs > 0
     assert changed.digest != teacher.digest
+
+
+@pytest.mark.parametrize("options", [{}, {"infobatch": 0.5}, {"lora": LoraConfig(rank=2)}])
+@pytest.mark.parametrize("name", ["light_cnn", "airbench"])
+def test_a_training_that_was_interrupted_goes_on_and_gives_the_same_teacher(name: str, options: dict[str, object], tmp_path: Path) -> None:
+    recipe = TeacherTrainConfig(**{"epochs": 6.0, "batch_size": 16, "lr": 0.05, **options})  # type: ignore[arg-type]
+    settings = config(name=name, train=recipe)
+    epochs: list[float] = []
+
+    def cut(done: float, *rest: object) -> None:
+        epochs.append(done)
+        if done == 5.0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        obtain_teacher(settings, DATA, CPU, tmp_path / "cut", cut)
+    again = obtain_teacher(settings, DATA, CPU, tmp_path / "cut", lambda done, *rest: epochs.append(done))
+    assert epochs == [1.0, 2.0, 3.0, 4.0, 5.0, 5.0, 6.0]
+    assert again.digest == obtain(tmp_path / "whole", settings)[0].digest
+    assert [path.suffix for path in (tmp_path / "cut" / "teachers").glob("[!.]*")] == [".safetensors"]
 
 
 def test_how_many_views_are_kept_for_students_is_no_matter_of_the_teacher(tmp_path: Path) -> None:
