@@ -9,8 +9,9 @@ ENGLISH = {
     "elsewhere": " Measured on {cpu} ({cores} cores, {isa}).",
     "cifar_title": "### CIFAR-10 (JPEG)",
     "cifar": (
-        "The images of CIFAR-10 re-encoded as JPEG by others, which costs a few points of accuracy, as an image folder that is not part of "
-        "this repository: {train:,} to train, {search:,} to choose on, {test:,} to test. Compare only with numbers from these "
+        "The images of CIFAR-10 re-encoded as JPEG by others (what that costs in accuracy was not measured), as an image folder "
+        "that is not part of this repository: {train:,} to train, {search:,} to choose on, {test:,} to test. Compare only with numbers "
+        "from these "
         "images. One search of {trials} trials ({states}), seed {seed}, took {minutes:.0f} minutes "
         "after the teacher ({teacher_minutes:.1f} minutes, test accuracy {teacher_test}). Budget: parents {parent:g} epochs each, then "
         "{distil:g} to distil and {quantise:g} to quantise per trial. "
@@ -46,9 +47,10 @@ ENGLISH = {
     ),
     "efficiency": (
         "**Against a search written by hand** (Optuna's TPE around a plain PyTorch loop, {trials} trials of {epochs} epochs on {images:,} "
-        "images, ONNX Runtime, the same teacher): `search.run` has a better front {low:.0f} to {high:.0f} times sooner (median "
-        "{median:.0f}, {seeds} seeds). It is ahead with its first trial, the smallest student, not pruned, which its own recipe teaches "
-        "(Muon, small images first); the loop trains what it draws by SGD, pruned, from initial weights. What each of these adds was not "
+        "images, ONNX Runtime, the same teacher): the loop's whole run takes {low:.0f} to {high:.0f} times as long as "
+        "`search.run` takes to a better front (median {median:.0f}, {seeds} seeds, latencies of both timed again by one host). It is ahead "
+        "with its first trial, the smallest student, not pruned, which its own recipe teaches (Muon, small images first); the loop "
+        "trains what it draws by SGD, pruned, from initial weights. What each of these adds was not "
         "taken apart. [How it was compared](docs/protocol.md#against-a-search-written-by-hand)."
     ),
     "latency": (
@@ -57,8 +59,8 @@ ENGLISH = {
     ),
     "latency_head": "| runtime | INT8 | f32 | bf16 | INT8 against f32 | INT8 against eager |",
     "slower": (
-        "Of {students} students INT8 is slower than f32 in OpenVINO for {openvino}; in ONNX Runtime for {onnxruntime}. All of an earlier "
-        "export: networks with residual adds have fewer Q/DQ nodes for OpenVINO today."
+        "Of {students} students INT8 is slower than f32, beyond both intervals, in OpenVINO for {openvino}; in ONNX Runtime for "
+        "{onnxruntime}. All of an earlier export: networks with residual adds have fewer Q/DQ nodes for OpenVINO today."
     ),
     "none": "none",
     "repeat": (
@@ -80,18 +82,18 @@ CHINESE = {
     "elsewhere": "测量于 {cpu}（{cores} 核，{isa}）。",
     "cifar_title": "### CIFAR-10（JPEG）",
     "cifar": (
-        "由他人重新编码为 JPEG 的 CIFAR-10 图像（准确率因此低几个百分点），以图像文件夹形式使用，不包含在本仓库中："
+        "由他人重新编码为 JPEG 的 CIFAR-10 图像（由此损失多少准确率，没有测量），以图像文件夹形式使用，不包含在本仓库中："
         "{train:,} 张训练，{search:,} 张用于选择，{test:,} 张测试。"
         "只能与同一批图像上的数字比较。一次 {trials} 个 trial 的搜索（{states}），种子 {seed}，教师训练完之后用时 {minutes:.0f} 分钟"
         "（教师本身 {teacher_minutes:.1f} 分钟，测试准确率 {teacher_test}）。预算：每个父网络 {parent:g} 个 epoch，之后每个 trial 蒸馏 "
         "{distil:g} 个、量化 {quantise:g} 个 epoch。"
         "命令：`python -m search.run --space spaces/cifar10.yaml --data-dir FOLDER --trials {trials}`。"
     ),
-    "front_head": "| rank | 学生（宽度） | 平均位数 | 搜索集准确率 | KB | 毫秒 | 缩小倍数 | 加速倍数 |",
+    "front_head": "| rank | 学生（宽度） | 平均比特数 | 搜索集准确率 | KB | 毫秒 | 缩小倍数 | 加速倍数 |",
     "teacher": "教师，FP32",
     "cifar_foot": (
         "此处列出前沿 {front} 个点中的 {shown} 个，全部见 `benchmarks/results/cifar10_front.csv`。"
-        "测试集：{exported}（n = {test:,}，95 % 区间）。毫秒：OpenVINO 引擎的中位数，浮点层为 f32，"
+        "测试集：{exported}（n = {test:,}，95 % 区间）。毫秒：OpenVINO 引擎单次调用用时的中位数，浮点层为 f32，"
         "batch {batch}，{threads} 个线程。KB：打包后的权重，以 1000 字节为单位。"
     ),
     "changed": "此后 `configs/cifar10.yaml` 的训练配方已经更改：今天运行同一命令，用时与结果点都会不同。",
@@ -107,14 +109,14 @@ CHINESE = {
     "throughput": (
         "**蒸馏** ResNet-18 到 ResNet-20，batch {batch}，32 px，使用保存的教师 logits，{precision}，"
         "{threads} 个线程：每秒 {ours:.0f} 张图像。"
-        "普通循环（DataLoader 中的 torchvision 变换、float32、每步运行教师）：{plain:.0f}，即 {ratio:.1f} 倍"
-        "（{low:.1f}-{high:.1f}，轮流 {rounds} 轮）。仅前向与反向：{bare:.0f}，达到其 {share:.0f} %。"
+        "普通循环（DataLoader 中的 torchvision 变换、float32、每步运行教师）：每秒 {plain:.0f} 张，前者是它的 {ratio:.1f} 倍"
+        "（{low:.1f}-{high:.1f}，交替进行 {rounds} 轮）。仅前向与反向：每秒 {bare:.0f} 张，前者达到其 {share:.0f} %。"
     ),
     "efficiency": (
         "**与手写的搜索相比**（Optuna 的 TPE 加普通 PyTorch 循环，{trials} 个 trial，各 {epochs} 个 epoch，{images:,} 张图像，"
         "ONNX Runtime，同一教师）："
         "手写循环得到其最终前沿所用的时间，是 `search.run` 得到更好前沿所用时间的 "
-        "{low:.0f} 到 {high:.0f} 倍（中位数 {median:.0f}，{seeds} 个种子）。"
+        "{low:.0f} 到 {high:.0f} 倍（中位数 {median:.0f}，{seeds} 个种子，双方的延迟由同一进程重新测量）。"
         "领先来自它的第一个 trial：最小的、未剪枝的学生，用自己的训练方案（Muon，先用小图像）；"
         "手写循环用 SGD 从初始权重训练抽到的剪枝网络。"
         "两者各占多少未作分解。"
@@ -123,7 +125,7 @@ CHINESE = {
     "latency": "**ResNet-20**，batch 1，1 个线程，中位数毫秒（PyTorch {torch} eager，f32：{eager}）；*：区间宽于 2 %，或机器受到干扰。",
     "latency_head": "| 运行时 | INT8 | f32 | bf16 | INT8 相对 f32 | INT8 相对 eager |",
     "slower": (
-        "{students} 个学生中，INT8 比 f32 慢的有：OpenVINO：{openvino}；ONNX Runtime：{onnxruntime}。"
+        "{students} 个学生中，INT8 慢于 f32 且超出两者区间的有：OpenVINO：{openvino}；ONNX Runtime：{onnxruntime}。"
         "以上为较早版本的导出：如今 OpenVINO 的残差网络 Q/DQ 节点更少。"
     ),
     "none": "无",

@@ -17,7 +17,7 @@ from search.setup import build_parser, resolve_arguments
 from search.space import Space
 from tests.docs.commands import ELSEWHERE, TESTED, Call, calls, known_flags
 from tests.docs.home import make_home
-from tests.docs.pages import PAGES, ROOT, Block, blocks, codes
+from tests.docs.pages import PAGES, ROOT, SHELL, Block, blocks, codes
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELLS = [block for block in BLOCKS if block.is_shell]
@@ -113,3 +113,19 @@ def test_every_yaml_on_the_pages_is_a_space_or_a_configuration_or_a_part_of_one(
 
 def test_code_blocks_are_of_languages_that_some_test_looks_at() -> None:
     assert {block.language for block in BLOCKS} <= set(FENCED)
+
+
+NO_COMMANDS = ("--set ", "FOLDER/train/", "YAML -> Space", "search/      drives Optuna", "*Needs: ")
+"""How blocks without a language begin that are no commands: settings, of which a test stands above, layouts, an example of such a line."""
+
+
+def test_every_block_is_one_of_commands_that_tests_run_or_says_by_its_language_that_it_is_none() -> None:
+    unlabelled = [block for block in BLOCKS if block.language in SHELL and not block.is_shell]
+    assert [str(block) for block in unlabelled if not block.text.strip("'").startswith(NO_COMMANDS)] == []
+
+
+def test_a_test_that_a_block_without_one_names_is_there() -> None:
+    told = [block.needs for block in BLOCKS if block.needs]
+    named = {path for needs in told for path in re.findall(r"`(tests/[\w/]+\.py)`", needs)}
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).is_file()] == []

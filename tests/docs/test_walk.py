@@ -32,8 +32,11 @@ def test_the_commands_of_a_block_succeed(block: Block, home: Path, monkeypatch: 
 
 
 def test_every_python_on_the_pages_is_a_file_that_commands_use_or_run_by_a_test() -> None:
-    files = shown_files().values()
+    files = {text: name for name, text in shown_files().items()}
+    used = {word.partition(":")[0] for block in RUN for line in block.commands() for word in line.split()}
     for block in (block for page in PAGES for block in blocks(page) if block.language == "python"):
-        if block.text not in files:
+        if block.text in files:
+            assert files[block.text] in used, f"no command runs {block}"
+        else:
             runner = ROOT / PYTHON_ELSEWHERE[block.page]
             assert Path(block.page).name in runner.read_text(), f"{runner} does not run {block}"
