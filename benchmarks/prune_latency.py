@@ -80,10 +80,11 @@ def counted(network: nn.Module) -> Row:
 
 def section(found: list[Row]) -> str:
     """For docs/protocol.md: what was done, where, and `table`."""
-    device = found[0]["device"]
+    device, timed_ones = found[0]["device"], {row["student"] for row in found}
     where = f"OpenVINO {device['runtime_version']}, batch 1, 1 thread, {device['cpu']} ({', '.join(device['isa'])})"
     return (
-        "Every student at 32 px and full width, untrained, and the same without half of the channels of every group that can be pruned;"
+        f"{len(timed_ones)} of the {len(STUDENTS)} students at 32 px and full width, untrained, and the same without half of the "
+        "channels of every group that can be pruned;"
         f" {where}: median ms of all layers in INT8, and of all in f32 (`benchmarks/prune_latency.py`). *: the interval stayed wide,"
         f" or the machine was disturbed.\n\n{table(found)}"
     )
@@ -110,17 +111,22 @@ def table(found: list[Row]) -> str:
 
 def reasons(by_key: dict[Key, Row]) -> list[str]:
     """A line for every student and execution whose latency fell less than its MACs, in Markdown."""
-    found = []
+    found, unstable = list[str](), 0
     for student, _, execution in sorted(key for key in by_key if key[1] == RATIO):
         before, after = by_key.get((student, 0.0, execution)), by_key[student, RATIO, execution]
-        if before is not None and after["p50_ms"] / before["p50_ms"] > after["macs"] / before["macs"] + SLACK:
+        if before is None or after["p50_ms"] / before["p50_ms"] <= after["macs"] / before["macs"] + SLACK:
+            continue
+        if before["stable"] and after["stable"]:
             found.append(f"- **{student}, {execution}:** {reason(before, after)}")
-    head = f"Latency left exceeds MACs left by more than {100 * SLACK:.0f} points in {len(found)} cases"
-    return [f"{head}:", "", *found] if found else [f"{head}."]
+        else:
+            unstable += 1
+    head = f"Latency left exceeds MACs left by more than {100 * SLACK:.0f} points in {len(found) + unstable} cases"
+    head += f". In {unstable if found else 'all'} of them a time is unstable (*), so no reason is read from them" if unstable else ""
+    return [f"{head}. The others:" if unstable else f"{head}:", "", *found] if found else [f"{head}."]
 
 
 def reason(before: Row, after: Row) -> str:
-    """What kept the latency of `after`, the pruned network, up: from its counts and both times."""
+    """What kept the latency of `after`, the pruned network, up: from its counts and both times, which are stable."""
     time, macs = after["p50_ms"] / before["p50_ms"], after["macs"] / before["macs"]
     layers = before["layers"] or len(before["widths"])
     # the two equations of t = fixed + MACs / speed
@@ -128,8 +134,6 @@ def reason(before: Row, after: Row) -> str:
     fixed = share * before["p50_ms"]
     whole = [width for width, left_over in zip(before["widths"][:-1], after["widths"][:-1], strict=True) if width == left_over]
     told = [f"{left(time, 1)} of the latency and {left(macs, 1)} of the MACs are left"]
-    if not (before["stable"] and after["stable"]):
-        return f"{told[0]}; a time is unstable, so no reason is read from them"
     if share > 1:
         told.append("it is slower with fewer channels: kernels of other widths run, and MACs say nothing about them")
     else:

@@ -49,3 +49,14 @@ def test_what_does_not_fall_is_split_into_time_by_mac_and_time_by_layer() -> Non
 def test_a_network_that_became_slower_is_said_to_be() -> None:
     rows = [timed(0.0, 1.0, 1000, [16, 16, 10]), timed(0.5, 1.2, 250, [8, 8, 10])]
     assert "it is slower with fewer channels" in prune_latency.table(rows)
+
+
+def test_no_reason_is_read_from_unstable_times_which_are_counted() -> None:
+    wide = [timed(0.0, 1.0, 1000, [16, 16, 10]) | {"stable": False}, timed(0.5, 1.2, 250, [8, 8, 10])]
+    told = prune_latency.table(wide)
+    assert "in 1 cases. In all of them a time is unstable (*), so no reason is read from them." in told
+    assert "- **" not in told
+    narrow = [row | {"student": "other", "stable": True} for row in wide]
+    both = prune_latency.table([*wide, *narrow])
+    assert "in 2 cases. In 1 of them a time is unstable (*), so no reason is read from them. The others:" in both
+    assert both.count("- **other, int8:** ") == both.count("- **") == 1
