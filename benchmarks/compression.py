@@ -37,7 +37,7 @@ from benchmarks.compression_bars import LONGER, STRATEGIES
 from benchmarks.compression_markdown import markdown
 from benchmarks.distil_table import GRID, PLANS
 from benchmarks.rows import CACHE, ROOT, Ground, Table, build_parser, open_ground
-from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan, fingerprint
+from core.candidate import SELF, AllocationPlan, Candidate, DistilPlan, Execution, GroupPlan, fingerprint
 from core.cli import run_main
 from core.config import Config, TrainConfig
 from core.data.types import Images
@@ -84,9 +84,11 @@ class Kind:
     genes: dict[str, Any] = field(default_factory=dict)
     """Of the candidate."""
     finetuned: bool = False
-    """In float, in as many epochs as the others have: what of their accuracy is the fine-tuning's."""
+    """In float first, in as many epochs as the others have: what of their accuracy is the fine-tuning's; what is pruned recovers by it."""
     train: dict[str, Any] = field(default_factory=dict)
     """Of its fine-tuning's recipe, where it is not the one of all."""
+    pruned: float = 0.0
+    """Share of the channels that go first, of every group that can be pruned."""
     longer: bool = False
     """Taught by SDD + LSKD, in LONGER times the epochs: what a limit of bytes can hold where time is no matter."""
 
@@ -109,6 +111,11 @@ CHAINS: dict[str, Kind] = {
     "chain-88": Kind("codebook", 4, genes={"sparsity": 0.88, "sparsity_by": "global"}),
     "chain-lamp-89": Kind("codebook", 4, genes={"sparsity": 0.89, "sparsity_by": "lamp"}, train=MUON),
 }
+# the teacher's own network: there is nothing to train first
+OWN: dict[str, Kind] = {
+    "fp32": KINDS["fp32"],
+    "chain-pruned-lamp-90": Kind("codebook", 4, genes={"sparsity": 0.9, "sparsity_by": "lamp"}, finetuned=True, train=MUON, pruned=0.3),
+}
 LONG: dict[str, Kind] = {
     "long-fp32": Kind("float", longer=True),
     **{f"long-rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}, longer=True) for weight in (0.3, 1)},
@@ -127,6 +134,7 @@ NETWORKS: tuple[tuple[str, tuple[int, ...], dict[str, Kind]], ...] = (
     # in as many bytes as a quarter of resnet8 in INT8
     ("resnet14", (0,), {name: KINDS[name] for name in ("fp32", "rate-1", "rate-2", "rate-3")}),
     ("resnet20", (0,), LONG),
+    (SELF, (0,), OWN),
 )
 """(student, seeds, what is made of it)"""
 
@@ -216,6 +224,7 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
         "packed_bytes": len(packed),
         "coded_bytes": len(pack(unpack(packed), "coded")),
         "mean_bits": measured.mean_bits,
+        "pruned": kind.pruned,
         "bits": [gene.weight_bits for gene in final.groups] if kind.strategy else kind.bits,
         "stage_seconds": {stage: value for stage, value in stages.seconds.items() if stage != "parent"},
         "parameters": measured.parameters,
@@ -277,7 +286,8 @@ def compared(engines: Mapping[str, EngineHost], done: Evaluation, bench: Workben
 def candidate_of(row: Row, bench: Workbench) -> Candidate:
     """The row as a point of a space. What Optuna is asked for is searched here."""
     kind = KIND_OF[row]
-    group = GroupPlan(weight_bits=kind.bits, execution="float" if kind.quantiser == "float" else "int8")  # type: ignore[arg-type]
+    execution: Execution = "float" if kind.quantiser == "float" else "int8"
+    group = GroupPlan(prune_ratio=kind.pruned, weight_bits=kind.bits, execution=execution)  # type: ignore[arg-type]
     distil = LONGER_PLAN if kind.longer else DistilPlan()
     candidate = Candidate(student=row.student, distil=distil, groups=(group,), quantiser=kind.quantiser, **kind.genes)
     if kind.strategy in SEARCHED:

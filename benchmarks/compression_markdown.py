@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.compression_bars import LONGER, STRATEGIES, Rows, bar_lines, bars, float_of
 from benchmarks.distil_markdown import mean_and_error
+from core.candidate import SELF
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -41,9 +42,19 @@ def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"another teaching. Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the "
         f"seeds. 1 KB is 1000 bytes; `smaller`: FP32's packed file over the coded one. `codebook` and `chain` take two trainings of "
         f"{finetune['epochs']:g} epochs (with the mask, then for the weights), `sdq` two of half as many (for the bits, then for the "
-        f"weights). {_departing(result['finetune'], rows)}"
+        f"weights). {_own(rows)}{_departing(result['finetune'], rows)}"
         f"{computers}, {threads} thread(s) per process."
     )
+
+
+def _own(rows: list[dict[str, Any]]) -> str:
+    """What the names of rows mean that begin with the teacher, or nothing."""
+    shares = {row["kind"]: row["pruned"] for row in rows if row.get("pruned")}
+    told = "".join(
+        f"; `{kind}`: {share:.0%} of the channels of every group go first, and a training in float follows"
+        for kind, share in shares.items()
+    )
+    return f"`self` is the teacher's own network{told}. " if any(row["student"] == SELF for row in rows) else ""
 
 
 def _departing(finetune: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -77,7 +77,7 @@ def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place(
     shards = [compression.TABLE.choose(None, f"{index}/3") for index in range(3)]
     assert {row for shard in shards for row in shard} == set(compression.ROWS)
     assert len({row.name for row in compression.ROWS}) == len(compression.ROWS)
-    assert {row.student for row in compression.ROWS} == {"resnet20", "vgg8", "resnet8", "resnet14"}
+    assert {row.student for row in compression.ROWS} == {"resnet20", "vgg8", "resnet8", "resnet14", "self"}
     with pytest.raises(UserError, match="a row is network:kind:seed"):
         compression.TABLE.choose("resnet20:w4", "0/1")
 
@@ -147,6 +147,17 @@ def test_the_table_names_who_was_trained_by_another_optimiser() -> None:
     assert "Fine-tunes are by" not in markdown(result_of(rows))
     rows[1]["recipe"] = {"optimiser": "muon", "lr": 0.05}
     assert "Fine-tunes are by sgd at 0.01, `w3` by muon at 0.05." in markdown(result_of(rows))
+
+
+def test_the_table_says_what_becomes_of_the_teacher_s_own_network() -> None:
+    rows = of_seeds({"fp32": ((0.9,), 8000), "chain": ((0.86,), 1000)})
+    assert "`self`" not in markdown(result_of(rows))
+    for each in rows:
+        each |= {"student": "self", "pruned": 0.25 if each["kind"] == "chain" else 0.0}
+    assert (
+        "`self` is the teacher's own network; `chain`: 25% of the channels of every group go first, and a training in float follows. "
+        in (markdown(result_of(rows)))
+    )
 
 
 def test_a_bar_is_judged_by_the_mean_over_paired_seeds_and_says_its_figure() -> None:
