@@ -53,6 +53,11 @@ ENGINES_FOR_GPUS = (
 )
 """TensorRT-RTX builds engines for GPUs that are not here: accuracy and size are searched, nothing is timed."""
 PAIR = (*FEW, "teacher.train.epochs=2", "finetune.epochs=3")
+FUSION = (
+    "wrn_40_2_mobilenet_v2.yaml --config configs/recipes/wrn_40_2_cifar10_light.yaml"
+    " --set distil.loss=sdd_lskd --set 'distil.grid=[1, 2, 4]'"
+)
+"""At its three scales."""
 HINT = "--set distil.loss=hint --set distil.weight=100 --set distil.ce_weight=1"
 
 
@@ -104,6 +109,7 @@ RECIPES = (
     pair("resnet32x4_resnet8x4", "resnet32x4_cifar10"),
     pair("resnet32x4_shufflenet_v1", "resnet32x4_cifar10_light"),
     pair("resnet32x4_mobilenet_v2", "resnet32x4_cifar10_light"),
+    Recipe("fusion", f"{SPACES}/{FUSION} --sampler grid --study fusion --trials 3", PAIR),
 )
 
 

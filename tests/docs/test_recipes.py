@@ -103,14 +103,18 @@ def test_a_recipe_runs_on_a_small_stand_in_of_its_data(name: str, home: Path, mo
     assert states(load(name)).count("COMPLETE") == 1
 
 
+TRAINED = [space for space in SPACES if "/recipes/" in space]
+TRAINED += [f"spaces/{name}.yaml" for name in ("cifar100", "cub200", "imagenet", "examples/phone", "examples/microcontroller")]
+
+
 @pytest.mark.recipes
-@pytest.mark.parametrize("name", [Path(space).stem for space in SPACES if "/recipes/" in space])
-def test_every_recipe_trains_its_own_networks_on_a_stand_in(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("space", TRAINED, ids=lambda space: Path(space).stem)
+def test_every_recipe_trains_its_own_networks_on_a_stand_in(space: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make recipes`: minutes."""
     monkeypatch.chdir(home)
-    space = str(ROOT / "spaces" / "recipes" / f"{name}.yaml")
-    given = [*IMAGES[data_of(space)], *sets(SMALL), "--study", f"own_{name}"]
-    assert run_main(run.main, ["--space", space, *given, "--trials", "1", "--quiet"]) == 0
+    name = Path(space).stem
+    given = [*IMAGES[data_of(str(ROOT / space))], *sets(SMALL), "--study", f"own_{name}"]
+    assert run_main(run.main, ["--space", str(ROOT / space), *given, "--trials", "1", "--quiet"]) == 0
     assert states(load(f"own_{name}")).count("COMPLETE") == 1
 
 
