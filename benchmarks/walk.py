@@ -2,7 +2,7 @@
 
 Clones this checkout's HEAD into an empty folder, installs, runs the demo, then searches and exports a network of its own on an image
 folder of its own, both of which are made here on nobody's clock: drawn discs, rings and squares, and a plain PyTorch loop that trains the
-guide's `my_net.py`. The commands are the guide's. Every step runs once, with wall-clock seconds; how long the installation takes is up to
+guide's `my_net.py`. The commands stand in the README and the guide (tests/docs/test_walk.py). Every step runs once, with wall-clock seconds; how long the installation takes is up to
 the network. Writes results/walk.json, from which benchmarks/readme.py fills section 10 of docs/guide.md.
 """
 
@@ -36,6 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from my_net import build
 
 SIZE, COUNTS, EPOCHS = {size}, {counts}, {epochs}
@@ -61,7 +62,7 @@ sets = {{}}
 for seed, (split, count) in enumerate(COUNTS.items()):
     random, images, labels = np.random.default_rng(seed), [], []
     for label, name in enumerate(CLASSES):
-        folder = __import__("pathlib").Path("images", split, name)
+        folder = __import__("pathlib").Path("my_images", split, name)
         folder.mkdir(parents=True)
         for index in range(count):
             image = draw(name, random)
@@ -79,23 +80,23 @@ for _ in range(EPOCHS):
         F.cross_entropy(model(images[batch]), labels[batch]).backward()
         optimiser.step()
         schedule.step()
-torch.save(model.state_dict(), "weights.pt")
+save_file(model.state_dict(), "my_net.safetensors")
 with torch.inference_mode():
     images, labels = sets["test"]
     print(f"accuracy {{(model.eval()(images).argmax(1) == labels).float().mean():.4f}}")
     print(f"parameters {{sum(value.numel() for value in model.parameters())}}")
 """
-SEARCH = "python -m search.run --model my_net.py:build --weights weights.pt --data-dir images/ --max-latency-ms 1 --trials 30"
+SEARCH = "python -m search.run --model my_net.py:build --weights my_net.safetensors --data-dir my_images/ --max-latency-ms 1.0 --trials 30"
 STEPS = (
     ("install", "make install", "the packages of `.venv`; your internet connection decides here"),
     ("demo", "make demo", "the search of 20 trials on digits, and its export"),
     ("own", None, ""),
     ("search", SEARCH, "the search of your own network on your own images"),
-    ("export", "python -m search.export_best --rank 0", "a point scored on the test images, as a folder"),
-    ("predict", "python -m core.predict --bundle exported/own-rank0 images/test/ring/ --csv answers.csv", "120 pictures"),
+    ("export", "python -m search.export_best --max-size-kb 100 --out my_model", "a point scored on the test images, as a folder"),
+    ("predict", "python -m core.predict --bundle my_model my_images/test/ --csv answers.csv", "360 pictures"),
     ("report", "python -m search.report", "the page"),
     ("explain", "python -m search.explain --rank 0", "one model, layer by layer"),
-    ("verify", "python exported/own-rank0/verify.py images/test", "digests, size, latency and accuracy derived anew"),
+    ("verify", "python my_model/verify.py my_images/test", "digests, size, latency and accuracy derived anew"),
 )
 """Name, command (None: what a user brings), and what it does."""
 
@@ -122,7 +123,7 @@ def walk(home: Path) -> dict[str, Any]:
         # what verify.py finds may differ: a latency by more than 15 % is exit code 1
         seconds[name], said[name] = timed(shlex.split(command), home, accepted=(0, 1) if name == "verify" else (0,))
         print(f"{name}: {seconds[name]:.1f} s", flush=True)
-    exported = json.loads((home / "exported" / "own-rank0" / "measurement.json").read_text(encoding="utf-8"))
+    exported = json.loads((home / "my_model" / "measurement.json").read_text(encoding="utf-8"))
     run = json.loads((home / "runs" / "own" / "run.json").read_text(encoding="utf-8"))
     return {
         "device": device_facts(),
@@ -172,7 +173,7 @@ def section(result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"One walk by these pages on an idle machine, with drawn images of {SIZE} px in three classes ({counts}),",
-            f"the `my_net.py` of section 2 ({network['parameters']:,.0f} parameters), and a plain PyTorch loop that saved its state dict.",
+            f"the `my_net.py` of section 2 ({network['parameters']:,.0f} parameters), and a plain PyTorch loop that saved its weights.",
             f"{device['cpu']}, {device['cores']} cores; {named}; each step once.",
             "",
             "| Command | What it does | Seconds |",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.walk import STEPS
 from tests.docs.commands import run_block
 from tests.docs.home import make_home, shown_files
 from tests.docs.pages import PAGES, ROOT, Block, blocks
@@ -40,3 +41,9 @@ def test_every_python_on_the_pages_is_a_file_that_commands_use_or_run_by_a_test(
         else:
             runner = ROOT / PYTHON_ELSEWHERE[block.page]
             assert Path(block.page).name in runner.read_text(), f"{runner} does not run {block}"
+
+
+def test_the_timed_walk_has_the_commands_of_the_pages() -> None:
+    shown = {line.strip() for page in ("README.md", "docs/guide.md") for block in blocks(page) if block.is_shell for line in block.commands()}
+    elsewhere = ("install", "verify")  # in the first lines of a README: of this repository, of a bundle
+    assert [command for name, command, _ in STEPS if command and name not in elsewhere and command not in shown] == []
