@@ -127,6 +127,7 @@ def step_timer(model: nn.Module, device: Device, batch: int, penalty: Penalty | 
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *SHAPE, generator=generator).to(device.device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=generator).to(device.device)
+
     def timed(steps: int) -> float:
         start = time.perf_counter()
         for _ in range(steps):

@@ -44,6 +44,7 @@ def test_every_python_on_the_pages_is_a_file_that_commands_use_or_run_by_a_test(
 
 
 def test_the_timed_walk_has_the_commands_of_the_pages() -> None:
-    shown = {line.strip() for page in ("README.md", "docs/guide.md") for block in blocks(page) if block.is_shell for line in block.commands()}
+    shells = [block for page in ("README.md", "docs/guide.md") for block in blocks(page) if block.is_shell]
+    shown = {line.strip() for block in shells for line in block.commands()}
     elsewhere = ("install", "verify")  # in the first lines of a README: of this repository, of a bundle
     assert [command for name, command, _ in STEPS if command and name not in elsewhere and command not in shown] == []
