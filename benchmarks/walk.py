@@ -2,9 +2,9 @@
 
 Clones this checkout's HEAD into an empty folder, installs, runs the demo, then searches and exports a network of its own on an image
 folder of its own, both of which are made here on nobody's clock: drawn discs, rings and squares, and a plain PyTorch loop that trains the
-guide's `my_net.py`. The commands stand in the README and the guide (tests/docs/test_walk.py).
-Every step runs once, with wall-clock seconds; how long the installation takes is up to
-the network. Writes results/walk.json, from which benchmarks/readme.py fills section 10 of docs/guide.md.
+guide's `my_net.py`. The commands stand in the README and the guide (tests/docs/test_walk.py). Every step runs
+once, with wall-clock seconds; how long the installation takes is up to the network. Writes results/walk.json, from which
+benchmarks/readme.py fills section 10 of docs/guide.md.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ export, not by a moving average; batch norms stay unfolded in training, as with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,6 @@ from core.quantise.layers import ActivationQuantiser
 from core.quantise.setting import Finetune, Penalty
 from core.quantise.trace import trace
 
-Kernel = Callable[[Tensor, Tensor, int, int], Tensor]
-"""(values, scale, low, high) -> the same shape, on the grid"""
 SIMULATED = ("lsq", "rate")
 """Quantisers that train weights on the grids on which engines compute; of the others none trains INT8 layers."""
 
@@ -94,11 +92,10 @@ class FixedPoint(nn.Module):
         self.low, self.high = point.low, point.high
         ends = (point.low * float(point.scale), point.high * float(point.scale))
         self.around = {dtype: _around(dtype, *ends) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-        self.kernel = on_grid
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape -> the same, on the grid: in float32 bit for bit what the export's operators give."""
-        return RoundWithin.apply(x, self.scale, self.low, self.high, self.around[x.dtype], self.kernel)
+        return RoundWithin.apply(x, self.scale, self.low, self.high, self.around[x.dtype])
 
 
 def on_grid(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
@@ -107,19 +104,19 @@ def on_grid(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 
 class RoundWithin(torch.autograd.Function):
-    """`kernel` gives the values, such as `on_grid`."""
+    """`on_grid`, and the gradient within the range."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, around: tuple[float, float], kernel: Kernel) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, around: tuple[float, float]) -> Tensor:
         ctx.save_for_backward(x)
         ctx.around = around
-        return kernel(x, scale, low, high)
+        return on_grid(x, scale, low, high)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (x,) = ctx.saved_tensors
         # one pass, where two comparisons, their conjunction and a product are four
-        return torch.ops.aten.hardtanh_backward(grad, x, *ctx.around), None, None, None, None, None
+        return torch.ops.aten.hardtanh_backward(grad, x, *ctx.around), None, None, None, None
 
 
 def _around(dtype: torch.dtype, low: float, high: float) -> tuple[float, float]:

@@ -112,9 +112,9 @@ TRAINED += [f"spaces/{name}.yaml" for name in ("cifar100", "cub200", "imagenet",
 def test_every_recipe_trains_its_own_networks_on_a_stand_in(space: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`make recipes`: minutes."""
     monkeypatch.chdir(home)
-    name = Path(space).stem
-    given = [*IMAGES[data_of(str(ROOT / space))], *sets(SMALL), "--study", f"own_{name}"]
-    assert run_main(run.main, ["--space", str(ROOT / space), *given, "--trials", "1", "--quiet"]) == 0
+    path, name = str(ROOT / space), Path(space).stem
+    given = [*IMAGES[data_of(path)], *sets(SMALL), "--study", f"own_{name}"]
+    assert run_main(run.main, ["--space", path, *given, "--trials", "1", "--quiet"]) == 0
     assert states(load(f"own_{name}")).count("COMPLETE") == 1
 
 
