@@ -47,6 +47,23 @@ def check(graph: fx.GraphModule, shape: tuple[int, int, int], folder: Path, batc
             agree(name, logits, expected)
 
 
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("width", [0.5, 0.75])  # 8 and 16, 12 and 24 channels before the two strides
+def test_a_second_thread_changes_no_answer(name: str, width: float, tmp_path: Path) -> None:
+    """OpenVINO's AVX2 kernels of strided 1x1 convolutions write into what another thread computes."""
+    runtime, shape = RUNTIMES[name](), (3, 16, 16)
+    torch.manual_seed(0)
+    model = settled(STUDENTS["resnet8"](classes=10, image_size=16, width=width), shape)
+    graph = quantised(model, plan_of(model, shape), shape, runtime.activation_grid, runtime.addends)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(export_onnx(graph, shape).SerializeToString())
+    x = images(COUNT, shape, seed=9).numpy()
+    one, two = (runtime.load(str(path), EngineOptions(batch=COUNT, threads=threads, precision="f32")) for threads in (1, 2))
+    expected = one.run(x)
+    for _ in range(20):
+        np.testing.assert_allclose(two.run(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 def agree(runtime: str, actual: Tensor, expected: Tensor) -> None:
     """Equal top-1, but for images whose two best classes are closer than what one rounding of one activation moves."""
     assert actual.shape == expected.shape
