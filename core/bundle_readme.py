@@ -39,6 +39,9 @@ nothing else), then `python classify.py DIR photo.png`:
 Images of another size than {size}x{size} are scaled on the shorter side and cropped around the centre, turned upright and laid over white
 where they are transparent.
 
+A program of your own may also open `model.onnx` in OpenVINO. On x86 processors without AVX-512 let it do so with
+`INFERENCE_NUM_THREADS` 1: with more threads, OpenVINO 2026.4 computes some shortcuts of residual networks in INT8 wrongly there.
+
 ## Files
 
 | File | What it is |
