@@ -25,19 +25,18 @@ def make_home(folder: Path) -> Path:
         (folder / shared).symlink_to(ROOT / shared)
     for name, text in shown_files().items():
         (folder / name).write_text(text, encoding="utf-8")
-    for images in ("my_images", "images", "photos"):
-        blobs(folder / images, 14)
+    blobs(folder / "photos", 14)
+    for seed, (split, per_class) in enumerate({"train": 14, "test": 4}.items()):
+        blobs(folder / "my_images" / split, per_class, seed=seed)
     for photo in ("photo.png", "a.png", "b.png"):
-        shutil.copy(folder / "images" / "red" / "000.png", folder / photo)
+        shutil.copy(folder / "photos" / "red" / "000.png", folder / photo)
     (folder / "photos" / "plain.png").symlink_to(folder / "photo.png")
     cifar(_made(folder / "cifar"), CIFAR100)
     imagenet(_made(folder / "imagenet"))
     cub200(_made(folder / "CUB_200_2011"), birds=THREE_BIRDS)
     torch.manual_seed(0)
     own = load_own_model(f"{folder}/my_net.py:build", classes=3, channels=3, image_size=16)
-    for name in ("weights.safetensors", "my_net.safetensors"):
-        save_weights(own, folder / name)
-    torch.save(own.state_dict(), folder / "weights.pt")
+    save_weights(own, folder / "my_net.safetensors")
     save_weights(STUDENTS["resnet20"](classes=10, channels=3, image_size=32), folder / "teacher.safetensors")
     (folder / "resnet18-f37072fd.pth").touch()
     (folder / "CUB_200_2011.tgz").touch()
