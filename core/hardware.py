@@ -77,6 +77,11 @@ def isa_here() -> frozenset[str]:
     return frozenset(device_facts()["isa"])
 
 
+def is_x86_without_avx512() -> bool:
+    """Whether runtimes take their AVX2 or SSE kernels on this machine."""
+    return platform.machine().lower() in X86 and "avx512f" not in isa_here()
+
+
 def multiplies_bf16() -> bool:
     """Whether this machine's CPU does."""
     return bool(BF16_FLAGS & isa_here())

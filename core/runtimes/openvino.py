@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import platform
 import sys
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
 
-from core.hardware import X86, int8_bits_here, isa_here
+from core.hardware import int8_bits_here, is_x86_without_avx512, isa_here
 from core.runtimes.counting import least, repeated
 from core.runtimes.types import Artifact, EngineOptions, Precision, Runtime, fixed_shape, installed_version
 
@@ -57,7 +56,7 @@ class OpenVinoEngine:
         model.reshape({model.input(0): ov.PartialShape(list(self.input_shape))})
         supported = core.get_property("CPU", "SUPPORTED_PROPERTIES")
         exact = IN_FLOAT if int8_bits_here() < 8 and _beyond_seven_bits(model) else {}
-        if options.threads > 1 and _tails_overrun():
+        if options.threads > 1 and is_x86_without_avx512():
             _skip_before_pointwise(model)
         self._model = core.compile_model(model, "CPU", _properties(options, supported) | exact | {"PERF_COUNT": counted})
         self._request = self._model.create_infer_request()
@@ -158,23 +157,13 @@ def _beyond_seven_bits(model: Any) -> bool:
     return False
 
 
-def _tails_overrun() -> bool:
-    """Whether strided 1x1 convolutions run in INT8 kernels that corrupt what another thread computes: on x86 without AVX-512.
-
-    oneDNN's AVX2 kernels first copy the pixels that the stride meets, in pieces of 16 bytes, so that 8, 24 or 40 channels end in the
-    next thread's part (OpenVINO 2026.4, 2 threads, 64 images: other logits in every call; none with 16, 32 and 48 channels, with one
-    thread, in float, or in SSE4.1 kernels). Shortcuts of narrow and of pruned ResNets are such layers.
-    """
-    return platform.machine().lower() in X86 and "avx512f" not in isa_here()
-
-
 def _skip_before_pointwise(model: Any) -> None:
-    """Give `model` a pooling of single pixels, in INT8 too, before its strided 1x1 convolutions in INT8: the same numbers."""
+    """Give `model` a pooling of single pixels, in INT8 too, before the convolutions that `_overruns`: the same numbers."""
     import openvino as ov
     from openvino import opset13 as ops
 
     still = [0, 0]
-    for op in filter(_is_strided_pointwise, model.get_ordered_ops()):
+    for op in filter(_overruns, model.get_ordered_ops()):
         image, weight = op.input_value(0), op.input_value(1)
         met = ops.max_pool(image, op.get_attributes()["strides"], [1, 1], still, still, [1, 1]).output(0)
         dense = ops.convolution(met, weight, [1, 1], still, still, [1, 1])
@@ -182,13 +171,19 @@ def _skip_before_pointwise(model: Any) -> None:
         ov.utils.replace_node(op, dense)
 
 
-def _is_strided_pointwise(op: Any) -> bool:
-    """Whether it is a strided 1x1 convolution in INT8 without padding."""
+def _overruns(op: Any) -> bool:
+    """Whether it is a convolution that corrupts what another thread computes: strided, 1x1, in INT8, its channels no multiple of 16.
+
+    oneDNN's AVX2 kernels first copy the pixels that the stride meets, in pieces of 16 bytes, so that 8, 24 or 40 channels end in the
+    next thread's part (OpenVINO 2026.4, 2 threads, 64 images: other logits in every call; none with 16, 32 and 48 channels, with one
+    thread, in float, or in SSE4.1 kernels). Shortcuts of narrow and of pruned ResNets are such layers.
+    """
     if op.get_type_name() != "Convolution" or _integers(op.input_value(0)) is None:
         return False
     settings = op.get_attributes()
     padded = any((*settings["pads_begin"], *settings["pads_end"]))
-    return list(op.input_value(1).get_shape())[2:] == [1, 1] and list(settings["strides"]) != [1, 1] and not padded
+    _, channels, *kernel = op.input_value(1).get_shape()
+    return kernel == [1, 1] and list(settings["strides"]) != [1, 1] and not padded and channels % 16 != 0
 
 
 def _integers(value: Any) -> Any:
