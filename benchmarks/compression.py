@@ -22,8 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,12 @@ import optuna
 import torch
 from torch import nn
 
-from benchmarks.compression_bars import LONGER, STRATEGIES
+from benchmarks.compression_bars import LONGER
+from benchmarks.compression_kinds import KIND_OF, ROWS, Kind, Row
 from benchmarks.compression_markdown import markdown
-from benchmarks.distil_table import GRID, PLANS
+from benchmarks.distil_table import GRID
 from benchmarks.rows import CACHE, ROOT, Ground, Table, build_parser, open_ground
-from core.candidate import SELF, AllocationPlan, Candidate, DistilPlan, Execution, GroupPlan, fingerprint
+from core.candidate import AllocationPlan, Candidate, Execution, GroupPlan, fingerprint
 from core.cli import run_main
 from core.config import Config, TrainConfig
 from core.data.types import Images
@@ -59,101 +59,13 @@ from objectives.evaluate import Evaluation, evaluate, shape_of
 RESULT = ROOT / "benchmarks" / "results" / "compression.json"
 FOLDER = Path("runs", "compression")
 EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
-LONGER_PLAN = PLANS["sdd_lskd"]
-"""What teaches them."""
 CHOICES = (2, 3, 4, 5, 6, 8)
 TRIALS = 60
 POSITIONS = 6
 SEARCHED = ("haq", "per_layer", "per_position")
 """Strategies that ask Optuna."""
-RATES = (0.1, 0.3, 1, 2, 3, 6, 10)
-"""Factors on the mean coded bits of a weight: the more weights a network has, the less each of them feels one."""
-MUON = {"optimiser": "muon", "lr": 0.05, "rest_lr": 0.05, "momentum": 0.6}
-"""What a network that has lost nine weights of ten recovers by, in as many epochs."""
 OVER = 100.0
 """Nats, of bits that take more than the budget: more than any loss."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One way to compress: a quantiser at some bits, or a strategy at the bytes of so many bits in every layer."""
-
-    quantiser: str
-    bits: int = 8
-    strategy: str | None = None
-    genes: dict[str, Any] = field(default_factory=dict)
-    """Of the candidate."""
-    finetuned: bool = False
-    """In float first, in as many epochs as the others have: what of their accuracy is the fine-tuning's; what is pruned recovers by it."""
-    train: dict[str, Any] = field(default_factory=dict)
-    """Of its fine-tuning's recipe, where it is not the one of all."""
-    pruned: float = 0.0
-    """Share of the channels that go first, of every group that can be pruned."""
-    longer: bool = False
-    """Taught by SDD + LSKD, in LONGER times the epochs: what a limit of bytes can hold where time is no matter."""
-
-
-KINDS: dict[str, Kind] = {
-    "fp32": Kind("float"),
-    "fp32-tuned": Kind("float", finetuned=True),
-    "int8": Kind("ptq"),
-    "int8-nncf": Kind("nncf"),
-    "w4": Kind("lsq", 4),
-    "w3": Kind("lsq", 3),
-    "w2": Kind("lsq", 2),
-    **{f"{strategy}-w{bits}": Kind("lsq", bits, strategy) for bits, strategy in product((4, 3), STRATEGIES)},
-    # Deep Compression's chain: magnitudes below 1 standard deviation, 16 shared values, coded
-    "codebook": Kind("codebook", 4, genes={"sparsity": 1.0, "sparsity_by": "std"}),
-    **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in RATES},
-}
-CHAINS: dict[str, Kind] = {
-    # the chain again, with a share of all weights, as a network with many too many of them allows
-    "chain-88": Kind("codebook", 4, genes={"sparsity": 0.88, "sparsity_by": "global"}),
-    "chain-lamp-89": Kind("codebook", 4, genes={"sparsity": 0.89, "sparsity_by": "lamp"}, train=MUON),
-}
-# the teacher's own network: there is nothing to train first
-OWN: dict[str, Kind] = {
-    "fp32": KINDS["fp32"],
-    "chain-pruned-lamp-90": Kind("codebook", 4, genes={"sparsity": 0.9, "sparsity_by": "lamp"}, finetuned=True, train=MUON, pruned=0.3),
-}
-LONG: dict[str, Kind] = {
-    "long-fp32": Kind("float", longer=True),
-    **{f"long-rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}, longer=True) for weight in (0.3, 1)},
-}
-NETWORKS: tuple[tuple[str, tuple[int, ...], dict[str, Kind]], ...] = (
-    ("resnet20", (0,), KINDS),
-    # what claims of paired seeds need
-    (
-        "resnet20",
-        (1, 2),
-        {name: kind for name, kind in KINDS.items() if not (kind.strategy and kind.bits == 4) and kind.quantiser != "codebook"},
-    ),
-    ("vgg8", (0,), KINDS | CHAINS),
-    # MLPerf Tiny's network
-    ("resnet8", (0,), {name: kind for name, kind in KINDS.items() if kind.strategy is None or name == "sensitivity-w3"}),
-    # in as many bytes as a quarter of resnet8 in INT8
-    ("resnet14", (0,), {name: KINDS[name] for name in ("fp32", "rate-1", "rate-2", "rate-3")}),
-    ("resnet20", (0,), LONG),
-    (SELF, (0,), OWN),
-)
-"""(student, seeds, what is made of it)"""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network, compressed."""
-
-    student: str
-    kind: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.student}:{self.kind}:{self.seed}"
-
-
-KIND_OF = {Row(student, name, seed): kind for student, seeds, kinds in NETWORKS for seed in seeds for name, kind in kinds.items()}
-ROWS = tuple(KIND_OF)
 
 
 @dataclass(frozen=True)
@@ -225,6 +137,7 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
         "coded_bytes": len(pack(unpack(packed), "coded")),
         "mean_bits": measured.mean_bits,
         "pruned": kind.pruned,
+        "width": kind.width,
         "bits": [gene.weight_bits for gene in final.groups] if kind.strategy else kind.bits,
         "stage_seconds": {stage: value for stage, value in stages.seconds.items() if stage != "parent"},
         "parameters": measured.parameters,
@@ -248,7 +161,7 @@ def recipe_of(row: Row, config: Config) -> Config:
         return train.model_copy(update={"epochs": train.epochs * factor})
 
     if kind.longer:
-        parent = parent.model_copy(update={"distil": LONGER_PLAN, "train": times(parent.train, LONGER)})
+        parent = parent.model_copy(update={"distil": kind.distil, "train": times(parent.train, LONGER)})
     quantise = config.quantise.model_copy(update={"train": times(config.quantise.train, share).model_copy(update=kind.train)})
     finetune = quantise.train if kind.finetuned else config.finetune
     return config.model_copy(update={"seed": row.seed, "parent": parent, "finetune": finetune, "quantise": quantise})
@@ -288,8 +201,9 @@ def candidate_of(row: Row, bench: Workbench) -> Candidate:
     kind = KIND_OF[row]
     execution: Execution = "float" if kind.quantiser == "float" else "int8"
     group = GroupPlan(prune_ratio=kind.pruned, weight_bits=kind.bits, execution=execution)  # type: ignore[arg-type]
-    distil = LONGER_PLAN if kind.longer else DistilPlan()
-    candidate = Candidate(student=row.student, distil=distil, groups=(group,), quantiser=kind.quantiser, **kind.genes)
+    candidate = Candidate(
+        student=row.student, width=kind.width, distil=kind.distil, groups=(group,), quantiser=kind.quantiser, **kind.genes
+    )
     if kind.strategy in SEARCHED:
         return searched(candidate, kind, bench)
     if kind.strategy is None:

@@ -42,7 +42,7 @@ def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"another teaching. Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the "
         f"seeds. 1 KB is 1000 bytes; `smaller`: FP32's packed file over the coded one. `codebook` and `chain` take two trainings of "
         f"{finetune['epochs']:g} epochs (with the mask, then for the weights), `sdq` two of half as many (for the bits, then for the "
-        f"weights). {_own(rows)}{_departing(result['finetune'], rows)}"
+        f"weights). {_own(rows)}{_narrow(rows)}{_departing(result['finetune'], rows)}"
         f"{computers}, {threads} thread(s) per process."
     )
 
@@ -55,6 +55,12 @@ def _own(rows: list[dict[str, Any]]) -> str:
         for kind, share in shares.items()
     )
     return f"`self` is the teacher's own network{told}. " if any(row["student"] == SELF for row in rows) else ""
+
+
+def _narrow(rows: list[dict[str, Any]]) -> str:
+    """Which networks have other widths than 1, or nothing."""
+    widths = {row["student"]: row["width"] for row in rows if row.get("width", 1) != 1}
+    return "".join(f"`{student}` has {width:g} of its width. " for student, width in sorted(widths.items()))
 
 
 def _departing(finetune: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -73,7 +79,7 @@ def _line(student: str, kind: str, table: dict[tuple[str, str], Rows]) -> str:
     strategy, _, uniform = kind.rpartition("-")
     against = uniform if strategy in STRATEGIES else ""
     packed, coded = (statistics.fmean(row[key] for row in rows.values()) / 1000 for key in ("packed_bytes", "coded_bytes"))
-    floats = [row["packed_bytes"] for row in table.get((student, "fp32"), {}).values()]
+    floats = [row["packed_bytes"] for row in table.get((student, float_of(kind)), {}).values()]
     smaller = f"{statistics.fmean(floats) / 1000 / coded:.1f}x" if floats else "-"
     accuracy = mean_and_error([100 * row["test_accuracy"] for row in rows.values()])
     bits = statistics.fmean(row["mean_bits"] for row in rows.values())

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import compression
 from benchmarks.compression_bars import Rows, bars, bytes_for
+from benchmarks.compression_kinds import KIND_OF, ROWS
 from benchmarks.compression_markdown import markdown
 from core.candidate import WEIGHT_BITS
 from core.errors import UserError
@@ -71,13 +72,13 @@ def test_rows_share_their_float_network_and_are_kept(
 
 
 def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place() -> None:
-    kinds = list(compression.KIND_OF.values())
+    kinds = list(KIND_OF.values())
     assert {kind.quantiser for kind in kinds} <= {*QUANTISERS, *MODEL_QUANTISERS}
     assert {kind.bits for kind in kinds} <= set(WEIGHT_BITS)
     shards = [compression.TABLE.choose(None, f"{index}/3") for index in range(3)]
-    assert {row for shard in shards for row in shard} == set(compression.ROWS)
-    assert len({row.name for row in compression.ROWS}) == len(compression.ROWS)
-    assert {row.student for row in compression.ROWS} == {"resnet20", "vgg8", "resnet8", "resnet14", "self"}
+    assert {row for shard in shards for row in shard} == set(ROWS)
+    assert len({row.name for row in ROWS}) == len(compression.ROWS)
+    assert {row.student for row in ROWS} == {"resnet20", "vgg8", "resnet8", "resnet14", "airbench", "self"}
     with pytest.raises(UserError, match="a row is network:kind:seed"):
         compression.TABLE.choose("resnet20:w4", "0/1")
 
@@ -85,9 +86,9 @@ def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place(
 def test_networks_that_are_taught_for_longer_have_regions_at_every_size_that_their_parents_see() -> None:
     recipe = load_config("cifar10", [], compression.ROOT).parent.train
     assert recipe.early_sizes
-    for student in {row.student for row, kind in compression.KIND_OF.items() if kind.longer}:
+    for student, plan in {row.student: kind.distil for row, kind in KIND_OF.items() if kind.longer}.items():
         network = STUDENTS[student](classes=10, channels=3, image_size=32)
-        check_early_regions(network, torch.randn(2, 3, 32, 32), compression.LONGER_PLAN.grid, {"parent.train": recipe}, student)
+        check_early_regions(network, torch.randn(2, 3, 32, 32), plan.grid, {"parent.train": recipe}, student)
 
 
 SGD = {"optimiser": "sgd", "lr": 0.01}
@@ -185,10 +186,12 @@ def test_a_bar_is_judged_by_the_mean_over_paired_seeds_and_says_its_figure() -> 
 def test_what_is_compressed_is_told_beside_a_float_network_that_was_trained_as_long() -> None:
     rows = of_seeds({"fp32": ((0.9,), 8000), "fp32-tuned": ((0.91,), 8000), "w4": ((0.905,), 1200)})
     rows += of_seeds({"long-fp32": ((0.93,), 8000), "long-rate-1": ((0.92,), 900)})
+    rows[-1]["width"] = 0.5
     assert judged(rows)["lsq W4A8 loses at most 0.5 point"] == ("+0.50 points (n = 1); as long in float: +1.00 points (n = 1)", True)
     printed = markdown(result_of(rows))
     assert "| long-fp32 | 1 | 93.00 | - |" in printed
     assert "| long-rate-1 | 1 | 92.00 | -1.00 (n = 1) |" in printed
+    assert "`s` has 0.5 of its width. " in printed
 
 
 def test_mixed_bits_of_one_seed_leave_their_bar_open() -> None:
