@@ -11,7 +11,8 @@ One network as each quantiser trains it, on one resident batch, in turn, round a
 
 Prints the ratio of each to `float` of the same round, as median and range over the rounds, and the bars of the project: lsq <= 1.1,
 simulated <= 2.0, compiled <= 1.5; of `compiled` also after how many steps its first one is repaid, against `simulated`. Trainings do
-not compile: a candidate's shape is its own, so every trial would pay for it. Writes benchmarks/results/qat_step.json.
+not compile: a candidate's shape is its own, so every trial would pay for it. Writes benchmarks/results/qat_step.json, which keeps one
+measurement of each processor and precision.
 """
 
 from __future__ import annotations
@@ -166,7 +167,9 @@ def measure(ways: dict[str, Callable[[int], float]], args: argparse.Namespace, d
     facts = {"student": args.student, "batch": args.batch, "bits": args.bits, "rounds": args.rounds, "steps": args.steps}
     threads, precision = torch.get_num_threads(), str(device.amp or torch.float32)
     result = {**facts, "threads": threads, "precision": precision, "torch": torch.__version__, "device": device_facts(), "rows": rows}
-    print(write_atomically(args.out, json.dumps(result, indent=1) + "\n"))
+    before = json.loads(args.out.read_text())["machines"] if args.out.exists() else []
+    others = [each for each in before if (each["device"], each["precision"]) != (result["device"], precision)]
+    print(write_atomically(args.out, json.dumps({"machines": [*others, result]}, indent=1) + "\n"))
 
 
 def repaid(first_s: float, eager_s: float, compiled_s: float) -> dict[str, object]:
@@ -186,8 +189,12 @@ def row(name: str, found: list[float], plain: list[float]) -> dict[str, Any]:
     }
 
 
-def section(result: dict[str, Any]) -> str:
+def section(measured: dict[str, Any]) -> str:
     """What docs/methods.md says."""
+    return "\n\n".join(_of_machine(result) for result in measured["machines"])
+
+
+def _of_machine(result: dict[str, Any]) -> str:
     head = "| step | ms | of the float step (range over the rounds) | bar |\n|---|---|---|---|"
     device, rows = result["device"], result["rows"]
     lines = []
@@ -205,7 +212,7 @@ def section(result: dict[str, Any]) -> str:
     return (
         f"{head}\n" + "\n".join(lines) + f"\n\n{result['student']}, batch {result['batch']}, weights of {result['bits']} bits, "
         f"{result['rounds']} rounds in turn{repaid}. {device['cpu']} ({', '.join(device['isa'])}), {result['threads']} threads, "
-        f"torch {result['torch']}."
+        f"{result['precision'].removeprefix('torch.')}, torch {result['torch']}."
     )
 
 
