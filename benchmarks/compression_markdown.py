@@ -51,7 +51,7 @@ def _own(rows: list[dict[str, Any]]) -> str:
     """What the names of rows mean that begin with the teacher, or nothing."""
     shares = {row["kind"]: row["pruned"] for row in rows if row.get("pruned")}
     told = "".join(
-        f"; `{kind}`: {share:.0%} of the channels of every group go first, and a training in float follows"
+        f"; `{kind}`: {100 * share:g} % of the channels of every group go first, and a training in float follows"
         for kind, share in shares.items()
     )
     return f"`self` is the teacher's own network{told}. " if any(row["student"] == SELF for row in rows) else ""

@@ -156,7 +156,7 @@ def test_the_table_says_what_becomes_of_the_teacher_s_own_network() -> None:
     for each in rows:
         each |= {"student": "self", "pruned": 0.25 if each["kind"] == "chain" else 0.0}
     assert (
-        "`self` is the teacher's own network; `chain`: 25% of the channels of every group go first, and a training in float follows. "
+        "`self` is the teacher's own network; `chain`: 25 % of the channels of every group go first, and a training in float follows. "
         in (markdown(result_of(rows)))
     )
 
