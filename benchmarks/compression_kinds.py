@@ -87,7 +87,7 @@ NETWORKS: tuple[tuple[str, tuple[int, ...], dict[str, Kind]], ...] = (
     ("resnet14", (0,), {name: KINDS[name] for name in ("fp32", "rate-1", "rate-2", "rate-3")}),
     ("resnet20", (0,), taught_longer("sdd_lskd", (0.3, 1))),
     # the teacher's shape with half of its channels: more weights than resnet20, fewer bits for each; its maps at 24 px have no quarters
-    ("airbench", (0,), taught_longer("lskd", (0.1, 0.3, 1), width=0.5)),
+    ("airbench", (0,), taught_longer("lskd", (0.3, 1), width=0.5)),
     (SELF, (0,), OWN),
 )
 """(student, seeds, what is made of it)"""

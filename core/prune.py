@@ -20,6 +20,7 @@ from core.errors import TrialError, UserError, one_line
 from core.importance import NO_SCORES, Rank, Scores, rank_of, standing_in
 from core.layers import LayerInfo, dry_run, evaluating, layer_infos
 from core.prune_attention import attention_heads, head_dims, norm_pruners, weakest_heads
+from core.prune_probe import moved_otherwise
 from core.prune_shuffle import ShuffledCut, shuffled_cut, shuffles
 from core.tables import nearest
 
@@ -43,8 +44,8 @@ def prune_channels(
     least one and at most what was there; fewer channels than `round_to` stay. The network's input and outputs are never touched;
     the stem's output channels are like any others, since residual adds couple them to a whole stage.
     Attention loses whole heads, `round_to` permitting (core/prune_attention.py).
-    Between two grouped convolutions a channel shuffle is followed (core/prune_shuffle.py); channels that pass a split, or groups that a
-    concatenation moves apart, stay whole.
+    Between two grouped convolutions a channel shuffle is followed (core/prune_shuffle.py); channels that pass a split, groups that a
+    concatenation moves apart, and those that arrive elsewhere than Torch-Pruning says (core/prune_probe.py) stay whole.
     Shapes depend on architecture, ratios and `round_to` alone. Gradients are dropped; train or eval mode is kept. A layer that is cut has
     its parameters to itself from then on, also where it shared them.
     `importance` is one of RANKS (core/importance.py); `scores` stand in for the parameters there, as `taylor` wants it. None says that
@@ -62,7 +63,7 @@ def prune_channels(
         trainable = {name: parameter.requires_grad for name, parameter in pruned.named_parameters(remove_duplicate=False)}
         with evaluating(pruned), torch.enable_grad():
             graph, entry = traced(pruned, input_shape)
-            prune_in_place(pruned, graph, entry, layers, ratios, round_to, rank, scores)
+            prune_in_place(pruned, graph, entry, layers, input_shape, ratios, round_to, rank, scores)
         for name, parameter in pruned.named_parameters():
             parameter.requires_grad_(trainable[name])
         check_runs(pruned, model, input_shape)
@@ -87,6 +88,7 @@ def prune_in_place(
     graph: tp.DependencyGraph,
     entry: nn.Module,
     layers: Sequence[LayerInfo],
+    input_shape: tuple[int, int, int],
     ratios: Mapping[str, float],
     round_to: int,
     rank: Rank,
@@ -95,7 +97,7 @@ def prune_in_place(
     """Choose every cut on the dense weights first, then apply them, so that the order of cutting has no influence on the ranking."""
     try:
         with standing_in(model, scores):
-            cuts = choose_cuts(graph, model, entry, layers, ratios, round_to, rank)
+            cuts = choose_cuts(graph, model, entry, layers, input_shape, ratios, round_to, rank)
         for cut in cuts:
             cut.apply(graph)
     except LIBRARY_ERRORS as error:
@@ -149,6 +151,7 @@ def choose_cuts(
     model: nn.Module,
     entry: nn.Module,
     layers: Sequence[LayerInfo],
+    input_shape: tuple[int, int, int],
     ratios: Mapping[str, float],
     round_to: int,
     rank: Rank,
@@ -156,7 +159,7 @@ def choose_cuts(
     """One cut per coupled group."""
     heads = head_dims(model)
     cuts: list[Cut | ShuffledCut] = []
-    for info, layer, group in coupled_groups(graph, model, entry, layers):
+    for info, layer, group in coupled_groups(graph, model, entry, layers, input_shape):
         if ratio := ratios.get(info.name, 0.0):
             cut = choose_cut(graph, group, layer, rank, ratio, round_to, heads.get(layer, 0))
             cuts += [cut] if cut else []
@@ -164,9 +167,21 @@ def choose_cuts(
 
 
 def coupled_groups(
+    graph: tp.DependencyGraph, model: nn.Module, entry: nn.Module, layers: Sequence[LayerInfo], input_shape: tuple[int, int, int]
+) -> list[tuple[LayerInfo, nn.Module, tp.Group]]:
+    """Every coupled group that may be cut, rooted at the first of its layers to run."""
+    found = list(_groups(graph, model, entry, layers))
+    # these have rules of their own
+    ruled = [shuffles(group) or attention_heads(group) > 1 for _, _, group in found]
+    plain = [group for (_, _, group), own in zip(found, ruled, strict=True) if not own]
+    wrong = {id(plain[number]) for number in moved_otherwise(model, graph, plain, input_shape)}
+    return [each for each in found if id(each[2]) not in wrong]
+
+
+def _groups(
     graph: tp.DependencyGraph, model: nn.Module, entry: nn.Module, layers: Sequence[LayerInfo]
 ) -> Iterator[tuple[LayerInfo, nn.Module, tp.Group]]:
-    """Every coupled group, rooted at the first of its layers to run. Those that hold the network's input or outputs are left out."""
+    """All of them, but those that hold the network's input or outputs, or pass what is known to be mapped wrongly."""
     seen: set[nn.Module] = set()
     if not any(model.get_submodule(info.name) in graph.module2node for info in layers):
         raise ValueError("autograd reaches none of its layers from the output")

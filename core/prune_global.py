@@ -51,7 +51,7 @@ def global_ratios(
             with standing_in(copied, scores):
                 ranked = {
                     info.name: rank(group)
-                    for info, layer, group in coupled_groups(graph, copied, entry, layers)
+                    for info, layer, group in coupled_groups(graph, copied, entry, layers, input_shape)
                     if choose_cut(graph, group, layer, rank, MOST, round_to, heads.get(layer, 0))
                 }
         except LIBRARY_ERRORS as error:

@@ -130,7 +130,7 @@ def fit(
     optimiser = _optimiser(model, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, _schedule(config, total))
     scaler = torch.amp.GradScaler(device.device.type, enabled=device.amp == torch.float16)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
+    average = AveragedModel(model, multi_avg_fn=_averages(config.ema), use_buffers=True) if config.ema else None
     meter = _Meter(on_epoch, steps_per_epoch, total)
     parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, "scheduler": scheduler, "scaler": scaler}
     parts |= {"generators": Generators(device.device)}
@@ -252,6 +252,19 @@ class _Meter:
             self.on_epoch((step + 1) / self.steps_per_epoch, self.total / self.steps_per_epoch, rate, mean)
         self.sum, self.count, self.images, self.start = 0.0, 0, 0, time.perf_counter()
         return True
+
+
+def _averages(decay: float) -> Callable[[Any, Any, Any], None]:
+    """For AveragedModel, of tensors of one type: floats follow by an exponential moving average; integers, as indices, are those of now."""
+    average = get_ema_multi_avg_fn(decay)
+
+    def follow(followers: Any, leaders: Any, count: Any) -> None:
+        if followers[0].is_floating_point():
+            average(followers, leaders, count)
+        else:
+            torch._foreach_copy_(followers, leaders)
+
+    return torch.no_grad()(follow)
 
 
 def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from core.answers import Answers
-from core.candidate import SELF, fingerprint
+from core.candidate import SELF, StageRecord, fingerprint
 from core.checkpoint import SUFFIX
 from core.config import Config
 from core.data.types import SearchData
@@ -101,11 +101,12 @@ class Workbench:
 
 @dataclass
 class Stages:
-    """Times the stages of one trial and passes progress on. `seconds` is stage -> wall-clock seconds."""
+    """Times the stages of one trial and passes progress on. `seconds` is stage -> wall-clock seconds; `records`: what a journal saw."""
 
     on_stage: Callable[[str], None] = lambda name: None
     on_epoch: Callable[..., None] = lambda *numbers: None
     seconds: dict[str, float] = field(default_factory=dict)
+    records: list[StageRecord] = field(default_factory=list)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[EpochFn]:

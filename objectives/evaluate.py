@@ -128,7 +128,7 @@ def evaluate(
         if gate is not None:
             gate.at_rung(known, rung)
 
-    watch, journal = Watch(bench, at_rung), Journal(bench, stages)
+    watch, journal = Watch(bench, at_rung), Journal(bench, stages, folder)
     student = start(candidate, pruned, bench, stages, folder, journal)
     if gate is not None and candidate.distil.init == "inherit" and not learns_bits(candidate):
         with stages("prune"):
@@ -156,9 +156,9 @@ def evaluate(
         with stages("build"):
             latency = bench.engines.build_report(model, folder / ENGINE)
     measured = _measurement(scored, compressed, latency, bench)
-    records = journal.finish(measured, graph, folder)
+    journal.finish(measured, graph)
     forget(folder)  # until here an interrupted trial goes on from its last epoch
-    return Evaluation(measured, _artifact(scored, latency, model), folder, final, records, graph)
+    return Evaluation(measured, _artifact(scored, latency, model), folder, final, tuple(stages.records), graph)
 
 
 def _drafted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from objectives.accuracy import simulate
 from objectives.bench import Stages, Workbench
 
 FILE = "stages.json"
-"""In a candidate's folder."""
+"""In a candidate's folder, also where a limit, a rung or an error ends the trial."""
 STAGE = "journal"
 """What its own looks are called in the account."""
 
@@ -32,7 +32,7 @@ class Journal:
 
     bench: Workbench
     stages: Stages
-    records: list[StageRecord] = field(default_factory=list)
+    folder: Path
     counted: float = 0.0
     """Seconds of stages that belong to records already."""
 
@@ -47,17 +47,15 @@ class Journal:
             size, latency = self._in_float(plain) if plan is None else self._by_plan(plain, plan, quantiser)
             self._add(stage, logits, size, count_parameters(plain), count_macs(plain, shape), latency, seconds)
 
-    def finish(self, measured: Measurement, graph: nn.Module, folder: Path) -> tuple[StageRecord, ...]:
-        """After the last stage: the engine's own numbers, and the loss of its simulation `graph`. Writes FILE to `folder`."""
+    def finish(self, measured: Measurement, graph: nn.Module) -> None:
+        """After the last stage: the engine's own numbers, and the loss of its simulation `graph`."""
         if not self.bench.config.journal:
-            return ()
+            return
         images, seconds = map(self.bench.teacher.normalise, self.bench.data.search.chunks()), self._since()
         with self.stages(STAGE):
             logits = torch.cat([simulate(graph, part) for part in images])
         last = (measured.size_bytes, measured.parameters, measured.macs, measured.latency, seconds)
         self._add("quantise", logits, *last, accuracy=measured.accuracy)
-        write_atomically(folder / FILE, json.dumps([record.model_dump(mode="json") for record in self.records], indent=1) + "\n")
-        return tuple(self.records)
 
     def _add(
         self,
@@ -82,7 +80,9 @@ class Journal:
             latency_ms=next(iter(milliseconds(latency)), None),
             seconds=round(seconds, 3),
         )
-        self.records.append(record)
+        self.stages.records.append(record)
+        records = [each.model_dump(mode="json") for each in self.stages.records]
+        write_atomically(self.folder / FILE, json.dumps(records, indent=1) + "\n")
 
     def _since(self) -> float:
         """Seconds of the stages since the record before; those of the journal itself are not among them."""

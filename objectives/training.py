@@ -32,6 +32,7 @@ def quantises_first(candidate: Candidate) -> bool:
 def start(candidate: Candidate, pruned: nn.Module, bench: Workbench, stages: Stages, folder: Path, journal: Journal) -> nn.Module:
     """The pruned network with the parent's best channels, or as initialised with `init: scratch`."""
     if candidate.distil.init == "scratch":
+        journal.note("prune", pruned)
         return pruned
     parent = parent_of(candidate, bench, stages)
     journal.note("parent", parent)

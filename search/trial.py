@@ -129,7 +129,6 @@ class TrialRunner:
         result = self.measure(candidate, pruned, plan, self.bench, limits, stages, folder, gate)
         trial.set_user_attr("engine", result.artifact.model_dump(mode="json", exclude={"model_path"}))
         path = str(Path(folder).relative_to(self.bench.folder))
-        append_stages(self.bench.folder / "stages.csv", trial.number, result.records)
         done: dict[str, Any] = {"measurement": result.measurement, "path": path, "files": file_digests(folder)}
         known |= {"candidate": result.candidate or candidate, "mean_bits": result.measurement.mean_bits}
         return TrialRecord(state="COMPLETE", **done, **known)
@@ -168,6 +167,7 @@ class TrialRunner:
     def _finish(self, trial: optuna.Trial, record: TrialRecord, stages: Stages) -> None:
         if record.fingerprint is not None:
             forget(self.bench.folder / "candidates" / record.fingerprint)
+        append_stages(self.bench.folder / "stages.csv", trial.number, stages.records)
         asked = self.asked() - self.asked_before
         record = record.model_copy(update={"seconds": stages.seconds, "teacher_forward_images": asked})
         self.best = front([*self.best, record])

@@ -17,6 +17,7 @@ from torch import Tensor
 from core.allocate.problem import Evidence, Problem
 from core.candidate import AllocationPlan
 from core.config import RangeConfig
+from core.errors import TrialError
 from core.quantise.ptq import rounded
 from core.quantise.setting import weight_of
 
@@ -54,4 +55,6 @@ def sqnr_db(weight: Tensor, bits: int, rule: RangeConfig) -> float:
     weight = weight.detach().float()
     noise = float((rounded(weight, bits, rule).dequantised() - weight).square().sum())
     signal = float(weight.square().sum())
+    if not math.isfinite(signal):
+        raise TrialError("sqnr needs finite weights, but those of a layer are not; take another allocation.strategy, or train again")
     return min(EXACT_DB, 10.0 * math.log10(signal / noise)) if noise > 0 and signal > 0 else EXACT_DB

@@ -60,7 +60,7 @@ def _sizes(tensor: Tensor, coded: float | None) -> Sizes:
 def entropy_bytes(values: np.ndarray) -> float:
     """Count times order-0 entropy of `values`, any shape, in bytes."""
     counts = np.unique(values, return_counts=True)[1]
-    return float(-(counts * np.log2(counts / max(values.size, 1))).sum()) / 8
+    return float((counts * np.log2(max(values.size, 1) / counts)).sum()) / 8
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,10 +142,11 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
     """The inverse of `_as_safetensors`. Raises UserError for a file that is none."""
     from safetensors import SafetensorError, safe_open
 
+    wrong = (SafetensorError, KeyError, AttributeError, TypeError, ValueError, RecursionError)  # TypeError: a type that numpy lacks
     try:
         with safe_open(path, "numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not iterable itself
             bits = json.loads((file.metadata() or {})[BITS_KEY])
             return {name: QTensor(arrays[name], arrays[name + SCALES], depth) if depth else arrays[name] for name, depth in bits.items()}
-    except (SafetensorError, KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:  # TypeError: a type that numpy lacks
+    except wrong as error:
         raise PackError(f"{path} must be a packed weight file or what `core.pack unpack` wrote of one, but is not ({error})") from error

@@ -87,9 +87,9 @@ def best_scales(weight: Tensor, bits: int, steps: int = 60) -> Tensor:
     """
     low, high = limits(bits)
     flat = weight.detach().flatten(1).float()
-    largest = flat.abs().amax(1).clamp_min(SMALLEST_SCALE * high)
     if bits > 8:
-        return largest / high
+        return storable(flat.abs().amax(1) / high, bits)
+    largest = flat.abs().amax(1).clamp_min(SMALLEST_SCALE * high)
     best, best_error = largest / high, torch.full_like(largest, torch.inf)
     levels = range(-low, 0, -1) if bits <= FEW_BITS else (-low,)
     for factor in (*torch.linspace(1.0, 0.2, steps).tolist(), *(high / level for level in levels)):

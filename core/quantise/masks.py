@@ -24,7 +24,7 @@ def kept_in(weights: Mapping[str, Tensor], setting: Setting) -> dict[str, Tensor
     `global` takes the smallest, so layers of many small weights lose more of them; `lamp` those of the least `lamp_scores`.
     """
     score = OF_ALL.get(setting.sparsity_by)
-    if setting.sparsity == 0 or score is None:
+    if setting.sparsity == 0 or score is None or not weights:
         return {name: keep_largest(weight, setting) for name, weight in weights.items()}
     scores = {name: score(weight.detach()) for name, weight in weights.items()}
     kept = _largest(torch.cat([each.flatten() for each in scores.values()]), setting.sparsity)

@@ -226,6 +226,8 @@ def test_each_bit_is_worth_about_six_decibels() -> None:
     assert all(5.0 < step < 7.5 for step in steps)
     on_grid = torch.arange(-7, 8).repeat(4, 1) / 8
     assert sqnr_db(torch.zeros(4, 4), 4, RULE) == sqnr_db(on_grid, 4, RULE) > 100  # nothing lost
+    with pytest.raises(TrialError, match="sqnr needs finite weights"):
+        sqnr_db(torch.full((4, 4), torch.nan), 4, RULE)
 
 
 # --- sensitivity -----------------------------------------------------------------------------------------------------

@@ -96,6 +96,12 @@ def test_a_global_share_takes_the_smallest_of_all_layers_and_leaves_each_layer_i
     assert kept["large"].float().mean() > kept["small"].float().mean()
 
 
+@pytest.mark.parametrize("rule", ["global", "lamp", "ratio"])
+def test_where_no_layer_may_lose_weights_none_does(rule: SparsityRule) -> None:
+    """All layers have 16 bits, say."""
+    assert kept_in({}, Setting(sparsity=0.6, sparsity_by=rule)) == {}
+
+
 def test_lamp_s_scores_are_a_weight_s_square_over_those_that_are_no_smaller() -> None:
     scores = lamp_scores(torch.tensor([[2.0, -1.0], [0.0, 3.0]]))
     assert scores.flatten().tolist() == pytest.approx([4 / 13, 1 / 14, 0.0, 1.0])

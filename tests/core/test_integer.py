@@ -66,6 +66,13 @@ def test_sixteen_bits_are_all_but_the_identity() -> None:
     torch.testing.assert_close(rounded.dequantised(), weight(), rtol=0, atol=float(weight().abs().max()) / 2**15)
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-5, 1e-8, 1e-20])
+def test_sixteen_bits_are_all_but_the_identity_of_small_weights_too(size: float) -> None:
+    small = size * weight()
+    rounded = to_integers(small, best_scales(small, 16), 16)
+    torch.testing.assert_close(rounded.dequantised(), small, rtol=0, atol=float(small.abs().max()) / 2**15)
+
+
 @every_depth
 def test_no_weight_inside_the_grid_moves_by_more_than_half_a_step(bits: int) -> None:
     scales = storable(weight().flatten(1).abs().amax(1) / limits(bits)[1], bits)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from hypothesis import given, settings
+from safetensors.numpy import save
 
 from core.candidate import ShapePlan
 from core.compress import CompressedModel, least_size, recoded
@@ -274,6 +275,16 @@ def test_safetensors_of_something_else_are_refused_in_one_line(tmp_path: Path) -
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("bits", ["1" * 5000, "[" * 100_000, '"four"', "-3", "4.5", "99", "[4]", "NaN", "4"])
+def test_safetensors_whose_bits_are_none_are_refused(bits: str, tmp_path: Path) -> None:
+    """Longer than a Python integer may be written, nested deeper than Python reads, no number, not of 2 to 8 or 16; or of no integers."""
+    path = tmp_path / "a.safetensors"
+    arrays = {"w": np.zeros((2, 3), np.float32), "w.scales": np.ones(2, np.float32)}
+    path.write_bytes(save(arrays, metadata={"bits": f'{{"w": {bits}}}'}))
+    with pytest.raises(PackError):
+        main(["pack", str(path), str(tmp_path / "out.pack")])
 
 
 @pytest.mark.parametrize("coding", CODINGS)

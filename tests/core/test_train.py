@@ -147,6 +147,14 @@ def test_averaged_weights_are_between_start_and_end() -> None:
     assert (between - first).norm() < (last - first).norm()
 
 
+@pytest.mark.parametrize("ema", [0.9, 0.992, 0.9999])  # each is not exact in float32
+def test_averaging_leaves_integers_as_they_are(ema: float) -> None:
+    """A codebook's indices, say."""
+    model = network()
+    model.register_buffer("indices", torch.arange(1000))
+    assert torch.equal(train(model, ema=ema).indices, torch.arange(1000))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw", "muon"])
 def test_every_optimiser_lowers_the_loss(optimiser: str) -> None:
     losses: list[float] = []

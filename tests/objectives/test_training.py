@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from core.candidate import AllocationPlan, Candidate, GroupPlan
+from core.candidate import AllocationPlan, Candidate, DistilPlan, GroupPlan
 from core.config import PtqConfig, TrainConfig
+from core.errors import InfeasibleCandidate
 from core.layers import count_macs, count_parameters, layer_infos
 from core.quantise.ptq import rounded
 from core.students import STUDENTS
@@ -114,6 +115,16 @@ def test_the_order_makes_another_network(bench: Workbench, both: dict[str, tuple
     assert files[0] != files[1]
 
 
+def test_a_trial_that_a_limit_ends_keeps_its_records(bench: Workbench, tmp_path: Path) -> None:
+    quick, stages = replace(bench, config=bench.config.model_copy(update={"finetune": TrainConfig(epochs=0.0), "journal": True})), Stages()
+    candidate = FIRST.model_copy(update={"quantiser": "ptq", "distil": DistilPlan(init="scratch")})
+    pruned, plan = shape_of(candidate, quick)
+    with pytest.raises(InfeasibleCandidate, match="accuracy"):
+        evaluate(candidate, pruned, plan, quick, Limits(accuracy=1.0), stages, tmp_path)
+    assert [record.stage for record in stages.records] == ["prune", "distil"]
+    assert json.loads((tmp_path / "stages.json").read_text()) == [record.model_dump(mode="json") for record in stages.records]
+
+
 def test_without_a_journal_nothing_is_looked_at(bench: Workbench, tmp_path: Path) -> None:
     quick = replace(bench, config=bench.config.model_copy(update={"finetune": TrainConfig(epochs=0.0)}))
     candidate = FIRST.model_copy(update={"quantiser": "ptq"})
@@ -128,7 +139,7 @@ def test_a_dense_network_that_was_quantised_has_few_values_per_channel(bench: Wo
     stages, recipe = Stages(on_epoch=lambda *numbers: told.append(numbers)), bench.config.quantise.train
     parent = bench.parent(SECOND.student, SECOND.width)
     counts = count_parameters(parent), count_macs(parent, bench.input_shape)
-    quantise_dense(parent, SECOND, bench, stages, tmp_path, Journal(bench, stages))
+    quantise_dense(parent, SECOND, bench, stages, tmp_path, Journal(bench, stages, tmp_path))
     for name, module in parent.named_modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             levels = max(len(channel.unique()) for channel in module.weight.detach())
@@ -152,7 +163,7 @@ def test_of_dense_layers_that_share_their_weight_the_finest_grid_stays(bench: Wo
     weight = first.weight.detach().clone()
     groups = tuple(GroupPlan(weight_bits=2 if info is pairs[0][1] else 4, execution="float") for info in infos)
     candidate = Candidate(student="resnet8", width=0.25, groups=groups, order="quantise, prune")
-    quantise_dense(parent, candidate, short, Stages(), tmp_path, Journal(short, Stages()))
+    quantise_dense(parent, candidate, short, Stages(), tmp_path, Journal(short, Stages(), tmp_path))
     assert first.weight is second.weight
     torch.testing.assert_close(first.weight, rounded(weight, 4, PtqConfig()).dequantised())
 

@@ -1,0 +1,128 @@
+"""Whatever moves channels between two layers: a cut takes the channels that arrive, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.layers import layer_infos
+from core.prune import prune_channels
+
+SHAPE = (3, 8, 8)
+CHANNELS = 16
+
+
+class Between(nn.Module):
+    """Two convolutions with `move` between them."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor], arrive: int = CHANNELS, *, flat: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU())
+        self.move = move
+        self.second = nn.Linear(arrive, 8) if flat else nn.Conv2d(arrive, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.second(self.move(self.first(x))))
+        return self.head(out.mean((2, 3)) if out.ndim == 4 else out)
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation by maps of one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(CHANNELS, 8, 1), nn.Conv2d(8, CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+class Neighbours(nn.Module):
+    """Efficient channel attention: a convolution over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.mix(x.mean((2, 3)).unsqueeze(1)).squeeze(1))[:, :, None, None]
+
+
+def dealt(x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    return x.view(batch, 2, channels // 2, height * width).transpose(1, 2).reshape(batch, channels, height, width)
+
+
+def padded(x: Tensor) -> Tensor:
+    return F.pad(x, (0, 0, 0, 0, 8, 8))
+
+
+MOVED: dict[str, Callable[[], nn.Module]] = {
+    "flip": lambda: Between(lambda x: x.flip(1)),
+    "roll": lambda: Between(lambda x: torch.roll(x, 1, 1)),
+    "index": lambda: Between(lambda x: x[:, torch.arange(CHANNELS - 1, -1, -1)]),
+    "shuffle of flat maps": lambda: Between(dealt),
+    "padding": lambda: Between(padded, 2 * CHANNELS),
+    "channels-last map, flattened": lambda: Between(lambda x: x.permute(0, 2, 3, 1).flatten(1), 64 * CHANNELS, flat=True),
+    "pixel shuffle": lambda: Between(lambda x: F.pixel_shuffle(x, 2), CHANNELS // 4),
+    "repeat": lambda: Between(lambda x: x.repeat(1, 2, 1, 1), 2 * CHANNELS),
+    "maximum of halves": lambda: Between(lambda x: x.unflatten(1, (2, -1)).amax(1), CHANNELS // 2),
+    "attention of neighbours": lambda: Between(Neighbours()),
+}
+KEPT: dict[str, Callable[[], nn.Module]] = {
+    "nothing": lambda: Between(lambda x: x),
+    "map, flattened": lambda: Between(lambda x: x.flatten(1), 64 * CHANNELS, flat=True),
+    "twice": lambda: Between(lambda x: torch.cat([x, -x], 1), 2 * CHANNELS),
+    "gate": lambda: Between(Gated()),
+    "norm over channels": lambda: Between(lambda x: F.normalize(x, dim=1)),
+    "batch norm": lambda: Between(nn.BatchNorm2d(CHANNELS)),
+}
+
+
+def pruned(model: nn.Module) -> tuple[nn.Module, int, float]:
+    """Of a network half of whose first channels are dead: half cut, channels that its first layer then has, how far logits moved."""
+    with torch.no_grad():
+        for dead in range(0, CHANNELS, 2):
+            model.get_submodule("first.0").weight[dead] = 0.0  # type: ignore[index, operator]
+            model.get_submodule("first.1").weight[dead] = 0.0  # type: ignore[index, operator]
+    cut = prune_channels(model.eval(), {"first.0": 0.5}, SHAPE, round_to=1)
+    x = torch.randn(4, *SHAPE)
+    with torch.no_grad():
+        return cut, layer_infos(cut, SHAPE)[0].out_channels, float((cut(x) - model(x)).abs().max())
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_channels_that_arrive_elsewhere_stay(name: str) -> None:
+    torch.manual_seed(0)
+    _, channels, moved = pruned(MOVED[name]())
+    assert channels == CHANNELS
+    assert moved == 0.0
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_channels_that_arrive_where_they_left_are_cut_and_dead_ones_are_not_missed(name: str) -> None:
+    torch.manual_seed(0)
+    _, channels, moved = pruned(KEPT[name]())
+    assert channels == CHANNELS // 2
+    assert moved < 1e-5
+
+
+def test_what_stays_whole_depends_on_the_architecture_alone() -> None:
+    """A scale per channel that begins with zeros hides what it scales, but not from this."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.zeros(1, CHANNELS, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * x.flip(1)
+
+    torch.manual_seed(0)
+    _, channels, _ = pruned(Between(Scaled()))
+    assert channels == CHANNELS
