@@ -173,7 +173,7 @@ def section(result: Mapping[str, Any]) -> str:
     named = ", ".join(f"{name} {result['versions'][name]}" for name in ("python", "torch", "openvino"))
     return "\n".join(
         [
-            f"One walk by these pages on an idle machine, with drawn images of {SIZE} px in three classes ({counts}),",
+            f"One walk by these pages, with drawn images of {SIZE} px in three classes ({counts}),",
             f"the `my_net.py` of section 2 ({network['parameters']:,.0f} parameters), and a plain PyTorch loop that saved its weights.",
             f"{device['cpu']}, {device['cores']} cores; {named}; each step once.",
             "",

@@ -34,6 +34,8 @@ class Step:
     epochs: float | None = None
     images_per_s: float | None = None
     loss: float | None = None
+    lr: float | None = None
+    accuracy: float | None = None
 
 
 class Progress:
@@ -101,7 +103,7 @@ class Progress:
         """`epoch` of `epochs` (may be fractional) are done, at a rate and with a mean loss; accuracy on a part of the search split."""
         if self._epochs_csv is not None:
             append_epoch(self._epochs_csv, Epoch(trial, stage, epoch, epochs, images_per_s, loss, lr, accuracy))
-        step = Step(trial, stage, epoch, epochs, images_per_s, loss)
+        step = Step(trial, stage, epoch, epochs, images_per_s, loss, lr, accuracy)
         self._set(step)
         if self._epoch_line_is_due(step):
             self._line(f"{self._where(trial, stage)}: {_numbers(step)}")
@@ -213,7 +215,9 @@ def _numbers(step: Step) -> str:
         return ""
     parts = [f"epoch {step.epoch:.3g}/{step.epochs:.3g}"]
     parts += [f"{step.images_per_s:,.0f} images/s"] if step.images_per_s is not None else []
-    return ", ".join(parts + ([f"loss {step.loss:.3f}"] if step.loss is not None else []))
+    parts += [f"loss {step.loss:.3f}"] if step.loss is not None else []
+    parts += [f"lr {step.lr:.2g}"] if step.lr is not None else []
+    return ", ".join(parts + ([f"accuracy {100 * step.accuracy:.1f} %"] if step.accuracy is not None else []))
 
 
 def _console() -> Console:

@@ -26,7 +26,7 @@ from search.starts import check_starts
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = """examples:
   python -m search.run --space spaces/digits.yaml --trials 20
-  python -m search.run --model my_net.py:build --weights my_net.safetensors --data-dir my_images/ --trials 30
+  python -m search.run --model my_net.py:build --weights my_net.safetensors --data-dir my_images/ --max-latency-ms 1.0 --trials 30
 FUNCTION(classes, channels, image_size), or of fewer of these, returns a torch.nn.Module that maps images to logits.
 Spaces that ship: spaces/*.yaml; spaces/examples/ for a phone, a Jetson, a server, a microcontroller; spaces/recipes/ of published methods.
 The same command goes on where it was stopped. Then: python -m search.report | explain | dashboard | export_best,

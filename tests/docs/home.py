@@ -21,7 +21,7 @@ NAME = re.compile(r"# ([\w/]+\.(?:py|yaml))$")
 
 def make_home(folder: Path) -> Path:
     """Spaces and configurations of the checkout, every file that a page shows, images, networks. Returns `folder`."""
-    for shared in ("spaces", "configs", "docs"):
+    for shared in ("spaces", "configs", "docs", "benchmarks"):
         (folder / shared).symlink_to(ROOT / shared)
     for name, text in shown_files().items():
         (folder / name).write_text(text, encoding="utf-8")

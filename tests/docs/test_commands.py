@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 from core.config import Config
 from core.errors import UserError
 from core.yaml_io import parse
+from search.digest import space_digest
 from search.setup import build_parser, resolve_arguments
 from search.space import Space
 from tests.docs.commands import ELSEWHERE, TESTED, Call, calls, known_flags
@@ -30,6 +32,13 @@ FENCED = ("", "bash", "python", "yaml", "text", "mermaid", "csv")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the pages speak of."""
     return make_home(tmp_path_factory.mktemp("home"))
+
+
+def searches() -> list[tuple[str, Call]]:
+    """Every search that a block or running text of a page starts, and where."""
+    lines = [(str(block), line) for block in SHELLS for line in block.commands()]
+    lines += [(page, text) for page in PAGES for text in codes(page) if text.startswith("python -m search.run --") and "..." not in text]
+    return [(where, call) for where, line in lines for call in calls(line) if call.module == "search.run"]
 
 
 def check_call(call: Call, where: str) -> None:
@@ -80,7 +89,7 @@ def test_settings_that_stand_alone_are_valid(home: Path, monkeypatch: pytest.Mon
         words += ["--model", "my_net.py:build"] if "student.name=self" in words else []
         try:
             resolve_arguments(
-                build_parser().parse_args(["--space", ADDED_TO.get(where, "spaces/digits.yaml"), "--data-dir", "images", *words])
+                build_parser().parse_args(["--space", ADDED_TO.get(where, "spaces/digits.yaml"), "--data-dir", "my_images", *words])
             )
         except UserError as error:
             pytest.fail(f"{where}: {text}: {error}")
@@ -88,17 +97,27 @@ def test_settings_that_stand_alone_are_valid(home: Path, monkeypatch: pytest.Mon
 
 def test_every_search_on_the_pages_has_a_space_and_settings_that_are_valid(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
-    lines = [(str(block), line) for block in SHELLS for line in block.commands()]
-    lines += [(page, text) for page in PAGES for text in codes(page) if text.startswith("python -m search.run --") and "..." not in text]
-    searches = [(where, call) for where, line in lines for call in calls(line) if call.module == "search.run"]
-    assert len(searches) > 50
-    for where, call in searches:
+    assert len(searches()) > 50
+    for where, call in searches():
         if {"--plugin", "--help"} & set(call.words):
             continue  # what a plugin registers is known after it has run: test_walk.py runs it
         try:
             resolve_arguments(build_parser().parse_args(list(call.words)))
         except UserError as error:
             pytest.fail(f"{where}: {' '.join(call.words)}: {error}")
+
+
+def test_every_study_on_the_pages_has_one_space_configuration_and_storage(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the second of two commands would be refused: a study cannot mean two things."""
+    monkeypatch.chdir(home)
+    meant: dict[str, dict[tuple[str, str | None], str]] = defaultdict(dict)
+    for where, call in searches():
+        if not {"--plugin", "--help", "--fresh", "--dry-run"} & set(call.words):
+            args = build_parser().parse_args(list(call.words))
+            name = args.study or (args.space.stem if args.space else "own")
+            meant[name].setdefault((space_digest(*resolve_arguments(args))[0], args.storage), f"{where}: {' '.join(call.words)}")
+    assert len(meant) > 20
+    assert [list(found.values()) for found in meant.values() if len(found) > 1] == []
 
 
 def test_every_yaml_on_the_pages_is_a_space_or_a_configuration_or_a_part_of_one() -> None:

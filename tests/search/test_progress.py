@@ -45,7 +45,7 @@ class Clock:
 def a_run(progress: Progress) -> None:
     progress.stage(None, "teacher")
     progress.stage(0, "distil")
-    progress.epoch(0, "distil", 1.0, 2.0, 1500.0, 0.5)
+    progress.epoch(0, "distil", 1.0, 2.0, 1500.0, 0.5, 0.0125, 0.615)
     progress.message("the disk is nearly full")
     progress.trial_done(record(0), [record(0)])
 
@@ -65,7 +65,7 @@ def test_off_a_terminal_every_event_is_one_plain_line(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "teacher"
     assert lines[1] == "trial 0 (1 of 3) distil"
-    assert lines[2] == "trial 0 (1 of 3) distil: epoch 1/2, 1,500 images/s, loss 0.500"
+    assert lines[2] == "trial 0 (1 of 3) distil: epoch 1/2, 1,500 images/s, loss 0.500, lr 0.013, accuracy 61.5 %"
     assert lines[3] == "the disk is nearly full"
     assert lines[4].startswith("trial 0 complete: 90.00 %, 5.0 KB, 0.200 ms, resnet8 (0.5), rank 0 of 1 (1 of 3 done, ")
     assert len(lines) == 5
