@@ -21,6 +21,9 @@ from core.errors import TrialError
 from core.quantise.ptq import rounded
 from core.quantise.setting import own_layer, weight_of
 
+CLOSER = 0.1
+"""A solution that costs less than this of the one before is worth another look, in finer units."""
+
 
 def sensitivity(problem: Problem, plan: AllocationPlan, evidence: Evidence) -> dict[str, int]:
     """The bits with the least sum of costs within the budget; without one the most bits."""
@@ -50,14 +53,22 @@ def cheapest(problem: Problem, losses: Losses) -> dict[str, int]:
     size = np.array([[layer.bytes(bits) for bits in problem.choices] for layer in problem.free])
     one_each = np.kron(np.eye(count), np.ones(options))
     rules = [LinearConstraint(one_each, 1, 1), LinearConstraint(size.reshape(1, -1), -np.inf, problem.budget)]
-    # costs may be tiny, and the solver's tolerances are absolute; among equals the smaller file
-    scaled = cost / max(float(cost.max()), 1e-30) + 1e-9 * size / size.max()
-    exact = {"mip_rel_gap": 0.0}
-    solved = milp(scaled.ravel(), constraints=rules, integrality=np.ones(count * options), bounds=Bounds(0, 1), options=exact)
-    assert solved.success, solved.message  # check_feasible has found a solution
-    chosen = solved.x.reshape(count, options).argmax(1)
-    bits = {layer.name: problem.choices[index] for layer, index in zip(problem.free, chosen, strict=True)}
-    return clamped(problem, bits)  # the solver keeps the budget to its own tolerance
+    # the solver's tolerances are absolute, and costs may be tiny, or some of them huge: they count in units of a solution's cost, and a
+    # choice that alone costs more is none
+    bits = clamped(problem, problem.uniform(problem.choices[-1]))
+    known = np.inf
+    while (total := sum(max(0.0, losses[name][depth]) for name, depth in bits.items())) < CLOSER * known:
+        known = total
+        within = cost <= known
+        # among equals the smaller file
+        scaled = np.where(within, cost, 0.0) / max(known, 1e-30) + 1e-9 * size / size.max()
+        bounds, exact = Bounds(0, within.ravel().astype(float)), {"mip_rel_gap": 0.0}
+        solved = milp(scaled.ravel(), constraints=rules, integrality=np.ones(count * options), bounds=bounds, options=exact)
+        assert solved.success, solved.message  # what is known is a solution
+        chosen = solved.x.reshape(count, options).argmax(1)
+        bits = {layer.name: problem.choices[index] for layer, index in zip(problem.free, chosen, strict=True)}
+        bits = clamped(problem, bits)  # the solver keeps the budget to its own tolerance
+    return bits
 
 
 @torch.no_grad()

@@ -111,6 +111,8 @@ class IntegerConv2d(_IntegerLayer):
         super().__init__(layer, weight, as_product=as_product)
         self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
         self.padding = cast(tuple[int, int], layer.padding)  # or "same": conv2d takes both
+        # networks may ask
+        self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
         self.border = None if layer.padding_mode == "zeros" else (layer._reversed_padding_repeated_twice, layer.padding_mode)
 
     def _sums(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -131,6 +133,8 @@ class IntegerLinear(_IntegerLayer):
     def __init__(self, layer: nn.Linear, weight: StoredWeight, *, as_conv: bool, as_product: bool = False) -> None:
         super().__init__(layer, weight.as_kernel() if as_conv else weight, as_product=as_product)
         self.as_conv = as_conv
+        # networks may ask
+        self.in_features, self.out_features = layer.in_features, layer.out_features
 
     def _sums(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """float32 (B, ..., in) -> (B, ..., out), or (B, in, 1, 1) -> (B, out, 1, 1)."""

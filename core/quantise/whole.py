@@ -31,7 +31,8 @@ def quantize_model(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """A copy of `model` in eval mode on the CPU whose convolutions and linear layers hold int8 weights.
 
     Weights: symmetric, one scale per output channel, the scale of least squared error; biases as half floats. Layers of a type of
-    their own (weight norm, inside nn.MultiheadAttention) stay in float. It computes in float and is a quarter of the size.
+    their own (weight norm, inside nn.MultiheadAttention) stay in float. It computes in float and is a quarter of the size. A network that
+    computes with the weight of such a layer itself, as `F.linear(x, self.fc.weight)`, then finds integers there: give `images`.
     With `images`, normalised float32 (N, C, H, W), batch norms are folded and the activations are quantised to 8 bits as well:
     what an INT8 engine computes, simulated; the network must be traceable by torch.fx then.
     Raises UserError when there is nothing to quantise, or when the network cannot be traced.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -253,6 +254,21 @@ def test_integer_programming_finds_the_cheapest_choice_that_keeps_the_budget(lay
     every = [dict(zip(names, depths, strict=True)) for depths in itertools.product(choices, repeat=len(names))]
     best = min(cost(bits) for bits in every if asked.keeps(bits))
     assert cost(found) <= best * (1 + 1e-3) + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_choice_that_costs_a_thousand_times_as_much_hides_no_difference_between_the_others(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    choices, free = (2, 4, 8), problem([int(count) for count in random.integers(8, 400, 5)], None, (2, 4, 8))
+    least, most = free.bytes(free.uniform(2)), free.bytes(free.uniform(8))
+    asked = problem([layer.weights for layer in free.free], int(least + random.uniform(0.3, 1) * (most - least)), choices)
+    names = [layer.name for layer in free.free]
+    losses = {name: {bits: float(cost) for bits, cost in zip(choices, (1e4, *random.uniform(0, 1e-3, 2)), strict=True)} for name in names}
+    every = [dict(zip(names, depths, strict=True)) for depths in itertools.product(choices, repeat=len(names))]
+    costs = [sum(losses[name][depth] for name, depth in bits.items()) for bits in every if asked.keeps(bits)]
+    found = cheapest(asked, losses)
+    assert asked.keeps(found)
+    assert sum(losses[name][depth] for name, depth in found.items()) <= min(costs) * (1 + 1e-4)
 
 
 def test_the_cost_of_a_layer_is_never_negative_falls_with_bits_and_leaves_the_network_as_it_was() -> None:
