@@ -63,23 +63,24 @@ def moved_otherwise(model: nn.Module, graph: tp.DependencyGraph, groups: Sequenc
 
     generator = torch.Generator().manual_seed(0)
 
-    def watch(layer: nn.Module, images: tuple[Any, ...], output: Tensor) -> Tensor:
+    def watch(layer: nn.Module, images: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         if uses := reads.get(layer, ()):
-            changed = _by_channel(images[0] != images[0][:1], layer)
+            seen = images[0] if images else next(iter(named.values()))
+            changed = _by_channel(seen != seen[:1], layer)
             # of all groups that arrive here: a concatenation brings several
             said = torch.stack([use.images for use in uses]).any(0)
             if bool(((changed & ~said).any(1) & ~changed.all(1)).any()):
                 wrong.update(use.group for use in uses)
-        handed = output[:1].expand_as(output)
+        handed = torch.empty_like(output).copy_(output[:1])
         for use in writes.get(layer, ()):
             # within what activations leave as it is
             other = torch.rand(output.shape, generator=generator).mul_(1.5).add_(0.5).to(output)
-            handed = torch.where(_like(use.images, output, layer), other, handed)
+            handed.copy_(torch.where(_like(use.images, output, layer), other, handed))
         return handed
 
     with ExitStack() as hooks:
         for layer in {*reads, *writes}:
-            hooks.callback(layer.register_forward_hook(watch).remove)
+            hooks.callback(layer.register_forward_hook(watch, with_kwargs=True).remove)
         images = torch.randn(1, *input_shape, generator=generator).expand(batch, *input_shape).to(device)
         with torch.no_grad():
             torch.func.functional_call(model, _drawn(model, generator), (images.contiguous(memory_format=torch.channels_last),))

@@ -112,6 +112,25 @@ def test_channels_that_arrive_where_they_left_are_cut_and_dead_ones_are_not_miss
     assert moved < 1e-5
 
 
+class Halves(nn.Module):
+    """What the second convolution makes is worked on in place, and split: that stays whole. It takes its input by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.join = nn.Conv2d(CHANNELS, CHANNELS, 1), nn.Conv2d(CHANNELS // 2, CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = F.relu_(self.inner(input=x)).chunk(2, 1)
+        return self.join(first * second)
+
+
+def test_layers_that_are_watched_may_be_worked_on_in_place_and_called_by_name() -> None:
+    torch.manual_seed(0)
+    _, channels, moved = pruned(Between(Halves()))
+    assert channels == CHANNELS // 2
+    assert moved < 1e-5
+
+
 def test_what_stays_whole_depends_on_the_architecture_alone() -> None:
     """A scale per channel that begins with zeros hides what it scales, but not from this."""
 
