@@ -50,6 +50,8 @@ def cheapest(problem: Problem, losses: Losses) -> dict[str, int]:
             f"sensitivity needs a finite loss for every layer and bit, but that of {name} is not; take another allocation.strategy"
         )
     cost = cost.clip(min=0.0)
+    cost -= cost.min(1, keepdims=True)  # what a layer costs at any depth decides nothing
+    place = {depth: index for index, depth in enumerate(problem.choices)}
     size = np.array([[layer.bytes(bits) for bits in problem.choices] for layer in problem.free])
     one_each = np.kron(np.eye(count), np.ones(options))
     rules = [LinearConstraint(one_each, 1, 1), LinearConstraint(size.reshape(1, -1), -np.inf, problem.budget)]
@@ -57,7 +59,7 @@ def cheapest(problem: Problem, losses: Losses) -> dict[str, int]:
     # choice that alone costs more is none
     bits = clamped(problem, problem.uniform(problem.choices[-1]))
     known = np.inf
-    while (total := sum(max(0.0, losses[name][depth]) for name, depth in bits.items())) < CLOSER * known:
+    while (total := float(sum(row[place[bits[layer.name]]] for layer, row in zip(problem.free, cost, strict=True)))) < CLOSER * known:
         known = total
         within = cost <= known
         # among equals the smaller file

@@ -256,8 +256,10 @@ def test_integer_programming_finds_the_cheapest_choice_that_keeps_the_budget(lay
     assert cost(found) <= best * (1 + 1e-3) + 1e-9
 
 
+@pytest.mark.parametrize("everywhere", [0.0, 1e4])
 @pytest.mark.parametrize("seed", range(12))
-def test_a_choice_that_costs_a_thousand_times_as_much_hides_no_difference_between_the_others(seed: int) -> None:
+def test_costs_a_thousand_times_as_large_hide_no_difference_between_the_others(seed: int, everywhere: float) -> None:
+    """Of a choice that can be avoided, or of one layer at any depth."""
     random = np.random.default_rng(seed)
     choices, free = (2, 4, 8), problem([int(count) for count in random.integers(8, 400, 5)], None, (2, 4, 8))
     least, most = free.bytes(free.uniform(2)), free.bytes(free.uniform(8))
@@ -265,8 +267,10 @@ def test_a_choice_that_costs_a_thousand_times_as_much_hides_no_difference_betwee
     names = [layer.name for layer in free.free]
     losses = {name: {bits: float(cost) for bits, cost in zip(choices, (1e4, *random.uniform(0, 1e-3, 2)), strict=True)} for name in names}
     every = [dict(zip(names, depths, strict=True)) for depths in itertools.product(choices, repeat=len(names))]
+    extra = {name: everywhere if name == names[0] else 0.0 for name in names}
+    raised = {name: {bits: cost + extra[name] for bits, cost in row.items()} for name, row in losses.items()}
     costs = [sum(losses[name][depth] for name, depth in bits.items()) for bits in every if asked.keeps(bits)]
-    found = cheapest(asked, losses)
+    found = cheapest(asked, raised)
     assert asked.keeps(found)
     assert sum(losses[name][depth] for name, depth in found.items()) <= min(costs) * (1 + 1e-4)
 

@@ -53,6 +53,41 @@ class Neighbours(nn.Module):
         return x * torch.sigmoid(self.mix(x.mean((2, 3)).unsqueeze(1)).squeeze(1))[:, :, None, None]
 
 
+class Exchange(nn.Module):
+    """Its own half, of as many channels, comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.join = nn.Conv2d(CHANNELS, CHANNELS, 1), nn.Conv2d(2 * CHANNELS, CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(torch.roll(torch.cat([x, self.other(x)], 1), CHANNELS, 1))
+
+
+class Tokens(nn.Module):
+    """A linear layer on pixels: all of them in the batch, or the batch behind them."""
+
+    def __init__(self, *, folded: bool) -> None:
+        super().__init__()
+        self.folded, self.linear = folded, nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        batch, count, channels = tokens.shape
+        if self.folded:
+            out = self.linear(tokens.reshape(batch * count, channels)).unflatten(0, (batch, count))
+        else:
+            out = self.linear(tokens.transpose(0, 1)).transpose(0, 1)
+        return out.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class NormOfMaps(nn.LayerNorm):
+    """As ConvNeXt has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
 def dealt(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     return x.view(batch, 2, channels // 2, height * width).transpose(1, 2).reshape(batch, channels, height, width)
@@ -70,6 +105,7 @@ MOVED: dict[str, Callable[[], nn.Module]] = {
     "padding": lambda: Between(padded, 2 * CHANNELS),
     "channels-last map, flattened": lambda: Between(lambda x: x.permute(0, 2, 3, 1).flatten(1), 64 * CHANNELS, flat=True),
     "pixel shuffle": lambda: Between(lambda x: F.pixel_shuffle(x, 2), CHANNELS // 4),
+    "halves that change places": lambda: Between(Exchange()),
     "repeat": lambda: Between(lambda x: x.repeat(1, 2, 1, 1), 2 * CHANNELS),
     "maximum of halves": lambda: Between(lambda x: x.unflatten(1, (2, -1)).amax(1), CHANNELS // 2),
     "attention of neighbours": lambda: Between(Neighbours()),
@@ -81,6 +117,10 @@ KEPT: dict[str, Callable[[], nn.Module]] = {
     "gate": lambda: Between(Gated()),
     "norm over channels": lambda: Between(lambda x: F.normalize(x, dim=1)),
     "batch norm": lambda: Between(nn.BatchNorm2d(CHANNELS)),
+    "one slope for all": lambda: Between(nn.PReLU()),
+    "tokens in the batch": lambda: Between(Tokens(folded=True)),
+    "tokens before the batch": lambda: Between(Tokens(folded=False)),
+    "double precision": lambda: Between(lambda x: x).double(),
 }
 
 
@@ -91,7 +131,7 @@ def pruned(model: nn.Module) -> tuple[nn.Module, int, float]:
             model.get_submodule("first.0").weight[dead] = 0.0  # type: ignore[index, operator]
             model.get_submodule("first.1").weight[dead] = 0.0  # type: ignore[index, operator]
     cut = prune_channels(model.eval(), {"first.0": 0.5}, SHAPE, round_to=1)
-    x = torch.randn(4, *SHAPE)
+    x = torch.randn(4, *SHAPE).to(next(model.parameters()))
     with torch.no_grad():
         return cut, layer_infos(cut, SHAPE)[0].out_channels, float((cut(x) - model(x)).abs().max())
 
@@ -110,6 +150,13 @@ def test_channels_that_arrive_where_they_left_are_cut_and_dead_ones_are_not_miss
     _, channels, moved = pruned(KEPT[name]())
     assert channels == CHANNELS // 2
     assert moved < 1e-5
+
+
+@pytest.mark.parametrize("norm", [lambda: NormOfMaps(CHANNELS), lambda: nn.GroupNorm(1, CHANNELS)], ids=["layer norm", "group norm"])
+def test_norms_over_channels_are_cut_with_them(norm: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    _, channels, _ = pruned(Between(norm()))
+    assert channels == CHANNELS // 2
 
 
 class Halves(nn.Module):
