@@ -20,12 +20,9 @@ from core.errors import TrialError, UserError, one_line
 from core.importance import NO_SCORES, Rank, Scores, rank_of, standing_in
 from core.layers import LayerInfo, dry_run, evaluating, layer_infos
 from core.prune_attention import attention_heads, head_dims, norm_pruners, weakest_heads
-from core.prune_probe import moved_otherwise
+from core.prune_probe import LIBRARY_ERRORS, moved_otherwise
 from core.prune_shuffle import ShuffledCut, shuffled_cut, shuffles
 from core.tables import nearest
-
-LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
-"""What Torch-Pruning, or a network that it pruned wrongly, is known to raise."""
 
 
 def prune_channels(
@@ -171,9 +168,8 @@ def coupled_groups(
 ) -> list[tuple[LayerInfo, nn.Module, tp.Group]]:
     """Every coupled group that may be cut, rooted at the first of its layers to run."""
     found = list(_groups(graph, model, entry, layers))
-    # these have rules of their own
-    ruled = [shuffles(group) or attention_heads(group) > 1 for _, _, group in found]
-    plain = [group for (_, _, group), own in zip(found, ruled, strict=True) if not own]
+    # shuffles and heads have rules of their own
+    plain = [group for _, _, group in found if not shuffles(group) and attention_heads(group) == 1]
     wrong = {id(plain[number]) for number in moved_otherwise(model, graph, plain, input_shape)}
     return [each for each in found if id(each[2]) not in wrong]
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from core.errors import TrialError
 from core.importance import NO_SCORES, Scores, rank_of, standing_in
 from core.layers import evaluating, layer_infos
-from core.prune import LIBRARY_ERRORS, choose_cut, coupled_groups, reason_of, traced
+from core.prune import choose_cut, coupled_groups, reason_of, traced
 from core.prune_attention import head_dims
+from core.prune_probe import LIBRARY_ERRORS
 
 MOST = 0.9
 """Of one coupled group's channels that may go: a layer without channels ends the network."""

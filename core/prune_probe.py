@@ -24,6 +24,8 @@ from torch import Tensor, nn
 CHANNELWISE = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 """Layers whose output channels are their input's."""
 WATCHED = (nn.Conv2d, nn.Linear, *CHANNELWISE)
+LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
+"""What Torch-Pruning, or a network that it pruned wrongly or that does not take a batch, is known to raise."""
 STATISTICS = {"running_mean": torch.zeros_like, "running_var": torch.ones_like}
 
 
@@ -92,8 +94,8 @@ def _seen_elsewhere(
         if made is not None:
             made.copy_(made[:1].clone().expand_as(made))
             for use in uses:
-                # within what activations leave as it is
-                other = torch.rand(made.shape, generator=generator).mul_(1.5).add_(0.5).to(made)
+                # the same in all images, within what activations leave as it is
+                other = torch.rand(made[:1].shape, generator=generator).mul_(1.5).add_(0.5).to(made)
                 told = use.images.to(made.device).view(batch, *[1] * (made.ndim - 2), channels)
                 made.copy_(torch.where(told, other, made))
         return handed
@@ -107,18 +109,16 @@ def _seen_elsewhere(
         images = torch.randn(1, *input_shape, generator=generator).expand(batch, *input_shape).to(first)
         try:
             torch.func.functional_call(model, _drawn(model, generator), (images.contiguous(memory_format=torch.channels_last),))
-        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ArithmeticError):
+        except LIBRARY_ERRORS:
             return set()
     return wrong
 
 
 def _told(item: Any, channels: int, batch: int, first: int) -> Tensor:
     """Bool (batch, channels): image 1 + n has other values in the channels whose number, `first` + root, has bit n set."""
-    told = torch.zeros(batch, channels, dtype=torch.bool)
-    bits = torch.arange(batch - 1)
-    for channel, root in zip(item.idxs, item.root_idxs, strict=True):
-        told[1:, channel] |= (first + root >> bits & 1).bool()
-    return told
+    told, bits = torch.zeros(batch, channels, dtype=torch.long), torch.arange(batch - 1)[:, None]
+    told[1:].index_add_(1, torch.tensor(item.idxs), first + torch.tensor(item.root_idxs) >> bits & 1)
+    return told > 0
 
 
 def _is_last(layer: nn.Module) -> bool:

@@ -264,7 +264,7 @@ def _averages(decay: float) -> Callable[[Any, Any, Any], None]:
         else:
             torch._foreach_copy_(followers, leaders)
 
-    return torch.no_grad()(follow)
+    return follow
 
 
 def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

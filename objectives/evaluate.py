@@ -18,7 +18,6 @@ from core.candidate import (
     Measurement,
     Rung,
     ShapePlan,
-    StageRecord,
     fingerprint,
     milliseconds,
 )
@@ -50,8 +49,6 @@ class Evaluation:
     folder: Path
     candidate: Candidate | None = None
     """With the bits that its training found; None where they were known before."""
-    records: tuple[StageRecord, ...] = ()
-    """One for each stage, where a journal is kept."""
     simulation: nn.Module | None = None
     """What the engine was compared with, on the CPU."""
 
@@ -158,7 +155,7 @@ def evaluate(
     measured = _measurement(scored, compressed, latency, bench)
     journal.finish(measured, graph)
     forget(folder)  # until here an interrupted trial goes on from its last epoch
-    return Evaluation(measured, _artifact(scored, latency, model), folder, final, tuple(stages.records), graph)
+    return Evaluation(measured, _artifact(scored, latency, model), folder, final, graph)
 
 
 def _drafted(

@@ -51,7 +51,10 @@ def by_threshold(table: dict[str, dict[int, float]], threshold: float) -> dict[s
 
 
 def sqnr_db(weight: Tensor, bits: int, rule: RangeConfig) -> float:
-    """10 log10(sum w^2 / sum (w - q)^2) of `weight` (out, ...) rounded to `bits` bits, per channel; at most `EXACT_DB`."""
+    """10 log10(sum w^2 / sum (w - q)^2) of `weight` (out, ...) rounded to `bits` bits, per channel; at most `EXACT_DB`.
+
+    Raises TrialError for weights that are not finite.
+    """
     weight = weight.detach().float()
     noise = float((rounded(weight, bits, rule).dequantised() - weight).square().sum())
     signal = float(weight.square().sum())

@@ -46,13 +46,13 @@ def both(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.mark.slow
 def test_every_stage_leaves_a_record_in_its_order(both: dict[str, tuple[Evaluation, Stages]]) -> None:
-    stages = {order: [record.stage for record in done.records] for order, (done, _) in both.items()}
+    stages = {order: [record.stage for record in run.records] for order, (_, run) in both.items()}
     assert stages["prune, quantise"] == ["parent", "prune", "distil", "quantise"]
     assert stages["quantise, prune"] == ["parent", "quantise dense", "prune", "quantise"]
 
 
 def test_both_ways_begin_with_one_parent_and_end_with_the_same_shapes(both: dict[str, tuple[Evaluation, Stages]]) -> None:
-    first, second = (done.records for done, _ in both.values())
+    first, second = (stages.records for _, stages in both.values())
     shared, again = (record.model_dump(exclude={"seconds", "latency_ms"}) for record in (first[0], second[0]))
     assert again.pop("stage") == shared.pop("stage")
     assert again == pytest.approx(shared, rel=1e-4)
@@ -61,7 +61,7 @@ def test_both_ways_begin_with_one_parent_and_end_with_the_same_shapes(both: dict
 
 
 def test_pruning_is_counted_when_it_happens_and_quantisation_when_it_does(both: dict[str, tuple[Evaluation, Stages]]) -> None:
-    rows = {order: {record.stage: record for record in done.records} for order, (done, _) in both.items()}
+    rows = {order: {record.stage: record for record in stages.records} for order, (_, stages) in both.items()}
     for found in rows.values():
         assert found["prune"].macs == found["quantise"].macs < found["parent"].macs
         assert found["prune"].parameters == found["quantise"].parameters < found["parent"].parameters
@@ -78,8 +78,8 @@ def test_a_dense_network_that_is_not_pruned_later_has_the_bytes_of_the_file(quan
         update={"finetune": quick, "quantise": bench.config.quantise.model_copy(update={"train": quick}), "journal": True}
     )
     whole = SECOND.model_copy(update={"groups": (GroupPlan(weight_bits=3),), "quantiser": quantiser})
-    done, _ = watched(replace(bench, config=short), tmp_path, whole)
-    sizes = {record.stage: record.size_bytes for record in done.records}
+    _, stages = watched(replace(bench, config=short), tmp_path, whole)
+    sizes = {record.stage: record.size_bytes for record in stages.records}
     assert sizes["quantise dense"] == sizes["quantise"] == (tmp_path / "weights.pack").stat().st_size
 
 
@@ -90,23 +90,23 @@ def test_a_training_that_finds_bits_is_a_stage_of_its_own(bench: Workbench, tmp_
     short = replace(bench, config=bench.config.model_copy(update={"finetune": quick, "quantise": quantise}))
     plan = AllocationPlan(strategy="sdq", choices=(2, 4, 8), budget_bits=4.0)
     candidate = settle(FIRST.model_copy(update={"groups": (GroupPlan(prune_ratio=0.5),), "allocation": plan}), short, Stages())
-    done, stages = watched(short, tmp_path, candidate)
-    assert [record.stage for record in done.records] == ["parent", "prune", "distil", "learn bits", "quantise"]
-    learned, last = done.records[-2:]
+    _, stages = watched(short, tmp_path, candidate)
+    assert [record.stage for record in stages.records] == ["parent", "prune", "distil", "learn bits", "quantise"]
+    learned, last = stages.records[-2:]
     assert learned.size_bytes == last.size_bytes == (tmp_path / "weights.pack").stat().st_size
     assert 0 < learned.seconds < stages.seconds["quantise"]
 
 
 def test_the_last_record_is_the_measurement_and_the_seconds_are_those_of_the_stages(both: dict[str, tuple[Evaluation, Stages]]) -> None:
     for done, stages in both.values():
-        last, measured = done.records[-1], done.measurement
+        last, measured = stages.records[-1], done.measurement
         assert (last.accuracy, last.size_bytes, last.latency_ms) == (measured.accuracy, measured.size_bytes, measured.latency.p50_ms)  # type: ignore[union-attr]
         own = sum(seconds for stage, seconds in stages.seconds.items() if stage != "journal")
-        assert sum(record.seconds for record in done.records) == pytest.approx(own, abs=0.01)
+        assert sum(record.seconds for record in stages.records) == pytest.approx(own, abs=0.01)
         assert stages.seconds["journal"] > 0
-        assert json.loads((done.folder / "stages.json").read_text()) == [record.model_dump(mode="json") for record in done.records]
+        assert json.loads((done.folder / "stages.json").read_text()) == [record.model_dump(mode="json") for record in stages.records]
         assert measured.accuracy > 0.6
-        assert all(record.loss > 0 for record in done.records)
+        assert all(record.loss > 0 for record in stages.records)
 
 
 def test_the_order_makes_another_network(bench: Workbench, both: dict[str, tuple[Evaluation, Stages]]) -> None:
@@ -129,8 +129,9 @@ def test_without_a_journal_nothing_is_looked_at(bench: Workbench, tmp_path: Path
     quick = replace(bench, config=bench.config.model_copy(update={"finetune": TrainConfig(epochs=0.0)}))
     candidate = FIRST.model_copy(update={"quantiser": "ptq"})
     pruned, plan = shape_of(candidate, quick)
-    done = evaluate(candidate, pruned, plan, quick, Limits(), Stages(), tmp_path)
-    assert done.records == ()
+    stages = Stages()
+    evaluate(candidate, pruned, plan, quick, Limits(), stages, tmp_path)
+    assert stages.records == []
     assert not (tmp_path / "stages.json").exists()
 
 
@@ -193,8 +194,8 @@ def test_the_summary_has_a_line_for_each_stage_of_each_trial(tmp_path: Path, bot
     path = tmp_path / "stages.csv"
     append_stages(path, 0, ())
     assert not path.exists()
-    for trial, (done, _) in enumerate(both.values()):
-        append_stages(path, trial, done.records)
+    for trial, (_, stages) in enumerate(both.values()):
+        append_stages(path, trial, stages.records)
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [(row["trial"], row["stage"]) for row in rows][3:5] == [("0", "quantise"), ("1", "parent")]
     assert float(rows[-1]["accuracy"]) == pytest.approx(list(both.values())[1][0].measurement.accuracy)
