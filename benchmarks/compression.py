@@ -9,9 +9,11 @@ float layers in f32 and (where the processor has it) in bf16, agrees with the si
 
 A row is written as soon as it is finished, and a finished row is not made again: start the command again after an interruption, or start
 two with --shard 0/2 and --shard 1/2. --markdown prints the table of the rows that there are, and whether the project's bars are met.
-Rows of one network and seed stand on one teacher and one precision of training; other networks and seeds may be made in another session,
-on another machine, with a teacher of the same recipe. A row that fails says why, and the next start tries it again. Nothing is chosen by
-the test split; it is scored once per row. Writes benchmarks/results/compression.json.
+Rows of one network and seed stand on one teacher, one parent and one precision of training; other networks and seeds may be made in
+another session, on another machine, with a teacher of the same recipe. Parents that are in benchmarks/parents/ are taken from there where
+data, teacher and recipe are those that they were trained with, so that rows can be added to them later. A row that fails says why, and the
+next start tries it again. Nothing is chosen by the test split; it is scored once per row.
+Writes benchmarks/results/compression.json.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from core.cli import run_main
 from core.config import Config, TrainConfig
 from core.data.types import Images
 from core.engines import EngineHost
+from core.files import write_atomically
 from core.hardware import device_facts
 from core.layers import layer_infos
 from core.pack import pack, unpack
@@ -58,6 +61,8 @@ from objectives.evaluate import Evaluation, evaluate, shape_of
 
 RESULT = ROOT / "benchmarks" / "results" / "compression.json"
 FOLDER = Path("runs", "compression")
+PARENTS = ROOT / "benchmarks" / "parents"
+"""Trained FP32 networks. Their names hold the digest of all that they depend on."""
 EPOCHS, FLOAT_EPOCHS = 3.0, 12.0
 CHOICES = (2, 3, 4, 5, 6, 8)
 TRIALS = 60
@@ -93,6 +98,8 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
     epochs = {"parent.train.epochs": args.float_epochs, "finetune.epochs": 0.0, "quantise.train.epochs": args.epochs}
     ground = open_ground(args, epochs)
     config, data, teacher, device = ground.config, ground.data, ground.teacher, ground.device
+    for kept in PARENTS.glob("*.safetensors"):
+        write_atomically(FOLDER / "parents" / kept.name, kept.read_bytes())
     views = viewed(data.train, teacher.normalise, config.views, config.seed, device.device)
     logits = open_answers([teacher], config, views, data.info, device, CACHE, GRID)
     with ExitStack() as hosts:

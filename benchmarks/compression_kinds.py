@@ -13,6 +13,8 @@ from core.candidate import SELF, DistilPlan
 
 RATES = (0.1, 0.3, 1, 2, 3, 6, 10)
 """Factors on the mean coded bits of a weight: the more weights a network has, the less each of them feels one."""
+FEWER_BITS_RATES = (0.1, 0.3, 0.5, 1, 1.5, 2)
+"""The same for `rate` whose steps start on W3's grid, not on W4's: a training of a few epochs does not make them grow that far."""
 MUON = {"optimiser": "muon", "lr": 0.05, "rest_lr": 0.05, "momentum": 0.6}
 """What a network that has lost nine weights of ten recovers by, in as many epochs."""
 
@@ -52,6 +54,7 @@ KINDS: dict[str, Kind] = {
     # Deep Compression's chain: magnitudes below 1 standard deviation, 16 shared values, coded
     "codebook": Kind("codebook", 4, genes={"sparsity": 1.0, "sparsity_by": "std"}),
     **{f"rate-{weight:g}": Kind("rate", 4, genes={"rate_weight": weight}) for weight in RATES},
+    **{f"rate-w3-{weight:g}": Kind("rate", 3, genes={"rate_weight": weight}) for weight in FEWER_BITS_RATES},
 }
 CHAINS: dict[str, Kind] = {
     # the chain again, with a share of all weights, as a network with many too many of them allows
@@ -84,7 +87,7 @@ NETWORKS: tuple[tuple[str, tuple[int, ...], dict[str, Kind]], ...] = (
     # MLPerf Tiny's network
     ("resnet8", (0,), {name: kind for name, kind in KINDS.items() if kind.strategy is None or name == "sensitivity-w3"}),
     # in as many bytes as a quarter of resnet8 in INT8
-    ("resnet14", (0,), {name: KINDS[name] for name in ("fp32", "rate-1", "rate-2", "rate-3")}),
+    ("resnet14", (0,), {name: KINDS[name] for name in ("fp32", "rate-1", "rate-2", "rate-3", "rate-w3-1", "rate-w3-1.5")}),
     ("resnet20", (0,), taught_longer("sdd_lskd", (0.3, 1))),
     # the teacher's shape with half of its channels: more weights than resnet20, fewer bits for each; its maps at 24 px have no quarters
     ("airbench", (0,), taught_longer("lskd", (0.3, 1), width=0.5)),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks import compression
 from benchmarks.compression_bars import Rows, bars, bytes_for
@@ -16,6 +17,7 @@ from benchmarks.compression_kinds import KIND_OF, ROWS
 from benchmarks.compression_markdown import markdown
 from core.candidate import WEIGHT_BITS
 from core.errors import UserError
+from core.files import write_atomically
 from core.quantise import MODEL_QUANTISERS, QUANTISERS
 from core.runtimes import RUNTIMES
 from core.students import STUDENTS
@@ -41,6 +43,7 @@ def test_rows_share_their_float_network_and_are_kept(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compression, "TRIALS", 2)
+    monkeypatch.setattr(compression, "PARENTS", tmp_path / "none")
     data, out = noise(tmp_path / "pictures", 8), tmp_path / "table.json"
     assert make(data, out, "resnet20:fp32:0,resnet20:w3:0") == 0
     first = json.loads(out.read_text())["rows"]
@@ -69,6 +72,22 @@ def test_rows_share_their_float_network_and_are_kept(
     for precision, least in {"f32": "99.9", "bf16": "99"}.items():
         claim = f"| engine and simulation, float layers in {precision}: equal top-1 on at least {least} % of the images | "
         assert (claim in printed) == (precision in RUNTIMES["openvino"]().precisions)
+
+
+def test_a_kept_parent_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compression, "PARENTS", tmp_path / "kept")
+    data, out, name = noise(tmp_path / "pictures", 8), tmp_path / "table.json", "resnet8:fp32:0"
+    assert make(data, out, name) == 0
+    (made,) = Path("runs/compression/parents").glob("*.safetensors")
+    weights = load_file(made)
+    save_file({key: torch.zeros_like(value) for key, value in weights.items()}, tmp_path / "other.safetensors")
+    write_atomically(tmp_path / "kept" / made.name, (tmp_path / "other.safetensors").read_bytes())
+    made.unlink()
+    assert make(data, tmp_path / "again.json", name) == 0
+    assert not any(value.any() for value in load_file(made).values())
+    (row,) = json.loads((tmp_path / "again.json").read_text())["rows"]
+    assert row["search_accuracy"] == pytest.approx(0.1)  # one answer for all images
 
 
 def test_every_kind_is_of_a_quantiser_that_there_is_and_every_row_has_its_place() -> None:
