@@ -209,7 +209,8 @@ def _as_long_as_trained(weight: StoredWeight) -> StoredWeight:
 
 def _graph_for(runtime: Runtime, model: nn.Module, weights: Mapping[str, StoredWeight], plan: ShapePlan, shape: Shape) -> fx.GraphModule:
     """With Q/DQ where this runtime wants them, on its grid."""
-    return build_graph(model, weights, plan, runtime.activation_grid, shape, runtime.addends, runtime.dequantises_once)
+    facts = (runtime.addends, runtime.dequantises_once, runtime.by_reciprocal)
+    return build_graph(model, weights, plan, runtime.activation_grid, shape, *facts)
 
 
 def _calibrated(

@@ -89,14 +89,27 @@ class Classifier:
         return np.einsum("nchwij,ocij->nohw", windows, weight) + self.biases[index][:, None, None]
 
 
-def save_model(path: Path, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], size: int | str = SIZE) -> Path:
+def save_model(
+    path: Path, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], size: int | str = SIZE, classes: int = CLASSES
+) -> Path:
     """A model from "images" to "logits"."""
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", CHANNELS, size, size])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("nowhere", 1)]
     graph = helper.make_graph(nodes, "tiny", [images], [logits], constants)
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
     return path
+
+
+def quantised_images(path: Path, scale: np.float32) -> Path:
+    """A model whose logits are the images on the INT8 grid of that scale, flat."""
+    grid = [numpy_helper.from_array(np.array(scale), "scale"), numpy_helper.from_array(np.zeros((), np.int8), "zero")]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "scale", "zero"], ["rounded"]),
+        helper.make_node("Flatten", ["rounded"], ["logits"]),
+    ]
+    return save_model(path, nodes, grid, classes=CHANNELS * SIZE**2)
 
 
 def unsupported(path: Path) -> Path:

@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from core.candidate import ShapePlan
 from core.quantise.fold import fold_batch_norms
-from core.quantise.layers import ActivationQuantiser, IntegerConv2d, IntegerLinear
+from core.quantise.layers import ActivationQuantiser, IntegerConv2d, IntegerLinear, activation_quantisers
 from core.quantise.stored import StoredWeight
 from core.quantise.trace import trace
 
@@ -53,9 +53,10 @@ def build_graph(
     input_shape: tuple[int, int, int],
     addends: Addends = "both",
     dequantises_once: bool = True,
+    by_reciprocal: bool = False,
 ) -> fx.GraphModule:
     """The quantised network: eval mode, on the CPU, activations not yet calibrated. `input_shape` is (C, H, W).
-    `addends` and `dequantises_once` as of `Runtime`.
+    `addends`, `dequantises_once` and `by_reciprocal` as of `Runtime`.
 
     Raises UserError when torch.fx cannot trace the model.
     """
@@ -70,6 +71,8 @@ def build_graph(
     int8 = {layer.name for layer in plan.layers if layer.execution == "int8"}
     _insert_quantisers(traced, int8, grid, addends)
     _add_integers(traced, int8)
+    for point in activation_quantisers(traced):
+        point.by_reciprocal = by_reciprocal
     traced.graph.lint()
     traced.recompile()
     return traced

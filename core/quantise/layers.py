@@ -40,6 +40,14 @@ def _dequantise(values: Tensor, scales: Tensor, zero: Tensor, axis: int | None =
     )
 
 
+def on_grid(x: Tensor, scale: Tensor, low: int, high: int, *, by_reciprocal: bool) -> Tensor:
+    """The nearest multiple of `scale`, a tensor (), from `low` to `high` times; ties fall as they do with engines that multiply with
+    1 / scale (`by_reciprocal`) or divide by it. torch's own fake quantisation is not vectorised on CPUs.
+    """
+    steps = x * scale.reciprocal() if by_reciprocal else x / scale
+    return steps.round_().clamp_(low, high).mul_(scale)
+
+
 class _IntegerLayer(nn.Module):
     """Weights as integers (out, ...) with scales (out,) and a bias in float. 16-bit integers and codebooks are exported
     dequantised: no runtime takes INT16 weights or a table for a convolution. `as_product`: integers are exported as what a runtime computes
@@ -159,6 +167,8 @@ class ActivationQuantiser(nn.Module):
     SAMPLE = 50_000
     scale: Tensor
     zero: Tensor
+    by_reciprocal = False
+    """As of `Runtime`: with what its engines turn values into steps."""
 
     def __init__(self, *, signed: bool) -> None:
         super().__init__()
@@ -182,8 +192,7 @@ class ActivationQuantiser(nn.Module):
             kind = self.zero.dtype
             values = torch.onnx.ops.symbolic("QuantizeLinear", (x, self.scale, self.zero), {}, dtype=kind, shape=x.shape, version=OPSET)
             return _dequantise(values, self.scale, self.zero)
-        # the division of the ONNX operator, not a multiplication by the reciprocal: ties fall on the same side
-        return (x / self.scale).round_().clamp_(self.low, self.high).mul_(self.scale)
+        return on_grid(x, self.scale, self.low, self.high, by_reciprocal=self.by_reciprocal)
 
     def fit_scale(self, rule: RangeConfig = LEAST_ERROR) -> None:
         """Choose the scale over the sample, as `rule` says."""

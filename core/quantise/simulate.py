@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from core.quantise.fold import norms_after
 from core.quantise.graph import drop_identities
-from core.quantise.layers import ActivationQuantiser
+from core.quantise.layers import ActivationQuantiser, on_grid
 from core.quantise.setting import Finetune, Penalty
 from core.quantise.trace import trace
 
@@ -87,36 +87,31 @@ class FixedPoint(nn.Module):
 
     def __init__(self, point: ActivationQuantiser) -> None:
         super().__init__()
-        # a tensor: by a number CUDA multiplies with the reciprocal, and ties may fall on the other side
+        # a tensor: by a number CUDA multiplies with the reciprocal
         self.register_buffer("scale", point.scale.detach().clone(), persistent=False)
-        self.low, self.high = point.low, point.high
+        self.low, self.high, self.by_reciprocal = point.low, point.high, point.by_reciprocal
         ends = (point.low * float(point.scale), point.high * float(point.scale))
         self.around = {dtype: _around(dtype, *ends) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape -> the same, on the grid: in float32 bit for bit what the export's operators give."""
-        return RoundWithin.apply(x, self.scale, self.low, self.high, self.around[x.dtype])
-
-
-def on_grid(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    """The nearest multiple of `scale`, from `low` to `high` times; torch's own fake quantisation is not vectorised on CPUs."""
-    return (x / scale).round_().clamp_(low, high).mul_(scale)
+        """Any shape -> the same, on the grid: in float32 bit for bit what the export's simulation gives."""
+        return RoundWithin.apply(x, self.scale, self.low, self.high, self.by_reciprocal, self.around[x.dtype])
 
 
 class RoundWithin(torch.autograd.Function):
     """`on_grid`, and the gradient within the range."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, around: tuple[float, float]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int, by_reciprocal: bool, around: tuple[float, float]) -> Tensor:
         ctx.save_for_backward(x)
         ctx.around = around
-        return on_grid(x, scale, low, high)
+        return on_grid(x, scale, low, high, by_reciprocal=by_reciprocal)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (x,) = ctx.saved_tensors
         # one pass, where two comparisons, their conjunction and a product are four
-        return torch.ops.aten.hardtanh_backward(grad, x, *ctx.around), None, None, None, None
+        return torch.ops.aten.hardtanh_backward(grad, x, *ctx.around), None, None, None, None, None
 
 
 def _around(dtype: torch.dtype, low: float, high: float) -> tuple[float, float]:

@@ -31,6 +31,7 @@ def runtime() -> Runtime:
         version=installed_version("openvino"),
         activation_grid="uint8_relu",
         addends="skip",
+        by_reciprocal=True,
         depthwise_int8=True,
         load=OpenVinoEngine,
         files=_files,

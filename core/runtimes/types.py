@@ -105,6 +105,8 @@ class Runtime:
     dequantises_once: bool = True
     """Whether it computes the DequantizeLinear of a float layer's weights once, when it loads. False: they are written as a product of cast
     integers and scales, which it computes then. TensorRT takes no integers outside of a DequantizeLinear."""
+    by_reciprocal: bool = False
+    """Whether a QuantizeLinear multiplies with 1 / scale where the operator divides by scale: near ties fall on the other side."""
     precisions: tuple[Precision, ...] = ("f32",)
     needs: Mapping[Precision, str] = field(default_factory=dict)
     """Of its precisions: those that take an instruction set of the processor, and which (`core.hardware.ISA_FLAGS`)."""

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from core.errors import EngineBuildError, MissingRuntime, UserError
 from core.hardware import gpu
+from core.quantise.layers import ActivationQuantiser
 from core.runtimes import (
     RUNTIMES,
     EngineOptions,
@@ -23,7 +25,7 @@ from core.runtimes import (
     why_not_here,
 )
 from core.runtimes.types import installed_version
-from tests.tiny_onnx import CLASSES, IMAGES, Classifier, save_model
+from tests.tiny_onnx import CLASSES, IMAGES, Classifier, quantised_images, save_model
 
 ONE = EngineOptions(batch=1, threads=1, precision="f32")
 
@@ -95,6 +97,21 @@ def test_an_int8_engine_computes_the_simulated_grid(runtime: Runtime, tmp_path: 
     logits, expected = engine.run(IMAGES), model.logits(IMAGES)
     np.testing.assert_allclose(logits, expected, atol=0.05)  # a value on the edge of two levels may round either way
     np.testing.assert_array_equal(logits.argmax(axis=1), expected.argmax(axis=1))
+
+
+@pytest.mark.parametrize("scale", [0.0123, 0.01679992, 0.028564453, 0.09002686])
+def test_near_ties_fall_on_the_side_that_the_simulation_says(runtime: Runtime, scale: float, tmp_path: Path) -> None:
+    point = ActivationQuantiser(signed=True)
+    point.by_reciprocal = runtime.by_reciprocal
+    point.scale.fill_(scale)
+    ties = ((np.arange(IMAGES[0].size) % 250 - 124.5) * np.float64(point.scale)).astype(np.float32)
+    ties = np.stack([ties, *(np.nextafter(ties, np.float32(side)) for side in (-np.inf, np.inf))]).reshape(3, *IMAGES.shape[1:])
+    path = quantised_images(tmp_path / "m.onnx", point.scale.numpy())
+    engine = runtime.load(str(path), EngineOptions(batch=len(ties), threads=1, precision="f32"))
+    expected = point(torch.from_numpy(ties)).flatten(1).numpy()
+    np.testing.assert_array_equal(np.rint(engine.run(ties) / scale), np.rint(expected / scale))
+    point.by_reciprocal = not runtime.by_reciprocal
+    assert not np.array_equal(point(torch.from_numpy(ties)).flatten(1).numpy(), expected)
 
 
 def test_an_artifact_counts_the_layers_that_run_in_int8(runtime: Runtime, tmp_path: Path) -> None:

@@ -89,9 +89,11 @@ def test_a_student_in_training_answers_as_its_export(name: str) -> None:
     assert_same_answers(network(name), "uint8_relu", LARGER)
 
 
+@pytest.mark.parametrize("by_reciprocal", [False, True])
 @pytest.mark.parametrize("signed", [False, True])
-def test_a_point_rounds_bit_for_bit_as_the_export_and_passes_gradients_within_its_range(signed: bool) -> None:
+def test_a_point_rounds_bit_for_bit_as_the_export_and_passes_gradients_within_its_range(signed: bool, by_reciprocal: bool) -> None:
     point = ActivationQuantiser(signed=signed)
+    point.by_reciprocal = by_reciprocal
     point.scale.fill_(0.013)
     values = (torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 3).requires_grad_()
     rounded: Tensor = FixedPoint(point)(values)
