@@ -27,7 +27,7 @@ from core.prune import prune_channels
 from core.quantise import MODEL_QUANTISERS, QUANTISERS
 from core.quantise.codebook import codebook
 from core.quantise.fold import make_gains_positive
-from core.quantise.graph import build_graph
+from core.quantise.graph import build_graph, round_as
 from core.quantise.integer import IntegerWeight
 from core.quantise.layers import LEAST_ERROR, activation_quantisers, integer_layers
 from core.quantise.ptq import correct_biases, keep_float, ptq
@@ -209,8 +209,9 @@ def _as_long_as_trained(weight: StoredWeight) -> StoredWeight:
 
 def _graph_for(runtime: Runtime, model: nn.Module, weights: Mapping[str, StoredWeight], plan: ShapePlan, shape: Shape) -> fx.GraphModule:
     """With Q/DQ where this runtime wants them, on its grid."""
-    facts = (runtime.addends, runtime.dequantises_once, runtime.by_reciprocal)
-    return build_graph(model, weights, plan, runtime.activation_grid, shape, *facts)
+    graph = build_graph(model, weights, plan, runtime.activation_grid, shape, runtime.addends, runtime.dequantises_once)
+    round_as(graph, by_reciprocal=runtime.by_reciprocal, rounds_bias=runtime.rounds_bias)
+    return graph
 
 
 def _calibrated(

@@ -28,8 +28,9 @@ Addends = Literal["both", "skip"]
 
 ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CATS = (torch.cat, torch.concat, torch.concatenate)
+CLIPS = (nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
 RELUS = (
-    *(nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, F.relu_, torch.relu_, "relu", "relu_"),
+    *CLIPS,
     *(nn.Sigmoid, torch.sigmoid, F.sigmoid, nn.Hardsigmoid, F.hardsigmoid),
 )
 MAX_POOLS = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.max_pool2d, F.adaptive_max_pool2d, torch.max_pool2d)
@@ -53,10 +54,9 @@ def build_graph(
     input_shape: tuple[int, int, int],
     addends: Addends = "both",
     dequantises_once: bool = True,
-    by_reciprocal: bool = False,
 ) -> fx.GraphModule:
     """The quantised network: eval mode, on the CPU, activations not yet calibrated. `input_shape` is (C, H, W).
-    `addends`, `dequantises_once` and `by_reciprocal` as of `Runtime`.
+    `addends` and `dequantises_once` as of `Runtime`.
 
     Raises UserError when torch.fx cannot trace the model.
     """
@@ -71,11 +71,25 @@ def build_graph(
     int8 = {layer.name for layer in plan.layers if layer.execution == "int8"}
     _insert_quantisers(traced, int8, grid, addends)
     _add_integers(traced, int8)
-    for point in activation_quantisers(traced):
-        point.by_reciprocal = by_reciprocal
     traced.graph.lint()
     traced.recompile()
     return traced
+
+
+def round_as(traced: fx.GraphModule, *, by_reciprocal: bool, rounds_bias: bool) -> None:
+    """Let a quantised graph round as the engines of a runtime do; both facts as of `Runtime`. The exported file stays the same.
+
+    ONNX Runtime 1.31 rounds the bias of a convolution whose result meets a Q/DQ point next, or a ReLU or clip before it, and nothing else.
+    """
+    for point in activation_quantisers(traced):
+        point.by_reciprocal = by_reciprocal
+    for node in traced.graph.nodes if rounds_bias else ():
+        layer = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, IntegerConv2d) or (isinstance(layer, IntegerLinear) and layer.as_conv):
+            end = node
+            while len(end.users) == 1 and _is(traced, user := next(iter(end.users)), CLIPS):
+                end = user
+            layer.rounds_bias = len(end.users) == 1 and _is(traced, next(iter(end.users)), (ActivationQuantiser,))
 
 
 def drop_identities(traced: fx.GraphModule) -> None:

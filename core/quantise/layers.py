@@ -63,6 +63,7 @@ class _IntegerLayer(nn.Module):
         super().__init__()
         self.as_product = as_product
         self._points: tuple[ActivationQuantiser, ...] = ()  # in a tuple: no part of this module
+        self.rounds_bias = False
         self.has_bias = layer.bias is not None
         self.register_buffer("bias", half(layer.bias) if layer.bias is not None else torch.zeros(len(weight.scales)))
         self.take(weight)
@@ -89,7 +90,10 @@ class _IntegerLayer(nn.Module):
         if point is None:
             return self._sums(x, self.float_weight(), self.bias)
         sums = self._sums((x / point.scale).round_(), self.weight.float(), None)
-        return sums.mul_(self._by_channel(self.scale * point.scale)).add_(self._by_channel(self.bias))
+        scale = self.scale * point.scale
+        if self.rounds_bias:
+            return sums.add_(self._by_channel((self.bias / scale).round_())).mul_(self._by_channel(scale))
+        return sums.mul_(self._by_channel(scale)).add_(self._by_channel(self.bias))
 
     def _sums(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError

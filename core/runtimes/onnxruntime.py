@@ -44,6 +44,7 @@ def runtime() -> Runtime:
         version=installed_version("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
         activation_grid="uint8_relu",
         dequantises_once=False,
+        rounds_bias=True,
         depthwise_int8=True,
         load=OnnxRuntimeEngine,
         layer_times=_layer_times,

@@ -107,6 +107,8 @@ class Runtime:
     integers and scales, which it computes then. TensorRT takes no integers outside of a DequantizeLinear."""
     by_reciprocal: bool = False
     """Whether a QuantizeLinear multiplies with 1 / scale where the operator divides by scale: near ties fall on the other side."""
+    rounds_bias: bool = False
+    """Whether it keeps biases of INT8 convolutions whose results are rounded next as INT32, in steps of the scales of input and weights."""
     precisions: tuple[Precision, ...] = ("f32",)
     needs: Mapping[Precision, str] = field(default_factory=dict)
     """Of its precisions: those that take an instruction set of the processor, and which (`core.hardware.ISA_FLAGS`)."""

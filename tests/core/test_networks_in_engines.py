@@ -14,6 +14,7 @@ from core.candidate import Execution, ShapePlan, WeightBits
 from core.export import check_rebuilds, export_onnx, packed_tensors
 from core.hardware import int8_bits_here
 from core.pack import pack, unpack
+from core.quantise.graph import round_as
 from core.runtimes import RUNTIMES, EngineOptions, why_not_here
 from core.students import STUDENTS
 from tests.tiny_nets import PATTERNS, SHAPE, Pattern, images, plan_of, quantised, settled
@@ -83,6 +84,26 @@ def test_an_engine_of_mixed_bits_and_execution_equals_the_simulation(name: str, 
     assert {layer.weight_bits for layer in plan.layers} >= {2, 4, int8_bits_here(), 16}
     for once in (True, False):
         check(quantised(model, plan, shape, dequantises_once=once), shape, tmp_path, batches=(1, COUNT))
+
+
+@pytest.mark.parametrize("student", ["resnet8", "mobilenet_v2", "shufflenet_v2"])
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_an_int8_engine_rounds_bit_for_bit_where_its_simulation_does(name: str, student: str, tmp_path: Path) -> None:
+    """Its logits of most images are those of the simulation, up to the last digits; one value that rounds otherwise shows."""
+    runtime, shape = RUNTIMES[name](), (3, 16, 16)
+    torch.manual_seed(0)
+    model = settled(STUDENTS[student](classes=10, image_size=16, width=0.5), shape)
+    facts = (runtime.activation_grid, runtime.addends, runtime.dequantises_once)
+    graph = quantised(model, plan_of(model, shape, bits=4), shape, *facts)
+    round_as(graph, by_reciprocal=runtime.by_reciprocal, rounds_bias=runtime.rounds_bias)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(export_onnx(graph, shape).SerializeToString())
+    x = images(COUNT, shape, seed=9)
+    logits = torch.from_numpy(runtime.load(str(path), EngineOptions(batch=COUNT, threads=1, precision="f32")).run(x.numpy()))
+    with torch.no_grad():
+        expected = graph(x)
+    same = (logits - expected).abs().amax(1) < 1e-5 * expected.abs().max()
+    assert same.float().mean() >= 0.8
 
 
 @pytest.mark.parametrize("name", ["resnet8", "resnet20", "mobilenet_v2"])
