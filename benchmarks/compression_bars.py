@@ -135,8 +135,9 @@ def _rate(table: Grid, student: str) -> Bar:
     found = _ratios(table[student, best], lsq, "test")
     if not found:
         return Bar(claim, f"{best}: below all of lsq's on the test split", None)
-    mean = statistics.fmean(found)
-    return Bar(claim, f"{best}: {mean:.2f}x (n = {len(found)})", mean >= 1.3 if all_seeds(student, found) else None)
+    mean, chosen_by = statistics.fmean(found), statistics.fmean(searched[best])
+    figure = f"{best}: {mean:.2f}x (n = {len(found)}); on the search split {chosen_by:.2f}x"
+    return Bar(claim, figure, mean >= 1.3 if all_seeds(student, found) else None)
 
 
 def _ratios(rows: Rows, lsq: Sequence[Rows], split: str) -> list[float]:

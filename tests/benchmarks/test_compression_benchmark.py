@@ -241,7 +241,10 @@ def test_rate_is_held_against_lsq_s_bytes_at_its_accuracy() -> None:
     assert [bytes_for(accuracy, line) for accuracy in (0.70, 0.75, 0.80, 0.81, 0.90)] == pytest.approx([200, 250, 300, 350, 400])
     assert bytes_for(0.90, [*line, row("s", "w4", 0, 0.79, 1000)]) == 400  # the best of them, not the largest
     found = judged([*line, row("s", "rate-0.1", 0, 0.75, 400), row("s", "rate-0.3", 0, 0.81, 500)])
-    assert found["rate has 1.3x smaller coded files than lsq at equal accuracy"] == ("rate-0.3: 1.40x (n = 1)", True)
+    assert found["rate has 1.3x smaller coded files than lsq at equal accuracy"] == (
+        "rate-0.3: 1.40x (n = 1); on the search split 1.40x",
+        True,
+    )
     collapsed = judged([*line, row("s", "rate-1", 0, 0.10, 40)])
     assert "rate has 1.3x smaller coded files than lsq at equal accuracy" not in collapsed  # nothing is said
 
