@@ -63,7 +63,7 @@ class _IntegerLayer(nn.Module):
         super().__init__()
         self.as_product = as_product
         self._points: tuple[ActivationQuantiser, ...] = ()  # in a tuple: no part of this module
-        self.rounds_bias = False
+        self.rounds_bias = False  # as of `Runtime`, for a layer that this concerns
         self.has_bias = layer.bias is not None
         self.register_buffer("bias", half(layer.bias) if layer.bias is not None else torch.zeros(len(weight.scales)))
         self.take(weight)
