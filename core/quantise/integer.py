@@ -59,11 +59,24 @@ def storable(scales: Tensor, bits: int) -> Tensor:
 
 
 def to_integers(weight: Tensor, scales: Tensor, bits: int) -> IntegerWeight:
-    """Round `weight` (out, ...) to the grid with `scales` (out,)."""
+    """Round `weight` (out, ...) to the grid with `scales` (out,), rounded to what the file keeps before."""
+    kept = storable(scales.detach(), bits)
+    return IntegerWeight(on_levels(weight, kept, bits), kept, bits)
+
+
+def as_trained(weight: Tensor, scales: Tensor, bits: int) -> IntegerWeight:
+    """The levels of `weight` (out, ...) on the grid with these very `scales` (out,), which the file then rounds.
+
+    Training leaves weights in numbers right between two levels. There the file's rounding of the scale, by 2^-12 of it, would choose
+    other ones than the network was trained with.
+    """
+    return IntegerWeight(on_levels(weight, scales.detach(), bits), storable(scales.detach(), bits), bits)
+
+
+def on_levels(weight: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """int16 (out, ...): the nearest level of every weight, within the limits."""
     low, high = limits(bits)
-    scales = storable(scales.detach(), bits)
-    values = torch.round(weight.detach() / per_channel(scales, weight)).clamp(low, high)
-    return IntegerWeight(values.to(torch.int16), scales, bits)
+    return torch.round(weight.detach() / per_channel(scales, weight)).clamp(low, high).to(torch.int16)
 
 
 def largest_of(rows: Tensor, share: float) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from core.quantise.integer import IntegerWeight, best_scales, limits, per_channel, to_integers
+from core.quantise.integer import IntegerWeight, as_trained, best_scales, limits, per_channel
 from core.quantise.masks import Masked, kept_in
 from core.quantise.ptq import rounded
 from core.quantise.setting import Finetune, Penalty, Setting, plain_layer, weight_of
@@ -61,7 +61,7 @@ def _integers(model: nn.Module, name: str, bits: int, setting: Setting) -> Integ
     if bits > 8:
         return rounded(weight_of(model, name), bits, setting.config.ptq)
     latent, grid = _latent(layer.parametrizations.weight)  # type: ignore[union-attr]
-    return to_integers(latent, grid.step.abs(), bits)
+    return as_trained(latent, positive(grid.step), bits)
 
 
 def grids(model: nn.Module) -> list[tuple[Tensor, StepQuantiser]]:
@@ -88,12 +88,17 @@ class StepQuantiser(nn.Module):
         return RoundToStep.apply(weight, self.step, self.low, self.high)
 
 
+def positive(step: Tensor) -> Tensor:
+    """The distance of two levels, (out,): a learned step may cross zero."""
+    return step.abs().clamp_min(1e-8)
+
+
 class RoundToStep(torch.autograd.Function):
     """One function instead of eight recorded operations: a training step costs a few per cent more, not a third."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        scales = per_channel(step.abs().clamp_min(1e-8), weight)
+        scales = per_channel(positive(step), weight)
         ratio = weight / scales
         rounded = ratio.round().clamp_(low, high)
         ctx.save_for_backward(ratio, rounded, step)
@@ -106,7 +111,6 @@ class RoundToStep(torch.autograd.Function):
         low, high = ctx.limits
         # one kernel: the gradient within the limits
         inside = torch.ops.aten.hardtanh_backward(grad, ratio, low * WIDER, high * WIDER)
-        # sum of grad * (rounded - ratio) within the limits, and of grad * rounded beyond them
-        dot = torch.linalg.vecdot
-        slope = dot(grad.flatten(1), rounded.flatten(1)) - dot(inside.flatten(1), ratio.flatten(1))
+        # sum of grad * (rounded - ratio) within the limits, and of grad * rounded beyond them; in passes that keep to the memory format
+        slope = torch.mul(grad, rounded).addcmul_(inside, ratio, value=-1).sum(tuple(range(1, grad.ndim)))
         return inside, slope * step.sign() / (grad[0].numel() * high) ** 0.5, None, None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from core.quantise.integer import IntegerWeight, per_channel
-from core.quantise.lsq import grids, train_on_grids
+from core.quantise.lsq import grids, positive, train_on_grids
 from core.quantise.setting import Finetune, Setting
 
 DEFAULT = Setting()
@@ -56,13 +56,13 @@ def coded_bits(weight: Tensor, step: Tensor, low: int, high: int) -> Tensor:
 class _CodedBits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        scales = per_channel(step.abs().clamp_min(1e-8), weight)
+        scales = per_channel(positive(step), weight)
         ratio = (weight / scales).nan_to_num_(0.0)  # the loss of a training that diverged says so, once an epoch
         level = ratio.round().clamp_(low, high).sub_(low).long()
         lengths = code_lengths(level, high - low + 1)
         below = ratio.floor().clamp_(low, high - 1)
         index = below.sub(low).long()
-        slope = lengths[index + 1] - lengths[index]
+        slope = lengths.diff()[index]
         part = ratio - below
         total = (lengths[index] + slope * part.clamp(0.0, 1.0)).sum()
         ctx.save_for_backward(slope.mul_((part >= 0) & (part <= 1)), ratio, scales, step)
@@ -74,7 +74,7 @@ class _CodedBits(torch.autograd.Function):
         slope, ratio, scales, step = ctx.saved_tensors
         weight_grad = grad * slope / scales
         size = ratio[0].numel()
-        step_grad = -(weight_grad * ratio).flatten(1).sum(1) * step.sign() / (size * ctx.high) ** 0.5
+        step_grad = -(weight_grad * ratio).sum(tuple(range(1, ratio.ndim))) * step.sign() / (size * ctx.high) ** 0.5
         return weight_grad, step_grad, None, None
 
 

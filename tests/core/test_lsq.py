@@ -14,7 +14,7 @@ from core.config import TrainConfig
 from core.export import packed_tensors
 from core.pack import pack
 from core.quantise.graph import build_graph
-from core.quantise.integer import limits, per_channel
+from core.quantise.integer import IntegerWeight, limits, per_channel
 from core.quantise.lsq import StepQuantiser, lsq
 from core.quantise.masks import keep_largest
 from core.quantise.ptq import ptq
@@ -68,6 +68,27 @@ def test_the_forward_pass_is_on_the_grid(bits: int) -> None:
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
     assert levels.min() >= limits(bits)[0] - 1e-3
     assert levels.max() <= limits(bits)[1] + 1e-3
+
+
+@pytest.mark.parametrize("quantise", [lsq, rate])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_file_has_the_very_levels_that_training_computed_with_also_of_weights_between_two(
+    quantise: Callable[..., dict[str, IntegerWeight]], bits: int
+) -> None:
+    model, seen = nn.Sequential(nn.Linear(64, 8)), {}
+    low, high = limits(bits)
+    between = torch.arange(low, high).repeat(64)[:64].add(0.5).repeat(8, 1)
+    between *= 1 + 1e-4 * torch.randn(between.shape, generator=torch.Generator().manual_seed(0))
+
+    def finetune(model: nn.Module, penalty: Penalty | None = None) -> None:
+        chain: Any = model.get_submodule("0").parametrizations.weight
+        chain[0].step.data.copy_(torch.linspace(0.07, 0.13, 8))  # no half floats
+        chain.original.data.copy_(between * chain[0].step[:, None])
+        seen["levels"] = (model.get_submodule("0").weight / chain[0].step[:, None]).round().detach()
+
+    stored = quantise(model, {"0": bits}, finetune, Setting(rate_weight=0.1))["0"]
+    assert torch.equal(stored.values.float(), seen["levels"])
+    assert torch.equal(stored.scales.half().float(), stored.scales)
 
 
 def train_a_little(model: nn.Module, penalty: Penalty | None = None) -> None:
