@@ -1,7 +1,7 @@
 """The integer grid of weights: symmetric, per output channel, 2-8 or 16 bits, scales that fit a half float.
 
-w ~ scale[c] * n with n in [-2^(b-1), 2^(b-1) - 1]. Scales are rounded to float16 before the integers are made, so the
-packed file keeps two bytes per channel and nothing is lost by it.
+w ~ scale[c] * n with n in [-2^(b-1), 2^(b-1) - 1]. The packed file keeps two bytes per channel, so scales are rounded to float16: before
+integers are made of weights, so that nothing is lost by it, and after those that a network was trained with, so that they stay.
 """
 
 from __future__ import annotations

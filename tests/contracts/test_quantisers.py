@@ -151,6 +151,22 @@ def test_after_training_every_weight_is_on_its_grid_and_within_its_range(name: s
         assert ((model.get_submodule(layer).weight - values).abs() / step).median() < 0.01 + (weight.bits > 8)
 
 
+@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_what_is_stored_is_what_the_training_computed_with_but_for_half_floats(name: str, sparsity: float) -> None:
+    torch.manual_seed(0)
+    model, seen = nn.Sequential(nn.Linear(300, 300)), {}
+
+    def finetune(model: nn.Module, penalty: Penalty | None = None) -> None:
+        with torch.no_grad():
+            for value in model.parameters():  # weights, steps, centroids: with that many some lie right between two levels
+                value.mul_(1 + 0.01 * torch.rand_like(value))
+        seen["0"] = model.get_submodule("0").weight.detach()
+
+    found = stored(name, model, {"0": 3}, finetune, replace(SETTING, sparsity=sparsity))["0"]
+    torch.testing.assert_close(found.dequantised(), seen["0"], rtol=2**-10, atol=0)
+
+
 @pytest.mark.parametrize("name", sorted({*QUANTISERS} - {*TRAINING}))
 def test_what_is_said_not_to_train_does_not(name: str) -> None:
     called: list[nn.Module] = []
