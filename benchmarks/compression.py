@@ -12,7 +12,8 @@ two with --shard 0/2 and --shard 1/2. --markdown prints the table of the rows th
 Rows of one network and seed stand on one teacher, one parent and one precision of training; other networks and seeds may be made in
 another session, on another machine, with a teacher of the same recipe. Parents that are in benchmarks/parents/ are taken from there where
 data, teacher and recipe are those that they were trained with, so that rows can be added to them later. A row that fails says why, and the
-next start tries it again. Nothing is chosen by the test split; it is scored once per row.
+next start tries it again. A row that takes the very training of another one, as a strategy does that chooses uniform bits, is a copy of it.
+Nothing is chosen by the test split; it is scored once per row.
 Writes benchmarks/results/compression.json.
 """
 
@@ -38,8 +39,8 @@ from benchmarks.compression_bars import LONGER
 from benchmarks.compression_kinds import KIND_OF, ROWS, Kind, Row
 from benchmarks.compression_markdown import markdown
 from benchmarks.distil_table import GRID
-from benchmarks.rows import CACHE, ROOT, Ground, Table, build_parser, open_ground
-from core.candidate import AllocationPlan, Candidate, Execution, GroupPlan, fingerprint
+from benchmarks.rows import CACHE, ROOT, Ground, Table, build_parser, open_ground, read
+from core.candidate import AllocationPlan, Candidate, Execution, GroupPlan, ShapePlan, fingerprint
 from core.cli import run_main
 from core.config import Config, TrainConfig
 from core.data.types import Images
@@ -57,7 +58,7 @@ from objectives.accuracy import simulate
 from objectives.allocation import labelled_images, settle
 from objectives.bench import Stages, Workbench
 from objectives.budget import Limits
-from objectives.evaluate import Evaluation, evaluate, shape_of
+from objectives.evaluate import Evaluation, evaluate, fingerprint_of, shape_of
 
 RESULT = ROOT / "benchmarks" / "results" / "compression.json"
 FOLDER = Path("runs", "compression")
@@ -82,6 +83,8 @@ class Bench(Ground):
     """By the precision of float layers."""
     teacher_test: float
     """Accuracy of the teacher on the test split, to compare with."""
+    out: Path
+    """Where finished rows are."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +113,7 @@ def open_bench(args: argparse.Namespace) -> Iterator[Bench]:
             for precision in RUNTIMES["openvino"]().precisions
         }
         work = Workbench(config, data, views, teacher, logits, device, engines, FOLDER)
-        yield Bench(**vars(ground), work=work, openvino=openvino, teacher_test=teacher_accuracy(ground))
+        yield Bench(**vars(ground), work=work, openvino=openvino, teacher_test=teacher_accuracy(ground), out=args.out)
 
 
 @torch.inference_mode()
@@ -127,14 +130,14 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
     bench = replace(shared_bench.work, config=recipe_of(row, shared_bench.config))
     candidate = settle(candidate_of(row, bench), bench, stages)
     pruned, plan = shape_of(candidate, bench)
+    trained = fingerprint(row.student, row.seed, fingerprint_of(candidate, plan), recipes_of(bench.config))
+    own = {"row": row.name, "student": row.student, "kind": row.kind, "seed": row.seed, "trained": trained}
+    if twin := next((made for made in read(shared_bench.out).get("rows", []) if made.get("trained") == trained), None):
+        return twin | own | {"bits": stated_bits(plan, kind), "same_as": twin.get("same_as", twin["row"])}
     done = evaluate(candidate, pruned, plan, bench, Limits(), stages, folder_of(row, candidate, bench))
-    seconds, measured, final = time.perf_counter() - start, done.measurement, done.candidate or candidate
+    seconds, measured = time.perf_counter() - start, done.measurement
     packed = (done.folder / "weights.pack").read_bytes()
-    return {
-        "row": row.name,
-        "student": row.student,
-        "kind": row.kind,
-        "seed": row.seed,
+    return own | {
         "test_accuracy": engine_accuracy(bench, done.folder / "model.onnx", shared_bench.test),
         "search_accuracy": measured.accuracy,
         "teacher_test_accuracy": shared_bench.teacher_test,
@@ -145,7 +148,7 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
         "mean_bits": measured.mean_bits,
         "pruned": kind.pruned,
         "width": kind.width,
-        "bits": [gene.weight_bits for gene in final.groups] if kind.strategy else kind.bits,
+        "bits": stated_bits(shape_of(done.candidate, bench)[1] if done.candidate else plan, kind),
         "stage_seconds": {stage: value for stage, value in stages.seconds.items() if stage != "parent"},
         "parameters": measured.parameters,
         "seconds": round(seconds - stages.seconds.get("parent", 0.0), 1),
@@ -157,6 +160,16 @@ def compress(row: Row, shared_bench: Bench) -> dict[str, Any]:
         "recipe": bench.config.quantise.train.model_dump(mode="json"),
         "parent_recipe": bench.config.parent.model_dump(mode="json"),
     }
+
+
+def stated_bits(plan: ShapePlan, kind: Kind) -> int | list[int]:
+    """Of every layer where a strategy chose them."""
+    return [layer.weight_bits for layer in plan.layers] if kind.strategy else kind.bits
+
+
+def recipes_of(config: Config) -> dict[str, Any]:
+    """What a row's trainings depend on."""
+    return config.model_dump(mode="json", include={"parent", "finetune", "quantise", "views"})
 
 
 def recipe_of(row: Row, config: Config) -> Config:
@@ -176,9 +189,7 @@ def recipe_of(row: Row, config: Config) -> Config:
 
 def folder_of(row: Row, candidate: Candidate, bench: Workbench) -> Path:
     """Of the row's files. An interrupted training goes on there, so another recipe has another folder."""
-    recipe = fingerprint(
-        candidate.model_dump(mode="json"), bench.config.model_dump(mode="json", include={"parent", "finetune", "quantise", "views"})
-    )
+    recipe = fingerprint(candidate.model_dump(mode="json"), recipes_of(bench.config))
     return FOLDER / "candidates" / f"{row.name.replace(':', '-')}-{recipe}"
 
 

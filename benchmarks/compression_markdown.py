@@ -42,9 +42,15 @@ def _caption(result: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"another teaching. Accuracy of the engine ({engines}) on {result['test_images']:,} test images, mean and standard error over the "
         f"seeds. 1 KB is 1000 bytes; `smaller`: FP32's packed file over the coded one. `codebook` and `chain` take two trainings of "
         f"{finetune['epochs']:g} epochs (with the mask, then for the weights), `sdq` two of half as many (for the bits, then for the "
-        f"weights). {_own(rows)}{_narrow(rows)}{_departing(result['finetune'], rows)}"
+        f"weights). {_copies(rows)}{_own(rows)}{_narrow(rows)}{_departing(result['finetune'], rows)}"
         f"{computers}, {threads} thread(s) per process."
     )
+
+
+def _copies(rows: list[dict[str, Any]]) -> str:
+    """How many rows took no training of their own, or nothing."""
+    count = sum("same_as" in row for row in rows)
+    return f"{count} rows are copies of others: their strategies chose the same bits. " if count else ""
 
 
 def _own(rows: list[dict[str, Any]]) -> str:

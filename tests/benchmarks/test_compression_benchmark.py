@@ -74,6 +74,23 @@ def test_rows_share_their_float_network_and_are_kept(
         assert (claim in printed) == (precision in RUNTIMES["openvino"]().precisions)
 
 
+def test_a_strategy_that_chooses_uniform_bits_trains_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compression, "TRIALS", 1)  # uniform bits are the first draw
+    monkeypatch.setattr(compression, "PARENTS", tmp_path / "none")
+    data, out = noise(tmp_path / "pictures", 8), tmp_path / "table.json"
+    assert make(data, out, "resnet20:w3:0,resnet20:per_layer-w3:0,resnet20:haq-w3:0") == 0
+    rows = {row["kind"]: row for row in json.loads(out.read_text())["rows"]}
+    own = ("row", "kind", "bits", "same_as")
+    assert [rows[kind]["same_as"] for kind in ("per_layer-w3", "haq-w3")] == ["resnet20:w3:0"] * 2
+    assert rows["per_layer-w3"]["bits"] == [8, *[3] * 20, 8]
+    for row in rows.values():
+        assert {key: value for key, value in row.items() if key not in own} == {
+            key: value for key, value in rows["w3"].items() if key not in own
+        }
+    assert "2 rows are copies of others" in markdown(json.loads(out.read_text()))
+
+
 def test_a_kept_parent_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compression, "PARENTS", tmp_path / "kept")
